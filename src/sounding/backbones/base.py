@@ -1,0 +1,102 @@
+"""What the executor has to know of a family of encoders: the `Backbone`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..executor import active_call
+
+
+class Backbone:
+    """One family of encoders. A subclass is the whole support of a family; see docs/backbones.md.
+
+    Class attributes:
+        name: as shown to people.
+        base: name of the `transformers` class that holds the encoder and returns hidden states.
+        per_input: arguments of a layer whose first dimension is the batch.
+        tuple_output: whether a layer returns a tuple.
+        ties_last: whether `hidden_states[-1]` is the final, normalized output.
+    """
+
+    name: str
+    base: str
+    per_input: tuple[str, ...] = ("attention_mask",)
+    tuple_output = False
+    ties_last = False
+
+    def owner(self, base: nn.Module) -> nn.Module:
+        """The module whose `layers` is the list of layers."""
+        return base
+
+    def frame_lengths(self, base: nn.Module, lengths: Tensor) -> Tensor | None:
+        """Valid frames at layer 0 for `lengths` valid input samples or feature frames.
+
+        Shape: [batch] -> [batch]; None where inputs have a fixed length.
+        """
+        return lengths
+
+    def prepare(
+        self, layers: list[nn.Module], hidden: Tensor, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Arguments for the layers, once per call: what a skipped layer would have computed."""
+        return kwargs
+
+    def take(self, name: str, value: Any, rows: Tensor, batch: int) -> Any:
+        """The part of a layer's argument that belongs to the inputs `rows`."""
+        if name in self.per_input and isinstance(value, Tensor) and value.shape[0] == batch:
+            return value.index_select(0, rows)
+        return value
+
+    def final_norm(self, layer: nn.Module) -> nn.Module | None:
+        """The norm at the end of a layer, for `skip="norm"`; None where it ends without one."""
+        return None
+
+    def output_norm(self, owner: nn.Module) -> nn.Module | None:
+        """The norm after the last layer; None where there is none."""
+        return getattr(owner, "layer_norm", None)
+
+    def window(self, base: nn.Module) -> int | None:
+        """Length of the fixed window of a model that takes no padding mask (Whisper), if any."""
+        return None
+
+    def install(self, base: nn.Module) -> list[Any]:
+        """Change `base` so that padding never reaches an answer; return handles with `remove()`."""
+        return []
+
+    def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
+        """Random inputs of `seconds` of 16 kHz audio, for counting and for tests."""
+        return {"input_values": torch.randn(batch, int(16000 * seconds))}
+
+
+def group_norm_hook(kernel: int, stride: int) -> Any:
+    """A hook for a GroupNorm over time behind a convolution of raw audio: padding left out.
+
+    Its statistics run over all frames, padding too, so that an answer would depend on the longest
+    neighbour in the batch. Each length of the batch is normalized by itself instead.
+    """
+
+    def hook(module: nn.GroupNorm, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        call = active_call()
+        if call is None or call.lengths is None or bool((call.lengths == call.lengths[0]).all()):
+            return None
+        frames = (call.lengths - kernel) // stride + 1
+        output = torch.zeros_like(output)
+        for count in frames.unique().tolist():
+            rows = (frames == count).nonzero().squeeze(1)
+            part = args[0][rows, :, :count]
+            output[rows, :, :count] = nn.functional.group_norm(
+                part, module.num_groups, module.weight, module.bias, module.eps
+            )
+        return output
+
+    return hook
+
+
+def zero_padding_hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+    """A hook for a convolution over frames [batch, frames, width]: padding back to zero."""
+    call = active_call()
+    mask = None if call is None else call.frame_mask(output.shape[1])
+    return None if mask is None else output * mask.unsqueeze(-1).to(output.dtype)

@@ -1,0 +1,89 @@
+"""wav2vec 2.0 and the encoders built like it: HuBERT, Data2VecAudio, UniSpeechSat, WavLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .base import Backbone, group_norm_hook, zero_padding_hook
+
+
+class Wav2Vec2(Backbone):
+    """A convolutional front end on raw audio, then layers with a norm before or after."""
+
+    name = "Wav2Vec2"
+    base = "Wav2Vec2Model"
+
+    def owner(self, base: nn.Module) -> nn.Module:
+        return base.encoder  # type: ignore[return-value]
+
+    def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        for kernel, stride in zip(base.config.conv_kernel, base.config.conv_stride, strict=True):
+            lengths = (lengths - kernel) // stride + 1
+        return lengths
+
+    def final_norm(self, layer: nn.Module) -> nn.Module | None:
+        # In the pre-norm layers "final_layer_norm" stands before the feed-forward part.
+        pre_norm = type(layer).__name__.endswith("StableLayerNorm")
+        return None if pre_norm else layer.final_layer_norm  # type: ignore[return-value]
+
+    def output_norm(self, owner: nn.Module) -> nn.Module | None:
+        # In the post-norm encoders "layer_norm" stands before the first layer.
+        pre_norm = type(owner).__name__.endswith("StableLayerNorm")
+        return owner.layer_norm if pre_norm else None  # type: ignore[return-value]
+
+    def install(self, base: Any) -> list[Any]:
+        hook = group_norm_hook(base.config.conv_kernel[0], base.config.conv_stride[0])
+        norms = [m for m in base.feature_extractor.modules() if isinstance(m, nn.GroupNorm)]
+        return [norm.register_forward_hook(hook) for norm in norms]
+
+
+class Hubert(Wav2Vec2):
+    name = "HuBERT"
+    base = "HubertModel"
+
+
+class UniSpeechSat(Wav2Vec2):
+    name = "UniSpeechSat"
+    base = "UniSpeechSatModel"
+
+
+class Data2VecAudio(Wav2Vec2):
+    """Its positional embedding is a stack of convolutions: padding must stay zero between them."""
+
+    name = "Data2VecAudio"
+    base = "Data2VecAudioModel"
+
+    def install(self, base: Any) -> list[Any]:
+        convolutions = base.encoder.pos_conv_embed.layers
+        hooks = [layer.register_forward_hook(_zero_padding) for layer in convolutions]
+        return super().install(base) + hooks
+
+
+def _zero_padding(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+    """As `zero_padding_hook`, for [batch, width, frames]."""
+    result = zero_padding_hook(module, args, output.transpose(1, 2))
+    return None if result is None else result.transpose(1, 2)
+
+
+class WavLM(Wav2Vec2):
+    """Layer 0 holds the relative position bias that all layers use, so it is computed up front."""
+
+    name = "WavLM"
+    base = "WavLMModel"
+    tuple_output = True
+
+    def prepare(
+        self, layers: list[nn.Module], hidden: Tensor, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        batch, frames, _ = hidden.shape
+        attention: Any = layers[0].attention
+        bias = attention.compute_bias(frames, frames)  # [heads, frames, frames]
+        bias = bias.unsqueeze(0).repeat(batch, 1, 1, 1).view(-1, frames, frames)
+        return kwargs | {"position_bias": bias}
+
+    def take(self, name: str, value: Any, rows: Tensor, batch: int) -> Any:
+        if name == "position_bias":  # [batch * heads, frames, frames], the same for every input
+            return value[: value.shape[0] // batch * len(rows)]
+        return super().take(name, value, rows, batch)

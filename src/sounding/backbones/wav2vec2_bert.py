@@ -1,0 +1,31 @@
+"""Wav2Vec2-BERT (w2v-BERT 2.0)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Backbone
+
+
+class Wav2Vec2Bert(Backbone):
+    """Conformer layers on stacked mel features."""
+
+    name = "Wav2Vec2-BERT"
+    base = "Wav2Vec2BertModel"
+    per_input = ("attention_mask", "conv_attention_mask")
+
+    def owner(self, base: nn.Module) -> nn.Module:
+        return base.encoder  # type: ignore[return-value]
+
+    def final_norm(self, layer: nn.Module) -> nn.Module | None:
+        return layer.final_layer_norm  # type: ignore[return-value]
+
+    def output_norm(self, owner: nn.Module) -> nn.Module | None:
+        return None
+
+    def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
+        width = base.config.feature_projection_input_dim
+        return {"input_features": torch.randn(batch, int(50 * seconds), width)}

@@ -1,0 +1,99 @@
+"""The encoder of Whisper, also on input shorter than its 30 s window."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..executor import active_call
+from .base import Backbone
+
+
+class Whisper(Backbone):
+    """Log-mel frames through two convolutions (stride 2), then pre-norm layers.
+
+    Plain Whisper takes exactly 30 s and knows no padding. Within a dynamic call, shorter input
+    runs at its own length, and an attention mask over its mel frames is honoured: padding is zero
+    in the convolutions, left out of the attention, and carries the mean of the valid frames at
+    the end, so that a mean over time is the mean over the valid frames. A full window of 30 s is
+    Whisper's own case and is left to `transformers`.
+    """
+
+    name = "Whisper encoder"
+    base = "WhisperEncoder"
+    ties_last = True
+
+    def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        return (lengths - 1) // base.conv2.stride[0] + 1
+
+    def window(self, base: Any) -> int:
+        """In mel frames: 3000, which is 30 s."""
+        stride = base.conv1.stride[0] * base.conv2.stride[0]
+        return int(base.config.max_source_positions * stride)
+
+    def install(self, base: Any) -> list[Any]:
+        base.forward = types.MethodType(_encode, base)
+        return [_Restore(base)]
+
+    def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
+        frames = min(int(100 * seconds), self.window(base))
+        return {"input_features": torch.randn(batch, base.num_mel_bins, frames)}
+
+
+class _Restore:
+    """Gives an encoder its own `forward` back."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self.encoder = encoder
+
+    def remove(self) -> None:
+        del self.encoder.forward
+
+
+def fill_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Give padded frames the mean of the valid ones. Shape: [batch, frames, width]."""
+    if mask is None:
+        return hidden
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    mean = (hidden * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    return torch.where(mask.unsqueeze(-1), hidden, mean)
+
+
+def _encode(
+    encoder: Any, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Any:
+    """`WhisperEncoder.forward` for any length up to the window. Shape: [batch, mels, frames]."""
+    call = active_call()
+    frames = input_features.shape[-1]
+    if call is None or frames == call.backbone.window(encoder):
+        return type(encoder).forward(encoder, input_features, attention_mask, **kwargs)
+    window = call.backbone.window(encoder)
+    if window is not None and frames > window:
+        raise ValueError(
+            f"the input has {frames} mel frames ({frames / 100:.1f} s); Whisper takes at most "
+            f"{window} ({window / 100:.1f} s): cut it into pieces"
+        )
+    if call.lengths is not None:  # conv1 sees zeros behind the end, as it does without padding
+        valid = torch.arange(frames, device=input_features.device) < call.lengths[:, None]
+        valid = valid[:, None].to(input_features.dtype)
+        input_features = input_features * valid
+    hidden = nn.functional.gelu(encoder.conv1(input_features))
+    if call.lengths is not None:
+        hidden = hidden * valid
+    hidden = nn.functional.gelu(encoder.conv2(hidden)).permute(0, 2, 1)
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    frame_mask = call.frame_mask(hidden.shape[1])
+    bias = create_bidirectional_mask(
+        config=encoder.config, inputs_embeds=hidden, attention_mask=frame_mask
+    )
+    for layer in encoder.layers:
+        hidden = layer(hidden, bias, **kwargs)
+    hidden = fill_padding(encoder.layer_norm(hidden), frame_mask)
+    call.hidden_states = [fill_padding(state, frame_mask) for state in call.hidden_states]
+    return BaseModelOutput(last_hidden_state=hidden)

@@ -1,0 +1,77 @@
+"""Budgets: what a caller may ask for, turned into kept layers (k) per input."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+Budget: TypeAlias = int | float | str | Sequence[int | float | str] | None
+
+ALLOWED = (
+    "an int of kept layers (1 to {layers}), a fraction in (0, 1] such as 0.5, a percentage such as "
+    '"50%", a list of these with one entry per input, or None for full depth'
+)
+
+
+def kept_layers(budget: Any, *, layers: int, batch: int) -> list[int]:
+    """Turn `budget` into the number of kept layers of each of the `batch` inputs.
+
+    A fraction keeps the largest k with `k / layers <= fraction`, and at least one layer.
+
+    Raises:
+        ValueError: a budget of the wrong kind or out of range; the text says what is allowed.
+
+    >>> kept_layers("50%", layers=6, batch=2)
+    [3, 3]
+    >>> kept_layers([1, 0.5, None], layers=6, batch=3)
+    [1, 3, 6]
+    """
+    if hasattr(budget, "tolist"):  # a tensor or an array
+        budget = budget.tolist()
+    if isinstance(budget, (list, tuple)):
+        if len(budget) != batch:
+            raise ValueError(
+                f"the budget has {len(budget)} entries for a batch of {batch} inputs: "
+                "give one entry per input, or a single budget for all"
+            )
+        return [_one(entry, layers) for entry in budget]
+    return [_one(budget, layers)] * batch
+
+
+def _one(budget: Any, layers: int) -> int:
+    if budget is None:
+        return layers
+    if isinstance(budget, str):
+        return _from_fraction(_percentage(budget, layers), budget, layers)
+    if isinstance(budget, float):
+        return _from_fraction(budget, budget, layers)
+    if not isinstance(budget, bool):
+        try:
+            k = operator.index(budget)
+        except TypeError:
+            raise _error(budget, layers) from None
+        if 1 <= k <= layers:
+            return k
+    raise _error(budget, layers)
+
+
+def _percentage(text: str, layers: int) -> float:
+    try:
+        if not text.strip().endswith("%"):
+            raise ValueError
+        return float(text.strip()[:-1]) / 100
+    except ValueError:
+        raise _error(text, layers) from None
+
+
+def _from_fraction(fraction: float, given: Any, layers: int) -> int:
+    if not 0 < fraction <= 1:  # false for NaN too
+        raise _error(given, layers)
+    # 0.1 * 3 / 3 style rounding must not lose a layer: 0.3 of 10 layers is 3.
+    return max(1, math.floor(fraction * layers + 1e-9))
+
+
+def _error(given: Any, layers: int) -> ValueError:
+    return ValueError(f"budget {given!r} is not allowed: give {ALLOWED.format(layers=layers)}")

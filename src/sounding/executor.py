@@ -1,0 +1,169 @@
+"""The executor: runs the chosen layers of each input and no others.
+
+An encoder of `transformers` loops over its `layers`. While a call is active, that loop sees one
+callable instead, `run_layers`, which asks the selector once and then runs each layer on just the
+inputs that chose it (gather, run, scatter). Outside a call the loop sees the plain layers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .selector import Gates
+
+if TYPE_CHECKING:
+    from .backbones import Backbone
+
+Choose = Callable[[Tensor, Tensor | None], Gates]
+
+
+@dataclass
+class Call:
+    """One forward pass: what was asked for, and what has run so far.
+
+    Shape:
+        lengths: [batch] int: valid samples or feature frames of each input; None without padding.
+        executed: one bool [batch, layers] for each pass through the encoder.
+        hidden_states: per layer [batch, frames, width], the input of layer 0 first.
+    """
+
+    stack: LayerStack
+    base: nn.Module
+    backbone: Backbone
+    choose: Choose
+    skip: str = "identity"
+    lengths: Tensor | None = None
+    keep_hidden_states: bool = False
+    hidden_states: list[Tensor] = field(default_factory=list)
+    executed: list[Tensor] = field(default_factory=list)
+
+    def frame_mask(self, frames: int) -> Tensor | None:
+        """Which of the `frames` that enter layer 0 are real. Shape: [batch, frames] bool."""
+        if self.lengths is None:
+            return None
+        valid = self.backbone.frame_lengths(self.base, self.lengths)
+        if valid is None or bool((valid >= frames).all()):
+            return None
+        return torch.arange(frames, device=valid.device) < valid[:, None]
+
+
+_active: ContextVar[Call | None] = ContextVar("sounding_call", default=None)
+
+
+def active_call() -> Call | None:
+    """The call in progress in this thread or task, if any."""
+    return _active.get()
+
+
+@contextmanager
+def activate(call: Call) -> Iterator[Call]:
+    """Make `call` the active one for the duration of a `with` block."""
+    token = _active.set(call)
+    try:
+        yield call
+    finally:
+        _active.reset(token)
+
+
+class LayerStack(nn.ModuleList):
+    """The encoder's own layers under their own names; a call in progress runs them dynamically."""
+
+    def __iter__(self) -> Iterator[Any]:
+        call = _active.get()
+        if call is not None and call.stack is self:
+            return iter([partial(run_layers, call)])
+        return super().__iter__()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers, also while a call is active."""
+        return list(self._modules.values())
+
+
+# Per-input choices depend on data and cannot be traced; the layers themselves may be compiled.
+@torch._dynamo.disable
+def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run the chosen layers on `hidden` and return what the last layer would have returned.
+
+    Shape: hidden [batch, frames, width] -> the same.
+    """
+    layers = call.stack.layers
+    kwargs = _by_name(layers[0], args, kwargs)
+    gates = call.choose(hidden, call.frame_mask(hidden.shape[1]))
+    mask = gates.mask.to("cpu")
+    kwargs = call.backbone.prepare(layers, hidden, kwargs)
+    executed = torch.zeros_like(mask)
+    call.executed.append(executed)
+    if call.keep_hidden_states:
+        call.hidden_states = [hidden]
+    extra: tuple[Any, ...] = ()
+    for index, layer in enumerate(layers):
+        rows = mask[:, index].nonzero().squeeze(1)
+        if len(rows):
+            weight = None if gates.weight is None else gates.weight[:, index]
+            ran, extra = _run_rows(call, layer, hidden, rows, weight, kwargs)
+            executed[rows, index] = True
+            hidden = _skip_rest(call, layer, hidden, ran, rows)
+        else:
+            hidden = _skipped(call, layer, hidden)
+        if call.keep_hidden_states:
+            call.hidden_states.append(hidden)
+    return (hidden, *extra) if call.backbone.tuple_output else hidden
+
+
+def _run_rows(
+    call: Call,
+    layer: nn.Module,
+    hidden: Tensor,
+    rows: Tensor,
+    weight: Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Run `layer` on the inputs `rows`. Shape: -> [len(rows), frames, width]."""
+    if len(rows) < hidden.shape[0]:
+        rows = rows.to(hidden.device)
+        kwargs = {
+            name: call.backbone.take(name, value, rows, hidden.shape[0])
+            for name, value in kwargs.items()
+        }
+        hidden = hidden.index_select(0, rows)
+        weight = None if weight is None else weight.index_select(0, rows)
+    out = layer(hidden, **kwargs)
+    out, extra = (out[0], tuple(out[1:])) if isinstance(out, tuple) else (out, ())
+    if weight is not None:
+        # Adds zero in value, and the straight-through gradient of the gate: out - hidden.
+        gate = (weight - weight.detach()).to(out.dtype)[:, None, None]
+        out = out + gate * (out - hidden)
+    return out, extra
+
+
+def _skip_rest(call: Call, layer: nn.Module, hidden: Tensor, ran: Tensor, rows: Tensor) -> Tensor:
+    """Put the rows that ran back among those that skipped the layer."""
+    if len(rows) == hidden.shape[0]:
+        return ran
+    rest = _skipped(call, layer, hidden)
+    return rest.index_copy(0, rows.to(hidden.device), ran.to(rest.dtype))
+
+
+def _skipped(call: Call, layer: nn.Module, hidden: Tensor) -> Tensor:
+    """What passes a layer that is not run: the identity, or the layer's own final norm."""
+    if call.skip == "identity":
+        return hidden
+    norm = call.backbone.final_norm(layer)
+    assert norm is not None  # `wrap` has refused skip="norm" otherwise
+    return norm(hidden)
+
+
+def _by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional arguments after the hidden states, by name: a subset is taken by name."""
+    names = list(inspect.signature(type(layer).forward).parameters)[2:]
+    return dict(zip(names, args, strict=False)) | kwargs

@@ -1,0 +1,399 @@
+"""`wrap`, `unwrap`, `load` and the `DynamicModel` between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .backbones import Backbone, find_backbone
+from .budget import Budget, kept_layers
+from .executor import Call, LayerStack, activate
+from .files import atomic_directory, recover, write_json
+from .selector import Gates, InputSelector, StaticSelector, selector_from_config
+
+CONFIG = "sounding.json"
+SELECTOR = "selector.safetensors"
+FORMAT = 1
+
+
+class DynamicModel(nn.Module):
+    """A `transformers` model whose encoder runs only the layers that a selector keeps.
+
+    Made by `wrap`; holds the model itself, not a copy. Attributes that it lacks are those of the
+    model (`config`, `device`, `main_input_name`, ...).
+
+    Attributes:
+        model: the wrapped model.
+        selector: called with (features, frame mask, k), returns `Gates`.
+        skip: what passes a skipped layer: "identity", or "norm" for the layer's final norm.
+    """
+
+    def __init__(
+        self, model: Any, selector: nn.Module, backbone: Backbone, base: nn.Module, skip: str
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.selector = selector
+        self.backbone = backbone
+        self.skip = skip
+        object.__setattr__(self, "base", base)  # a part of `model`: not registered twice
+        owner = backbone.owner(base)
+        self._plain_layers = [owner.layers]  # in a list: not registered as a submodule
+        owner.layers = LayerStack(owner.layers)  # type: ignore[arg-type]
+        self._handles = backbone.install(base)
+        self._handles.append(base.register_forward_hook(_full_hidden_states))
+        self._layerdrop = _set_layerdrop(owner, 0.0)
+
+    @property
+    def stack(self) -> LayerStack:
+        """The encoder's layers, under their own names."""
+        return self.backbone.owner(self.base).layers  # type: ignore[return-value]
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of layers to choose from."""
+        return len(self.stack)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(super().__getattr__("model"), name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
+        raise TypeError("copy a dynamic model with save_pretrained and load, or unwrap it first")
+
+    def forward(
+        self, *args: Any, budget: Budget = None, mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """The model's own forward pass with k layers per input.
+
+        Args:
+            budget: kept layers: an int, a fraction, a percentage, a list with one entry per
+                input, or None for full depth.
+            mask: the layers to run, in place of a budget.
+                Shape: [layers] or [batch, layers], bool, at least one True per input.
+            attention_mask: as the model takes it; padding is on the right. For Whisper, over mel
+                frames. Shape: [batch, samples or frames].
+
+        Returns:
+            The model's output with `executed_layers`, bool [batch, layers]: what really ran.
+
+        Raises:
+            ValueError: a budget or a mask that is not allowed, padding on the left, or an option
+                that needs every layer (`output_attentions`, `return_dict=False`).
+        """
+        self._refuse(kwargs)
+        inputs = kwargs.get(self.model.main_input_name, args[0] if args else None)
+        if inputs is None:
+            raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
+        call = self._call(inputs.shape[0], budget, mask, kwargs.get("attention_mask"))
+        self._refuse_padding(call, inputs)
+        config = self.model.config
+        call.keep_hidden_states = bool(
+            kwargs.get("output_hidden_states", config.output_hidden_states)
+            or getattr(config, "use_weighted_layer_sum", False)
+        )
+        with activate(call):
+            out = self.model(*args, **kwargs)
+        out["executed_layers"] = call.executed[-1] if call.executed else None
+        return out
+
+    def generate(
+        self, *args: Any, budget: Budget = None, mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """The model's own `generate` with k encoder layers per input.
+
+        With `return_dict_in_generate=True` the result has `executed_layers`, bool
+        [batch, layers], or a list of these where the encoder ran more than once.
+
+        Raises:
+            ValueError: as for a call; for Whisper also clips of mixed lengths below 30 s.
+        """
+        inputs = args[0] if args else kwargs.get(self.model.main_input_name, kwargs.get("inputs"))
+        if inputs is None:
+            raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
+        call = self._call(inputs.shape[0], budget, mask, kwargs.get("attention_mask"))
+        self._refuse_padding(call, inputs)
+        with activate(call):
+            args, kwargs = self._encode_short(inputs, args, kwargs)
+            out = self.model.generate(*args, **kwargs)
+        if isinstance(out, dict) and call.executed:
+            out["executed_layers"] = call.executed[0] if len(call.executed) == 1 else call.executed
+        return out
+
+    def _encode_short(
+        self, inputs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Whisper's `generate` pads to 30 s; clips below that are encoded here, at their length."""
+        window = self.backbone.window(self.base)
+        if window is None or inputs.shape[-1] >= window:
+            return args, kwargs
+        dropped = {"attention_mask", "inputs", self.model.main_input_name}
+        kwargs = {name: value for name, value in kwargs.items() if name not in dropped}
+        return args[1:], kwargs | {"encoder_outputs": self.base(inputs)}
+
+    def _refuse_padding(self, call: Call, inputs: Tensor) -> None:
+        """Whisper's decoder attends to padding: an answer would depend on its neighbours."""
+        window = self.backbone.window(self.base)
+        if window is None or call.lengths is None or inputs.shape[-1] >= window:
+            return
+        has_decoder = any(name.endswith("decoder") for name, _ in self.model.named_modules())
+        if has_decoder and bool((call.lengths < inputs.shape[-1]).any()):
+            raise ValueError(
+                "Whisper's decoder cannot leave padding out: give it clips of one length, or all "
+                "padded to the 30 s window"
+            )
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Save the model (as `transformers` does) and the selector, all or nothing.
+
+        The directory also loads with the plain `from_pretrained` of the model. Other files in it
+        are kept.
+        """
+        with atomic_directory(directory, keep_others=True) as temporary:
+            with _layerdrop_restored(self):
+                self.model.save_pretrained(temporary)
+            state = {name: value.contiguous() for name, value in self.selector.state_dict().items()}
+            save_file(state, temporary / SELECTOR)
+            weights = sorted(temporary.glob("*.safetensors"))
+            write_json(
+                temporary / CONFIG,
+                {
+                    "format": FORMAT,
+                    "model": type(self.model).__name__,
+                    "selector": self.selector.config(),  # type: ignore[operator]
+                    "skip": self.skip,
+                    "layers": self.num_layers,
+                    "sha256": {path.name: _sha256(path) for path in weights},
+                    "versions": {name: version(name) for name in ("torch", "transformers")},
+                },
+            )
+
+    def _call(
+        self, batch: int, budget: Budget, mask: Tensor | None, attention_mask: Tensor | None
+    ) -> Call:
+        if mask is not None and budget is not None:
+            raise ValueError("give a budget or a mask, not both")
+        if mask is None:
+            k = kept_layers(budget, layers=self.num_layers, batch=batch)
+        else:
+            mask = self._check_mask(mask, batch)
+
+        def choose(features: Tensor, frame_mask: Tensor | None) -> Gates:
+            rows = features.shape[0]
+            if mask is not None:
+                return Gates(mask[:rows])
+            if min(k) == self.num_layers:  # full depth: there is nothing to choose
+                return Gates(features.new_ones(rows, self.num_layers, dtype=torch.bool))
+            if rows != len(k) and len(set(k)) > 1:
+                raise ValueError("per-input budgets need an encoder that runs once per input")
+            wanted = torch.tensor((k * rows)[:rows], device=features.device)
+            return self.selector(features, frame_mask, wanted)
+
+        return Call(
+            stack=self.stack,
+            base=self.base,
+            backbone=self.backbone,
+            choose=choose,
+            skip=self.skip,
+            lengths=_lengths(attention_mask),
+        )
+
+    def _check_mask(self, mask: Tensor, batch: int) -> Tensor:
+        mask = torch.as_tensor(mask, device="cpu")
+        shapes = [[self.num_layers], [batch, self.num_layers]]
+        if mask.dtype != torch.bool or list(mask.shape) not in shapes:
+            raise ValueError(
+                f"a mask is bool, {shapes[0]} or {shapes[1]}; got {mask.dtype} {list(mask.shape)}"
+            )
+        mask = mask.expand(batch, -1)
+        if not bool(mask.any(-1).all()):
+            raise ValueError("a mask must keep at least one layer of every input")
+        return mask
+
+    def _refuse(self, kwargs: dict[str, Any]) -> None:
+        config = self.model.config
+        if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
+            raise ValueError(
+                "output_attentions needs every layer: unwrap the model, or call dynamic.model"
+            )
+        if kwargs.get("return_dict") is False:
+            raise ValueError("return_dict=False has no place for executed_layers: leave it out")
+        wanted = kwargs.get("output_hidden_states")
+        if wanted is not None and not isinstance(wanted, bool):
+            raise ValueError(f"output_hidden_states is True or False here, not {wanted!r}")
+
+
+def wrap(
+    model: Any, selector: str | nn.Module = "input", *, skip: str = "identity"
+) -> DynamicModel:
+    """Make a `transformers` speech model choose its own layers; `unwrap` undoes it.
+
+    Args:
+        model: any supported model, with or without a task head.
+        selector: "input" (IDLD-style: reads what enters layer 0), "first" (the first k layers),
+            or a module called as `InputSelector` is.
+        skip: "identity", or "norm": a skipped layer still applies its final norm (LDASR), for
+            backbones whose layers end in one.
+
+    Raises:
+        ValueError: an unsupported model (the text lists the supported ones), one that is wrapped
+            already, or a skip path that its layers do not have.
+    """
+    if isinstance(model, DynamicModel) or _has_stack(model):
+        raise ValueError("the model is wrapped already: unwrap it first")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise ValueError(
+            "wrap the model first and compile its layers after: "
+            "for layer in dynamic.stack.layers: layer.compile()"
+        )
+    backbone, found = find_backbone(model)
+    base: Any = found
+    layers: Any = backbone.owner(base).layers
+    if skip not in ("identity", "norm"):
+        raise ValueError(f'skip is "identity" or "norm", not {skip!r}')
+    if skip == "norm" and backbone.final_norm(layers[0]) is None:
+        raise ValueError(
+            f'skip="norm" needs layers that end in a norm; those of this {backbone.name} do not'
+        )
+    if isinstance(selector, str):
+        selector = _new_selector(selector, base.config.hidden_size, len(layers))
+    device = next(model.parameters()).device
+    return DynamicModel(model, selector.to(device), backbone, base, skip)
+
+
+def unwrap(dynamic: DynamicModel) -> Any:
+    """The original model back, as it was before `wrap`; the dynamic model is of no more use."""
+    if not isinstance(dynamic, DynamicModel):
+        raise TypeError(f"unwrap takes a DynamicModel, not {type(dynamic).__name__}")
+    owner = dynamic.backbone.owner(dynamic.base)
+    if not isinstance(owner.layers, LayerStack):
+        raise ValueError("this model is unwrapped already")
+    for handle in dynamic._handles:
+        handle.remove()
+    owner.layers = dynamic._plain_layers[0]
+    _set_layerdrop(owner, dynamic._layerdrop)
+    return dynamic.model
+
+
+def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
+    """Load what `save_pretrained` saved; `kwargs` go to the model's `from_pretrained`.
+
+    Raises:
+        ValueError: not such a directory, a truncated or changed file, or an unknown model class.
+    """
+    directory = Path(directory)
+    recover(directory)
+    config = _read_config(directory)
+    for name, expected in config["sha256"].items():
+        path = directory / name
+        if not path.is_file():
+            raise ValueError(f"{directory}: {name} is missing")
+        if _sha256(path) != expected:
+            raise ValueError(
+                f"{path} is not the file that was saved (its sha256 differs): it is damaged or "
+                "was changed; restore it, or train again"
+            )
+    model_class: Any = getattr(transformers, str(config["model"]), None)
+    known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if not known:
+        raise ValueError(f"{directory / CONFIG}: {config['model']!r} is not a transformers model")
+    model = model_class.from_pretrained(directory, **kwargs)
+    selector = selector_from_config(config["selector"])
+    selector.load_state_dict(load_file(directory / SELECTOR))
+    return wrap(model, selector, skip=config["skip"]).eval()
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{directory} has no {CONFIG}: it was not made by save_pretrained of a dynamic model"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{directory / CONFIG} cannot be read: {error}") from None
+    needed = {"format", "model", "selector", "skip", "sha256"}
+    if not isinstance(config, dict) or not needed <= config.keys():
+        raise ValueError(f"{directory / CONFIG} lacks some of {sorted(needed)}: it is damaged")
+    if config["format"] != FORMAT:
+        raise ValueError(f"{directory / CONFIG} has format {config['format']}, not {FORMAT}")
+    return config
+
+
+def _new_selector(kind: str, width: int, layers: int) -> nn.Module:
+    if kind == "input":
+        # Two per cent of a layer's width keeps the selector far below 0.5 % of the MACs of one
+        # second of audio, for any encoder: see `sounding inspect`.
+        return InputSelector(width, layers, hidden=max(4, min(64, width // 8)))
+    if kind == "first":
+        return StaticSelector.first(layers)
+    raise ValueError(f'selector is "input", "first" or a module, not {kind!r}')
+
+
+def _has_stack(model: nn.Module) -> bool:
+    return any(isinstance(module, LayerStack) for module in model.modules())
+
+
+def _full_hidden_states(base: nn.Module, args: Any, out: Any) -> Any:
+    """Give `hidden_states` its fixed length: a skipped layer has what passed it."""
+    from .executor import active_call
+
+    call = active_call()
+    if call is None or call.base is not base or not call.hidden_states:
+        return out
+    states = list(call.hidden_states)
+    if call.backbone.ties_last:
+        states[-1] = out.last_hidden_state
+    out["hidden_states"] = tuple(states)
+    return out
+
+
+def _lengths(attention_mask: Tensor | None) -> Tensor | None:
+    """Valid positions per input. Shape: [batch, positions] -> [batch]; None without padding."""
+    if attention_mask is None:
+        return None
+    lengths = attention_mask.long().sum(-1)
+    right = torch.arange(attention_mask.shape[-1], device=lengths.device) < lengths[:, None]
+    if not torch.equal(right, attention_mask.bool()):
+        raise ValueError("the attention mask must mark padding on the right, with 1 for valid")
+    if bool((lengths == 0).any()):
+        raise ValueError("an input of the batch has no valid position in its attention mask")
+    return lengths
+
+
+def _set_layerdrop(owner: Any, rate: float | None) -> float | None:
+    """Turn the encoder's own random dropping off (or back on): two would drop layers at once."""
+    holder = owner if hasattr(owner, "layerdrop") else owner.config
+    before = getattr(holder, "layerdrop", None)
+    if before is not None and rate is not None:
+        holder.layerdrop = rate
+    return before
+
+
+@contextmanager
+def _layerdrop_restored(dynamic: DynamicModel) -> Iterator[None]:
+    owner = dynamic.backbone.owner(dynamic.base)
+    _set_layerdrop(owner, dynamic._layerdrop)
+    try:
+        yield
+    finally:
+        _set_layerdrop(owner, 0.0)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
