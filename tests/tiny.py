@@ -107,8 +107,10 @@ def make(name: str, seed: int = 0, **changes):
 
 
 def needs_decoder(model) -> bool:
-    return hasattr(model, "get_decoder") and "ForAudio" not in type(model).__name__ and (
-        "Moonshine" in type(model).__name__ or "ConditionalGeneration" in type(model).__name__
+    return (
+        hasattr(model, "get_decoder")
+        and "ForAudio" not in type(model).__name__
+        and ("Moonshine" in type(model).__name__ or "ConditionalGeneration" in type(model).__name__)
     )
 
 

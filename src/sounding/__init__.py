@@ -6,7 +6,25 @@
 >>> out.logits, out.executed_layers             # doctest: +SKIP
 """
 
-from .model import DynamicModel, load, unwrap, wrap
+from __future__ import annotations
 
-__all__ = ["DynamicModel", "__version__", "load", "unwrap", "wrap"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.backbones import Backbone, register
+    from .core.model import DynamicModel, load, unwrap, wrap
+
+__all__ = ["Backbone", "DynamicModel", "__version__", "load", "register", "unwrap", "wrap"]
 __version__ = "0.1.0"
+
+_HOME = {"Backbone": "backbones", "register": "backbones"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load torch and transformers only when they are needed: `sounding --help` is not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f".core.{_HOME.get(name, 'model')}", __name__)
+    return getattr(module, name)

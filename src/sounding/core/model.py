@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..files import atomic_directory, recover, write_json
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers
 from .executor import Call, LayerStack, activate
-from .files import atomic_directory, recover, write_json
 from .selector import Gates, InputSelector, StaticSelector, selector_from_config
 
 CONFIG = "sounding.json"
@@ -134,6 +134,20 @@ class DynamicModel(nn.Module):
             out["executed_layers"] = call.executed[0] if len(call.executed) == 1 else call.executed
         return out
 
+    def layer_outputs(
+        self, batch: dict[str, Tensor], k: int | None = None
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """What each of the first `k` layers puts out, with the mask of its valid frames.
+
+        Shape: each [batch, frames, width] and [batch, frames] bool (None without padding).
+        """
+        k = self.num_layers if k is None else k
+        mask = torch.arange(self.num_layers) < k
+        out = self(**batch, mask=mask, output_hidden_states=True)
+        states = out.get("hidden_states", out.get("encoder_hidden_states"))
+        call = self._call(states[0].shape[0], None, None, batch.get("attention_mask"))
+        return [(state, call.frame_mask(state.shape[1])) for state in states[1 : k + 1]]
+
     def _encode_short(
         self, inputs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -157,15 +171,20 @@ class DynamicModel(nn.Module):
                 "padded to the 30 s window"
             )
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, *, companions: Sequence[Any] = ()) -> None:
         """Save the model (as `transformers` does) and the selector, all or nothing.
 
         The directory also loads with the plain `from_pretrained` of the model. Other files in it
         are kept.
+
+        Args:
+            companions: more to `save_pretrained` beside the model: a processor, a tokenizer.
         """
         with atomic_directory(directory, keep_others=True) as temporary:
             with _layerdrop_restored(self):
                 self.model.save_pretrained(temporary)
+            for companion in companions:
+                companion.save_pretrained(temporary)
             state = {name: value.contiguous() for name, value in self.selector.state_dict().items()}
             save_file(state, temporary / SELECTOR)
             weights = sorted(temporary.glob("*.safetensors"))

@@ -1,0 +1,1 @@
+"""Audio files, folders of clips and their features."""

@@ -1,0 +1,54 @@
+"""Progress of long work, with the time left: a live bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Advance = Callable[[int, str], None]
+LINE_EVERY = 20.0  # seconds between lines where there is no terminal
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Advance]:
+    """Yield a function called with (work done so far, a short note)."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(title, total)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=note)
+
+
+def _lines(title: str, total: int) -> Advance:
+    start = time.monotonic()
+    first: list[int] = []
+    last = [start]
+
+    def advance(done: int, note: str) -> None:
+        now = time.monotonic()
+        if not first:  # a resumed run does not begin at zero
+            first.append(done)
+        if done < total and now - last[0] < LINE_EVERY:
+            return
+        last[0] = now
+        new = done - first[0]
+        left = (now - start) / new * (total - done) if new else 0.0
+        minutes, seconds = divmod(int(left), 60)
+        print(f"{title} {done}/{total} {note} {minutes}:{seconds:02} left", file=sys.stderr)
+
+    return advance

@@ -1,0 +1,1 @@
+"""Training, and the run directory that it writes."""

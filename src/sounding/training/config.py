@@ -1,0 +1,110 @@
+"""`TrainConfig`: everything that decides a training, in one dataclass that loads from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+METHODS = ("input", "random", "early-exit", "full")
+FREEZE = ("front-end", "encoder", "none")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        backbone: a name of `sounding.weights`, a local path or a hub id.
+        method: "input" (the selector), "random" (a random mask per batch, each layer kept with
+            probability 0.5: LDASR), "early-exit" (a head after each layer, summed losses) or
+            "full" (full depth only).
+        epochs: passes over the training clips; may be a fraction.
+        batch_size: clips a step.
+        seed: of the data order, the budgets, the noise and the new weights.
+        lr_encoder, lr_selector, lr_head: peak learning rates (AdamW, linear warm-up and decay).
+        weight_decay: of AdamW, on matrices.
+        lr_warmup: share of the steps with a rising learning rate.
+        clip_norm: largest gradient norm.
+        random_share: share of the steps, at the start, that keep random layers in place of the
+            selector's (method "input").
+        full_share: share of the other steps at full depth (method "input").
+        noise_start, noise_end: scale of the selector's Gumbel noise over the training.
+        freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
+        skip: what passes a skipped layer: "identity" or "norm".
+        max_seconds: use only the start of longer clips; None refuses clips over 30 s.
+        checkpoint_seconds: time between checkpoints.
+    """
+
+    backbone: str = "whisper-base"
+    method: str = "input"
+    epochs: float = 5.0
+    batch_size: int = 32
+    seed: int = 0
+    lr_encoder: float = 1e-4
+    lr_selector: float = 3e-3
+    lr_head: float = 1e-3
+    weight_decay: float = 0.01
+    lr_warmup: float = 0.1
+    clip_norm: float = 1.0
+    random_share: float = 0.3
+    full_share: float = 0.2
+    noise_start: float = 1.0
+    noise_end: float = 0.1
+    freeze: str = "front-end"
+    skip: str = "identity"
+    max_seconds: float | None = None
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", METHODS), ("freeze", FREEZE)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                )
+        for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "lr_head", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
+        for name in ("lr_warmup", "random_share", "full_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `from_values` takes back."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> TrainConfig:
+        """From a mapping, each value turned into its field's type.
+
+        Raises:
+            ValueError: an unknown name or a value of the wrong kind; the text lists the names.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(fields)}")
+        made = {}
+        for name, value in values.items():
+            kind = type(fields[name].default) if fields[name].default is not None else float
+            if value is None and name == "max_seconds":
+                continue
+            try:
+                made[name] = kind(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} takes a {kind.__name__}; got {value!r}") from None
+        return cls(**made)
+
+    @classmethod
+    def from_yaml(cls, path: Path | str, **changes: Any) -> TrainConfig:
+        """From a YAML file, with `changes` on top."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} cannot be read as YAML: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold settings as name: value")
+        return cls.from_values({**values, **changes})

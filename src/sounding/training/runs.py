@@ -1,0 +1,157 @@
+"""A run: the directory that a training writes and everything else reads.
+
+RUN/config.yaml             the `TrainConfig`
+RUN/run.json                data digest, labels, versions, commit, machine
+RUN/log.csv                 loss per step
+RUN/model/                  the dynamic model (also loads with plain `from_pretrained`)
+RUN/exits.safetensors       heads of the early exits, for that method
+RUN/checkpoint.safetensors  only while the training is not finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+
+from .. import __version__
+from ..core.model import DynamicModel, load, wrap
+from ..weights import resolve
+from .config import TrainConfig
+from .exits import ExitHeads
+
+
+@dataclass
+class Run:
+    """A model with all that is needed to train it on or to use it."""
+
+    config: TrainConfig
+    dynamic: DynamicModel
+    extractor: Any
+    exits: ExitHeads | None
+    info: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, in the order of the logits."""
+        return list(self.info["labels"])
+
+
+def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run:
+    """A backbone with a new classification head and selector, by the seed of `config`.
+
+    Raises:
+        ValueError: an unknown backbone, one without a classification model, or an unsupported one.
+    """
+    path = resolve(config.backbone)
+    torch.manual_seed(config.seed)
+    names = dict(enumerate(labels))
+    settings = AutoConfig.from_pretrained(path)
+    if type(settings) not in AutoModelForAudioClassification._model_mapping:
+        raise ValueError(
+            f"transformers has no audio classification model for {settings.model_type!r}: "
+            "choose another backbone"
+        )
+    model = AutoModelForAudioClassification.from_pretrained(
+        path,
+        num_labels=len(labels),
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+    )
+    dynamic = wrap(model, "first" if config.method == "early-exit" else "input", skip=config.skip)
+    exits = None
+    if config.method == "early-exit":
+        width = dynamic.base.config.hidden_size
+        exits = ExitHeads(dynamic.num_layers, width, len(labels))
+    extractor = AutoFeatureExtractor.from_pretrained(path)
+    return Run(config, dynamic, extractor, exits, {**info, "labels": labels})
+
+
+def load_run(directory: Path | str) -> Run:
+    """The finished run in `directory`.
+
+    Raises:
+        ValueError: not a run, an unfinished one, or a damaged one.
+    """
+    directory = Path(directory)
+    if not (directory / "model").is_dir():
+        if (directory / "checkpoint.safetensors").exists():
+            raise ValueError(
+                f"the training in {directory} has not finished: give its `sounding train` command "
+                "again to go on"
+            )
+        raise ValueError(f"{directory} is not a run: `sounding train --out {directory}` makes one")
+    try:
+        info = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        config = TrainConfig.from_yaml(directory / "config.yaml")
+        labels = list(info["labels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory} is damaged: {error}") from None
+    dynamic = load(directory / "model")
+    exits = None
+    if config.method == "early-exit":
+        exits = ExitHeads(dynamic.num_layers, dynamic.base.config.hidden_size, len(labels))
+        try:
+            exits.load_state_dict(load_file(directory / "exits.safetensors"))
+        except Exception as error:  # safetensors has no common base class for its errors
+            raise ValueError(f"{directory}/exits.safetensors is damaged: {error}") from None
+        exits.eval()
+    extractor = AutoFeatureExtractor.from_pretrained(directory / "model")
+    return Run(config, dynamic, extractor, exits, info)
+
+
+def provenance() -> dict[str, Any]:
+    """Where a number comes from: versions, commit, machine."""
+    return {
+        "versions": {
+            "sounding": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
+        },
+        "commit": _commit(),
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, with "-dirty" for changed sources; None elsewhere."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", "src"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

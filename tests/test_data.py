@@ -1,0 +1,569 @@
+"""Folders of clips: what is read, what is refused, and the features made from them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import transformers
+
+from sounding.data.audio import AudioError
+from sounding.data.folder import (
+    Clip,
+    DataError,
+    batches,
+    collate,
+    extract,
+    extractor_layout,
+    load_features,
+    load_folder,
+    subset,
+)
+
+EXTRACTORS = {
+    "whisper": lambda: transformers.WhisperFeatureExtractor(),
+    "wav2vec2": lambda: transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True),
+    "wav2vec2-plain": lambda: transformers.Wav2Vec2FeatureExtractor(do_normalize=False),
+    "ast": lambda: transformers.ASTFeatureExtractor(),
+    "wav2vec2-bert": lambda: transformers.SeamlessM4TFeatureExtractor(),
+    "parakeet": lambda: transformers.ParakeetFeatureExtractor(),
+}
+DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, samples).astype("f4")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a folder from rows of metadata.csv; the audio is 0.1 s of noise each."""
+
+    def make(rows: list[dict[str, str]], name="folder", audio=True, encoding="utf-8") -> Path:
+        root = tmp_path / name
+        root.mkdir(parents=True)
+        with (root / "metadata.csv").open("w", newline="", encoding=encoding) as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        for seed, row in enumerate(rows if audio else []):
+            path = root / row["file_name"]
+            path.parent.mkdir(exist_ok=True)
+            sf.write(path, noise(1600, seed), 16000)
+        return root
+
+    return make
+
+
+def rows_of(
+    count: int, split: str | None = "train", labels=("no", "yes"), **columns: str
+) -> list[dict[str, str]]:
+    rows = []
+    for index in range(count):
+        row = {"file_name": f"{split or 'clip'}{index}.wav", "label": labels[index % len(labels)]}
+        if split is not None:
+            row["split"] = split
+        rows.append({**row, **columns})
+    return rows
+
+
+def all_splits() -> list[dict[str, str]]:
+    return rows_of(6) + rows_of(2, "validation") + rows_of(4, "test")
+
+
+# --- what is read ---------------------------------------------------------------------------
+
+
+def test_rows_become_clips_with_their_columns(make):
+    rows = [{**row, "speaker": "ann", "age": "7"} for row in all_splits()]
+    root = make(rows)
+    folder = load_folder(str(root))
+    assert folder.task == "classification"
+    assert folder.labels == ("no", "yes")
+    assert len(folder.clips) == 12
+    clip = folder.split("test")[1]
+    assert clip == Clip(root / "test1.wav", "yes", "test", "ann", {"age": "7"})
+    assert folder.label_index(clip) == 1
+
+
+def test_a_byte_order_mark_and_spaces_do_no_harm(make):
+    root = make(all_splits(), encoding="utf-8-sig")
+    text = (root / "metadata.csv").read_text(encoding="utf-8")
+    (root / "metadata.csv").write_text(text.replace(",", " , "), encoding="utf-8")
+    assert len(load_folder(root).split("train")) == 6
+
+
+@pytest.mark.parametrize("alias", ["valid", "val", "dev", "eval", "Validation"])
+def test_aliases_of_validation(make, alias):
+    folder = load_folder(make(rows_of(4) + rows_of(2, alias)))
+    assert len(folder.split("validation")) == len(folder.split(alias)) == 2
+
+
+def test_text_in_place_of_labels(make):
+    rows = [{**row, "text": f"words, {i}"} for i, row in enumerate(all_splits())]
+    for row in rows:
+        del row["label"]
+    folder = load_folder(make(rows))
+    assert folder.task == "text"
+    assert folder.labels == ()
+    assert folder.clips[0].target == "words, 8"  # test0.wav is first by name
+    with pytest.raises(DataError, match="the folder has texts"):
+        folder.label_index(folder.clips[0])
+
+
+def test_label_comes_before_text_and_text_is_kept(make):
+    folder = load_folder(make([{**row, "text": "hello"} for row in all_splits()]))
+    assert folder.task == "classification"
+    assert folder.clips[0].extra == {"text": "hello"}
+
+
+def test_a_split_without_clips_says_which_there_are(make):
+    folder = load_folder(make(rows_of(4) + rows_of(2, "validation")))
+    with pytest.raises(DataError, match=r"train \(4 clips\), validation \(2 clips\)"):
+        folder.split("test")
+    with pytest.raises(DataError, match="unknown split 'tset'"):
+        folder.split("tset")
+
+
+def test_label_of_another_folder(make):
+    folder = load_folder(make(all_splits()))
+    with pytest.raises(DataError, match=r"'maybe' is not one of this folder \(no, yes\)"):
+        folder.label_index(Clip(Path("x.wav"), "maybe", "test"))
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+def refused(root: Path, match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        load_folder(root)
+
+
+def test_not_a_directory(tmp_path):
+    refused(tmp_path / "none", "none: not a directory")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "file: not a directory")
+
+
+def test_no_metadata(tmp_path):
+    refused(tmp_path, r"no metadata\.csv, expected a table with the columns file_name and label")
+
+
+def test_empty_metadata(tmp_path):
+    (tmp_path / "metadata.csv").touch()
+    refused(tmp_path, "no column 'file_name' .*the columns are none")
+
+
+def test_header_only(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,label\n")
+    refused(tmp_path, "no row of the split 'train' among 0 rows")
+
+
+def test_no_file_name_column(make):
+    rows = [{"path": row["file_name"], "label": "a"} for row in rows_of(2)]
+    refused(make(rows, audio=False), r"no column 'file_name' \(the columns are path, label\)")
+
+
+def test_neither_label_nor_text(make):
+    rows = [{"file_name": row["file_name"], "class": "a"} for row in rows_of(2)]
+    refused(make(rows), "neither a column 'label' nor 'text' .*file_name, class")
+
+
+def test_empty_labels_are_counted_and_their_lines_named(make):
+    rows = rows_of(12)
+    for row in rows[2:9]:
+        row["label"] = " "
+    refused(make(rows), r"7 rows have \(line 4, 5, 6, 7, 8 and 2 more\) an empty 'label'")
+
+
+def test_empty_file_name(make):
+    rows = rows_of(3)
+    rows[1]["file_name"] = ""
+    refused(make(rows, audio=False), r"1 row has \(line 3\) no file_name")
+
+
+def test_missing_audio_is_counted_and_named(make):
+    root = make(rows_of(10))
+    for index in range(7):
+        (root / f"train{index}.wav").unlink()
+    refused(
+        root, "of 10 audio files 7 are missing: train0.wav, .*, train4.wav and 2 more: copy them"
+    )
+
+
+@pytest.mark.parametrize("again", ["train0.wav", "./train0.wav"])
+def test_the_same_file_twice(make, again):
+    root = make([*rows_of(4), {"file_name": again, "label": "no", "split": "test"}])
+    refused(root, "more than one row for train0.wav")
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.wav", "/etc/passwd", "a/../../b.wav", "C:\\a.wav", "..\\a.wav"]
+)
+def test_a_file_outside_of_the_folder(make, name):
+    rows = rows_of(3)
+    rows[2]["file_name"] = name
+    refused(make(rows, audio=False), "would be outside of the folder")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_class_without_training_clips_is_named(make, split):
+    refused(
+        make(rows_of(4) + rows_of(3, split, labels=("yes", "maybe"))),
+        f"classes in {split} without any training clip: maybe: add training clips",
+    )
+
+
+def test_unknown_split_name(make):
+    refused(make(rows_of(4) + rows_of(1, "tets")), "line 6: unknown split 'tets': use train, ")
+    refused(make(rows_of(2, ""), name="empty"), "line 2: unknown split ''")
+
+
+def test_no_training_rows(make):
+    refused(make(rows_of(4, "test")), "no row of the split 'train' among 4 rows")
+
+
+def test_only_one_class(make):
+    refused(make(rows_of(4, labels=("yes",))), "'yes' is the only class: at least two")
+
+
+def test_the_same_column_twice(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,label,label\na.wav,x,y\n")
+    refused(tmp_path, "the column 'label' is there twice")
+
+
+def test_rows_of_another_width(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.wav,oh, no\nb.wav\n")
+    refused(tmp_path, r"2 rows have \(line 2, 3\) more or fewer values than the 2 columns")
+
+
+def test_unclosed_quote(tmp_path):
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.wav,"oh\nb.wav,no\n')
+    refused(tmp_path, "line 3: unexpected end of data")
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "metadata.csv").write_bytes("file_name,label\na.wav,für\n".encode("latin-1"))
+    refused(tmp_path, "not UTF-8")
+
+
+# --- splits by hash -------------------------------------------------------------------------
+
+
+def splits_of(folder) -> dict[str, str]:
+    return {clip.path.name: clip.split for clip in folder.clips}
+
+
+def test_split_by_file_name_is_80_10_10_and_always_the_same(make):
+    rows = rows_of(100, split=None)
+    first = splits_of(load_folder(make(rows)))
+    assert [list(first.values()).count(s) for s in ("train", "validation", "test")] == [80, 10, 10]
+    random.Random(0).shuffle(rows)
+    assert splits_of(load_folder(make(rows, name="again"))) == first
+    # a fixed answer, so that no change of the code moves clips between the splits unnoticed
+    assert sorted(n for n, s in first.items() if s == "test")[:2] == ["clip14.wav", "clip18.wav"]
+
+
+def test_split_by_speaker_keeps_speakers_apart(make):
+    rows = rows_of(60, split=None)
+    for index, row in enumerate(rows):
+        row["speaker"] = f"s{index % 12}" if index % 2 else f"t{index % 12}"
+    folder = load_folder(make(rows))
+    speakers = {s: {c.speaker for c in folder.split(s)} for s in ("train", "validation", "test")}
+    assert {split: len(names) for split, names in speakers.items()} == {
+        "train": 10,
+        "validation": 1,
+        "test": 1,
+    }
+    assert not speakers["train"] & (speakers["validation"] | speakers["test"])
+
+
+def test_fewer_than_ten_speakers_are_split_by_file(make):
+    rows = rows_of(40, split=None)
+    for index, row in enumerate(rows):
+        row["speaker"] = f"s{index % 9}"
+    assert len(load_folder(make(rows)).split("test")) == 4
+
+
+def test_hash_split_leaves_every_class_in_training(make):
+    rows = rows_of(40, split=None)
+    for index in range(30):
+        rows[index]["label"] = f"alone{index}"
+    folder = load_folder(make(rows))
+    assert len(folder.labels) == 32
+    assert len(folder.split("test")) == 4
+
+
+def test_missing_validation_is_carved_from_training(make):
+    rows = rows_of(50) + rows_of(10, "test")
+    folder = load_folder(make(rows))
+    assert [len(folder.split(s)) for s in ("train", "validation", "test")] == [45, 5, 10]
+    assert {c.path.name for c in folder.split("test")} == {f"test{i}.wav" for i in range(10)}
+
+
+# --- digest ---------------------------------------------------------------------------------
+
+
+def test_digest_is_that_of_the_content_not_of_order_or_place(make, tmp_path):
+    rows = all_splits()
+    root = make(rows)
+    folder = load_folder(root)
+    moved = Path(shutil.move(root, tmp_path / "moved"))
+    assert load_folder(moved).digest == folder.digest
+    lines = (moved / "metadata.csv").read_text().splitlines()
+    (moved / "metadata.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    again = load_folder(moved)
+    assert again.digest == folder.digest
+    assert [c.path.name for c in again.clips] == [c.path.name for c in folder.clips]
+
+
+def test_digest_changes_with_one_byte_one_label_one_split_and_one_clip(make):
+    root = make(all_splits())
+    metadata = (root / "metadata.csv").read_text()
+    digests = [load_folder(root).digest]
+    for old, new in [("train0.wav,no", "train0.wav,yes"), ("yes,test", "yes,train")]:
+        (root / "metadata.csv").write_text(metadata.replace(old, new, 1))
+        digests.append(load_folder(root).digest)
+    (root / "metadata.csv").write_text(metadata.rsplit("\n", 2)[0] + "\n")
+    digests.append(load_folder(root).digest)
+    (root / "metadata.csv").write_text(metadata)
+    content = bytearray((root / "test3.wav").read_bytes())
+    content[-1] ^= 1
+    (root / "test3.wav").write_bytes(content)
+    digests.append(load_folder(root).digest)
+    assert len(set(digests)) == 5
+
+
+# --- subset ---------------------------------------------------------------------------------
+
+
+def test_subset_keeps_the_classes_in_proportion(make):
+    folder = load_folder(make(rows_of(60, labels=("a", "a", "a", "a", "b", "c"))))
+    chosen = subset(folder, "train", 12, seed=0)
+    assert sorted(c.target for c in chosen) == ["a"] * 8 + ["b"] * 2 + ["c"] * 2
+    assert chosen == subset(folder, "train", 12, seed=0)
+    assert chosen != subset(folder, "train", 12, seed=1)
+    assert set(chosen) <= set(folder.split("train"))
+
+
+def test_subset_of_more_than_there_are_is_all_of_them(make):
+    folder = load_folder(make(all_splits()))
+    assert subset(folder, "train", 1000, seed=0) == folder.split("train")
+    with pytest.raises(ValueError, match="0 clips"):
+        subset(folder, "train", 0, seed=0)
+
+
+# --- features -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "shape"),
+    [
+        ("whisper", 960, (6, 80)),
+        ("whisper", 16161, (101, 80)),  # an odd number of frames
+        ("wav2vec2", 16161, (16161,)),
+        ("wav2vec2-plain", 961, (961,)),
+        ("ast", 960, (1024, 128)),
+        ("ast", 16161, (1024, 128)),
+        ("wav2vec2-bert", 960, (2, 160)),
+        ("wav2vec2-bert", 16160, (49, 160)),  # 99 frames, stacked by two
+        ("parakeet", 960, (6, 80)),
+        ("parakeet", 16161, (101, 80)),
+    ],
+)
+def test_features_have_the_length_of_the_clip(name, samples, shape):
+    features = extract(noise(samples), EXTRACTORS[name]())
+    assert features.shape == shape
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+
+
+def test_whisper_features_are_those_of_the_padded_window():
+    extractor = EXTRACTORS["whisper"]()
+    padded = extractor(noise(16000), sampling_rate=16000)["input_features"][0].T
+    np.testing.assert_allclose(extract(noise(16000), extractor)[:98], padded[:98], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_silence_has_finite_features(name):
+    assert np.isfinite(extract(np.zeros(8000, "f4"), EXTRACTORS[name]())).all()
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+@pytest.mark.parametrize(
+    ("audio", "match"),
+    [
+        (noise(160), "0.010 s"),
+        (np.full(1600, np.nan, "f4"), "NaN"),
+        (np.zeros((2, 1600), "f4"), "expected one channel"),
+    ],
+)
+def test_audio_that_no_model_can_use(name, audio, match):
+    with pytest.raises(AudioError, match=match):
+        extract(audio, EXTRACTORS[name]())
+
+
+@pytest.fixture
+def clips(tmp_path):
+    made = []
+    for index, samples in enumerate([16161, 960, 8000]):
+        path = tmp_path / f"{index}.wav"
+        sf.write(path, noise(samples, index), 16000, subtype="FLOAT")
+        made.append(Clip(path, "a", "test"))
+    return made
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_features_are_the_same_alone_and_in_company(clips, name):
+    extractor = EXTRACTORS[name]()
+    together = load_features(clips, extractor, max_seconds=None)
+    for clip, features in zip(clips, together, strict=True):
+        np.testing.assert_array_equal(
+            load_features([clip], extractor, max_seconds=None)[0], features
+        )
+
+
+def test_load_features_reports_progress_and_cuts(clips):
+    seen = []
+    features = load_features(
+        clips,
+        EXTRACTORS["wav2vec2"](),
+        max_seconds=0.5,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [len(one) for one in features] == [8000, 960, 8000]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_clips_over_30_seconds_are_refused_unless_cut(tmp_path):
+    sf.write(tmp_path / "long.flac", noise(31 * 8000), 8000)
+    clip = Clip(tmp_path / "long.flac", "a", "train")
+    with pytest.raises(AudioError, match=r"long\.flac: 31\.0 s, expected at most 30 s"):
+        load_features([clip], EXTRACTORS["whisper"](), max_seconds=None)
+    assert load_features([clip], EXTRACTORS["whisper"](), max_seconds=30)[0].shape == (3000, 80)
+
+
+def test_a_bad_clip_is_named(clips, tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"bad" * 100)
+    with pytest.raises(AudioError, match=r"bad\.wav: cannot be decoded"):
+        load_features(
+            [*clips, Clip(tmp_path / "bad.wav", "a", "test")],
+            EXTRACTORS["wav2vec2"](),
+            max_seconds=None,
+        )
+
+
+def test_a_rate_that_the_extractor_does_not_take(clips):
+    with pytest.raises(ValueError, match="8000 Hz, but Wav2Vec2FeatureExtractor takes 16000"):
+        load_features(clips, EXTRACTORS["wav2vec2"](), max_seconds=None, rate=8000)
+
+
+# --- batches --------------------------------------------------------------------------------
+
+
+def test_layout_of_every_extractor():
+    assert {name: extractor_layout(make()) for name, make in EXTRACTORS.items()} == {
+        "whisper": ("input_features", "bins_first"),
+        "wav2vec2": ("input_values", "time_first"),
+        "wav2vec2-plain": ("input_values", "time_first"),
+        "ast": ("input_values", "time_first"),
+        "wav2vec2-bert": ("input_features", "time_first"),
+        "parakeet": ("input_features", "time_first"),
+    }
+
+
+@pytest.mark.parametrize("layout", ["time_first", "bins_first"])
+def test_collate_pads_frames_with_zeros_on_the_right(layout):
+    features = [np.full((n, 4), float(n), np.float32) for n in (3, 7, 1)]
+    batch = collate(features, "input_features", layout)
+    assert set(batch) == {"input_features", "attention_mask"}
+    assert batch["attention_mask"].dtype == torch.long
+    assert batch["attention_mask"].sum(1).tolist() == [3, 7, 1]
+    values = batch["input_features"]
+    assert values.shape == ((3, 7, 4) if layout == "time_first" else (3, 4, 7))
+    assert values.is_contiguous()
+    values = values if layout == "time_first" else values.transpose(1, 2)
+    for index, one in enumerate(features):
+        assert torch.equal(values[index, : len(one)], torch.from_numpy(one))
+        assert not values[index, len(one) :].any()
+        assert batch["attention_mask"][index, : len(one)].all()
+
+
+def test_collate_pads_waveforms():
+    batch = collate([noise(5), noise(3)], "input_values", "time_first")
+    assert batch["input_values"].shape == (2, 5)
+    assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    with pytest.raises(ValueError, match="no features"):
+        collate([], "input_values", "time_first")
+
+
+LENGTHS = np.random.default_rng(0).integers(10, 1000, 1003).tolist()
+
+
+def shuffled(seed=0, epoch=0, size=8):
+    return batches(LENGTHS, size, seed=seed, epoch=epoch, shuffle=True)
+
+
+def test_batches_follow_from_seed_and_epoch():
+    assert shuffled() == shuffled()
+    assert shuffled(epoch=1) != shuffled()
+    assert shuffled(seed=1) != shuffled()
+    assert shuffled(seed=1, epoch=0) != shuffled(seed=0, epoch=1)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("size", [1, 8, 5000])
+def test_batches_hold_every_clip_once(shuffle, size):
+    made = batches(LENGTHS, size, seed=0, epoch=3, shuffle=shuffle)
+    assert sorted(index for batch in made for index in batch) == list(range(len(LENGTHS)))
+    assert len(made) == -(-len(LENGTHS) // size)
+    assert sum(len(batch) < size for batch in made) <= 1
+
+
+def test_batches_without_shuffling_keep_the_order():
+    made = batches([5, 1, 3], 2, seed=0, epoch=0, shuffle=False)
+    assert made == [[0, 1], [2]]
+    assert batches([], 2, seed=0, epoch=0, shuffle=True) == []
+
+
+def test_shuffled_batches_need_little_padding_and_come_in_random_order():
+    made = shuffled()
+    padded = sum(len(batch) * max(LENGTHS[i] for i in batch) for batch in made)
+    assert padded < 1.05 * sum(LENGTHS)
+    longest = [max(LENGTHS[i] for i in batch) for batch in made]
+    assert abs(np.corrcoef(longest, np.arange(len(made)))[0, 1]) < 0.3
+
+
+def test_batch_size_below_one():
+    with pytest.raises(ValueError, match="batch size of 0"):
+        batches(LENGTHS, 0, seed=0, epoch=0, shuffle=False)
+
+
+# --- real data ------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "clips", "labels"),
+    [("fsdd", 3000, 10), ("wakewords", 3538, 11), ("ravdess", 1440, 8), ("esc10", 400, 10)],
+)
+def test_real_folders_load_and_give_features(name, clips, labels):
+    root = DATA / name
+    if not root.is_dir():
+        pytest.skip(f"no folder {root}: set SOUNDING_DATA to the directory of the data sets")
+    folder = load_folder(root)
+    assert len(folder.clips) == clips
+    assert len(folder.labels) == labels
+    some = [
+        c for split in ("train", "validation", "test") for c in subset(folder, split, 4, seed=0)
+    ]
+    features = load_features(some, EXTRACTORS["whisper"](), max_seconds=None)
+    for clip, one in zip(some, features, strict=True):
+        assert len(one) == pytest.approx(100 * float(clip.extra["duration"]), abs=1.5)
