@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,11 +40,17 @@ def atomic_directory(path: Path | str, *, keep_others: bool = False) -> Iterator
 
     An existing `path` is replaced as a whole: a reader sees the old content or the new. A kill
     between the two renames leaves the old content as `.NAME.old`, from where `recover` takes it.
+    A symbolic link is followed: its target is replaced.
 
     Args:
         keep_others: keep the files of an existing `path` that were not written anew.
+
+    Raises:
+        ValueError: `path` is a file.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.is_file():
+        raise ValueError(f"{path} is a file: give the name of a directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -55,14 +62,14 @@ def atomic_directory(path: Path | str, *, keep_others: bool = False) -> Iterator
         if path.exists():
             os.replace(path, _old(path))
         os.replace(temporary, path)
-        shutil.rmtree(_old(path), ignore_errors=True)
     finally:
+        recover(path)  # in case of an interrupt between the two
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def recover(path: Path | str) -> None:
     """Put back what a kill in the middle of `atomic_directory` left beside `path`."""
-    path = Path(path)
+    path = Path(path).resolve()
     if not path.exists() and _old(path).exists():
         os.replace(_old(path), path)
     shutil.rmtree(_old(path), ignore_errors=True)
@@ -78,9 +85,22 @@ def _link_missing(source: Path, target: Path) -> None:
         if (target / item.name).exists():
             continue
         if item.is_dir():
-            shutil.copytree(item, target / item.name, copy_function=os.link)
+            shutil.copytree(item, target / item.name, copy_function=_link)
         else:
-            os.link(item, target / item.name)
+            _link(item, target / item.name)
+
+
+def _link(source: Path | str, target: Path | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def sha256(path: Path | str) -> str:
+    """Of a file's content, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path | str, text: str) -> None:

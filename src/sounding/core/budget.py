@@ -28,8 +28,7 @@ def kept_layers(budget: Any, *, layers: int, batch: int) -> list[int]:
     >>> kept_layers([1, 0.5, None], layers=6, batch=3)
     [1, 3, 6]
     """
-    if hasattr(budget, "tolist"):  # a tensor or an array
-        budget = budget.tolist()
+    budget = _plain(budget)
     if isinstance(budget, (list, tuple)):
         if len(budget) != batch:
             raise ValueError(
@@ -40,7 +39,13 @@ def kept_layers(budget: Any, *, layers: int, batch: int) -> list[int]:
     return [_one(budget, layers)] * batch
 
 
+def _plain(budget: Any) -> Any:
+    """Python values in place of a tensor or an array."""
+    return budget.tolist() if hasattr(budget, "tolist") else budget
+
+
 def _one(budget: Any, layers: int) -> int:
+    budget = _plain(budget)
     if budget is None:
         return layers
     if isinstance(budget, str):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,7 +97,13 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     Shape: hidden [batch, frames, width] -> the same.
     """
     layers = call.stack.layers
-    kwargs = _by_name(layers[0], args, kwargs)
+    names = _argument_names(type(plain(layers[0])).forward)
+    kwargs = dict(zip(names, args, strict=False)) | kwargs
+    if call.lengths is not None and len(call.lengths) != hidden.shape[0]:
+        raise ValueError(
+            "a batch with padding needs an encoder that runs once per input (Whisper's fallback "
+            "of temperatures runs it again on a part): give one input at a time"
+        )
     gates = call.choose(hidden, call.frame_mask(hidden.shape[1]))
     mask = gates.mask.to("cpu")
     kwargs = call.backbone.prepare(layers, hidden, kwargs)
@@ -105,19 +111,41 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     call.executed.append(executed)
     if call.keep_hidden_states:
         call.hidden_states = [hidden]
+    in_place = not torch.is_grad_enabled() and not call.keep_hidden_states
+    ours = False  # whether `hidden` is a copy that nobody else holds
     extra: tuple[Any, ...] = ()
-    for index, layer in enumerate(layers):
-        rows = mask[:, index].nonzero().squeeze(1)
-        if len(rows):
-            weight = None if gates.weight is None else gates.weight[:, index]
-            ran, extra = _run_rows(call, layer, hidden, rows, weight, kwargs)
-            executed[rows, index] = True
-            hidden = _skip_rest(call, layer, hidden, ran, rows)
-        else:
+    for index, (layer, count) in enumerate(zip(layers, mask.sum(0).tolist(), strict=True)):
+        weight = None if gates.weight is None else gates.weight[:, index]
+        if count == len(mask):
+            hidden, extra = _run(layer, hidden, weight, kwargs)
+            ours = False
+        elif count == 0:
             hidden = _skipped(call, layer, hidden)
+        else:
+            rows = mask[:, index].nonzero().squeeze(1).to(hidden.device)
+            ran, extra = _run_rows(call, layer, hidden, rows, weight, kwargs)
+            rest = _skipped(call, layer, hidden)
+            ran = ran.to(rest.dtype)
+            if in_place and ours and rest is hidden:
+                hidden.index_copy_(0, rows, ran)
+            else:
+                hidden = rest.index_copy(0, rows, ran)
+            ours = True
+        executed[:, index] = mask[:, index]
         if call.keep_hidden_states:
             call.hidden_states.append(hidden)
     return (hidden, *extra) if call.backbone.tuple_output else hidden
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """The layer itself, where `layer` is what `torch.compile(layer)` returned."""
+    return getattr(layer, "_orig_mod", layer)
+
+
+@cache
+def _argument_names(forward: Callable[..., Any]) -> list[str]:
+    """What follows the hidden states: a subset of the inputs takes its arguments by name."""
+    return list(inspect.signature(forward).parameters)[2:]
 
 
 def _run_rows(
@@ -129,14 +157,16 @@ def _run_rows(
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, tuple[Any, ...]]:
     """Run `layer` on the inputs `rows`. Shape: -> [len(rows), frames, width]."""
-    if len(rows) < hidden.shape[0]:
-        rows = rows.to(hidden.device)
-        kwargs = {
-            name: call.backbone.take(name, value, rows, hidden.shape[0])
-            for name, value in kwargs.items()
-        }
-        hidden = hidden.index_select(0, rows)
-        weight = None if weight is None else weight.index_select(0, rows)
+    batch = hidden.shape[0]
+    kwargs = {name: call.backbone.take(name, kwargs[name], rows, batch) for name in kwargs}
+    weight = None if weight is None else weight.index_select(0, rows)
+    return _run(layer, hidden.index_select(0, rows), weight, kwargs)
+
+
+def _run(
+    layer: nn.Module, hidden: Tensor, weight: Tensor | None, kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Run `layer`; a tuple's first entry is the hidden states."""
     out = layer(hidden, **kwargs)
     out, extra = (out[0], tuple(out[1:])) if isinstance(out, tuple) else (out, ())
     if weight is not None:
@@ -146,24 +176,10 @@ def _run_rows(
     return out, extra
 
 
-def _skip_rest(call: Call, layer: nn.Module, hidden: Tensor, ran: Tensor, rows: Tensor) -> Tensor:
-    """Put the rows that ran back among those that skipped the layer."""
-    if len(rows) == hidden.shape[0]:
-        return ran
-    rest = _skipped(call, layer, hidden)
-    return rest.index_copy(0, rows.to(hidden.device), ran.to(rest.dtype))
-
-
 def _skipped(call: Call, layer: nn.Module, hidden: Tensor) -> Tensor:
     """What passes a layer that is not run: the identity, or the layer's own final norm."""
     if call.skip == "identity":
         return hidden
-    norm = call.backbone.final_norm(layer)
+    norm = call.backbone.final_norm(plain(layer))
     assert norm is not None  # `wrap` has refused skip="norm" otherwise
     return norm(hidden)
-
-
-def _by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Positional arguments after the hidden states, by name: a subset is taken by name."""
-    names = list(inspect.signature(type(layer).forward).parameters)[2:]
-    return dict(zip(names, args, strict=False)) | kwargs

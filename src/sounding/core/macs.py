@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -68,18 +69,47 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
             dynamic(**inputs)
         selector = FlopCounterMode(display=False, custom_mapping=_SDPA)
         with selector:
-            dynamic.selector(features[0], None, torch.ones(1, dtype=torch.long))
+            one = torch.ones(1, dtype=torch.long, device=features[0].device)
+            dynamic.selector(features[0], None, one)
     finally:
         for handle in handles:
             handle.remove()
         dynamic.train(was_training)
-    layers = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    layers = [b - a for a, b in pairwise(marks)]
     return Macs(
         front_end=marks[0] // 2,
         selector=selector.get_total_flops() // 2,
         layers=tuple(flops // 2 for flops in layers),
         head=(counter.get_total_flops() - marks[-1]) // 2,
     )
+
+
+def summary(dynamic: DynamicModel, seconds: float = 1.0) -> str:
+    """Layers, parameters and MACs by part, as text for people.
+
+    Args:
+        seconds: length of the clip whose MACs are counted.
+    """
+    macs = count_macs(dynamic, example_inputs(dynamic, seconds))
+    layers = dynamic.stack.layers
+    rest = sum(p.numel() for p in dynamic.model.parameters())
+    in_layers = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    selector = sum(p.numel() for p in dynamic.selector.parameters())
+    lines = [
+        f"{type(dynamic.model).__name__} ({dynamic.backbone.name}), {len(layers)} layers, "
+        f"a clip of {seconds:g} s",
+        f"{'part':<12}{'parameters':>14}{'MACs':>18}{'of full':>10}",
+    ]
+    parts = [("front end", rest - sum(in_layers), macs.front_end)]
+    parts += [
+        (f"layer {i}", n, m) for i, (n, m) in enumerate(zip(in_layers, macs.layers, strict=True))
+    ]
+    parts += [("head", 0, macs.head), ("selector", selector, macs.selector)]
+    for name, parameters, cost in parts:
+        count = "above" if name == "head" else f"{parameters:,}"
+        lines.append(f"{name:<12}{count:>14}{cost:>18,}{100 * cost / macs.full:>9.3f} %")
+    lines.append(f"{'full depth':<12}{rest:>14,}{macs.full:>18,}{100:>9.3f} %")
+    return "\n".join(lines)
 
 
 def example_inputs(dynamic: DynamicModel, seconds: float = 1.0) -> dict[str, Tensor]:

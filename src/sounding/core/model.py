@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import atomic_directory, recover, write_json
+from ..files import atomic_directory, recover, sha256, write_json
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers
-from .executor import Call, LayerStack, activate
+from .executor import Call, LayerStack, activate, active_call, plain
 from .selector import Gates, InputSelector, StaticSelector, selector_from_config
 
 CONFIG = "sounding.json"
@@ -46,10 +46,13 @@ class DynamicModel(nn.Module):
         self.selector = selector
         self.backbone = backbone
         self.skip = skip
+        self.training = model.training
+        selector.train(model.training)
         object.__setattr__(self, "base", base)  # a part of `model`: not registered twice
         owner = backbone.owner(base)
         self._plain_layers = [owner.layers]  # in a list: not registered as a submodule
         owner.layers = LayerStack(owner.layers)  # type: ignore[arg-type]
+        owner.layers.training = self._plain_layers[0].training  # type: ignore[union-attr]
         self._handles = backbone.install(base)
         self._handles.append(base.register_forward_hook(_full_hidden_states))
         self._layerdrop = _set_layerdrop(owner, 0.0)
@@ -87,6 +90,7 @@ class DynamicModel(nn.Module):
                 Shape: [layers] or [batch, layers], bool, at least one True per input.
             attention_mask: as the model takes it; padding is on the right. For Whisper, over mel
                 frames. Shape: [batch, samples or frames].
+            args, kwargs: the rest of what the model takes.
 
         Returns:
             The model's output with `executed_layers`, bool [batch, layers]: what really ran.
@@ -95,19 +99,18 @@ class DynamicModel(nn.Module):
             ValueError: a budget or a mask that is not allowed, padding on the left, or an option
                 that needs every layer (`output_attentions`, `return_dict=False`).
         """
+        kwargs = self._by_name(args, kwargs)
         self._refuse(kwargs)
-        inputs = kwargs.get(self.model.main_input_name, args[0] if args else None)
+        inputs = kwargs.get(self.model.main_input_name)
         if inputs is None:
             raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
-        call = self._call(inputs.shape[0], budget, mask, kwargs.get("attention_mask"))
+        call = self._call(inputs, budget, mask, kwargs.get("attention_mask"))
         self._refuse_padding(call, inputs)
-        config = self.model.config
-        call.keep_hidden_states = bool(
-            kwargs.get("output_hidden_states", config.output_hidden_states)
-            or getattr(config, "use_weighted_layer_sum", False)
+        call.keep_hidden_states = self._wants_hidden_states(kwargs) or bool(
+            getattr(self.model.config, "use_weighted_layer_sum", False)
         )
         with activate(call):
-            out = self.model(*args, **kwargs)
+            out = self.model(**kwargs)
         out["executed_layers"] = call.executed[-1] if call.executed else None
         return out
 
@@ -120,13 +123,22 @@ class DynamicModel(nn.Module):
         [batch, layers], or a list of these where the encoder ran more than once.
 
         Raises:
-            ValueError: as for a call; for Whisper also clips of mixed lengths below 30 s.
+            ValueError: as for a call; for Whisper also clips of mixed lengths below 30 s, and
+                budgets per input where its encoder runs more than once (above 30 s).
         """
+        settings = kwargs.get("generation_config") or self.model.generation_config
+        self._refuse({"output_attentions": settings.output_attentions, **kwargs})
         inputs = args[0] if args else kwargs.get(self.model.main_input_name, kwargs.get("inputs"))
         if inputs is None:
             raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
-        call = self._call(inputs.shape[0], budget, mask, kwargs.get("attention_mask"))
+        call = self._call(inputs, budget, mask, kwargs.get("attention_mask"))
         self._refuse_padding(call, inputs)
+        window = self.backbone.window(self.base)
+        if window is not None and inputs.shape[-1] > window:
+            call.lengths = None  # the model cuts it into pieces, each a full window
+        call.keep_hidden_states = self._wants_hidden_states(
+            {"output_hidden_states": settings.output_hidden_states, **kwargs}
+        )
         with activate(call):
             args, kwargs = self._encode_short(inputs, args, kwargs)
             out = self.model.generate(*args, **kwargs)
@@ -136,17 +148,22 @@ class DynamicModel(nn.Module):
 
     def layer_outputs(
         self, batch: dict[str, Tensor], k: int | None = None
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """What each of the first `k` layers puts out, with the mask of its valid frames.
+    ) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
+        """Run the first `k` layers of the encoder, and no head.
 
-        Shape: each [batch, frames, width] and [batch, frames] bool (None without padding).
+        Returns:
+            What each of them puts out, [batch, frames, width], with the mask of its valid frames,
+            bool [batch, frames] (None without padding); and `executed_layers`, bool
+            [batch, layers].
         """
-        k = self.num_layers if k is None else k
-        mask = torch.arange(self.num_layers) < k
-        out = self(**batch, mask=mask, output_hidden_states=True)
-        states = out.get("hidden_states", out.get("encoder_hidden_states"))
-        call = self._call(states[0].shape[0], None, None, batch.get("attention_mask"))
-        return [(state, call.frame_mask(state.shape[1])) for state in states[1 : k + 1]]
+        inputs = batch[self.base.main_input_name]
+        mask = torch.arange(self.num_layers) < (self.num_layers if k is None else k)
+        call = self._call(inputs, None, mask, batch.get("attention_mask"))
+        call.keep_hidden_states = True
+        with activate(call):
+            out = self.base(**batch)
+        states = out.hidden_states[1 : int(mask.sum()) + 1]
+        return [(state, call.frame_mask(state.shape[1])) for state in states], call.executed[-1]
 
     def _encode_short(
         self, inputs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -157,7 +174,12 @@ class DynamicModel(nn.Module):
             return args, kwargs
         dropped = {"attention_mask", "inputs", self.model.main_input_name}
         kwargs = {name: value for name, value in kwargs.items() if name not in dropped}
-        return args[1:], kwargs | {"encoder_outputs": self.base(inputs)}
+        with torch.no_grad():
+            encoded = self.base(inputs)
+        return args[1:], kwargs | {"encoder_outputs": encoded}
+
+    def _wants_hidden_states(self, kwargs: dict[str, Any]) -> bool:
+        return bool(kwargs.get("output_hidden_states", self.model.config.output_hidden_states))
 
     def _refuse_padding(self, call: Call, inputs: Tensor) -> None:
         """Whisper's decoder attends to padding: an answer would depend on its neighbours."""
@@ -179,7 +201,15 @@ class DynamicModel(nn.Module):
 
         Args:
             companions: more to `save_pretrained` beside the model: a processor, a tokenizer.
+
+        Raises:
+            ValueError: a selector that `load` could not build again.
         """
+        if not isinstance(self.selector, (InputSelector, StaticSelector)):
+            raise ValueError(
+                f"load cannot build a {type(self.selector).__name__} again: save the parts with "
+                "dynamic.model.save_pretrained(...) and the state_dict of dynamic.selector"
+            )
         with atomic_directory(directory, keep_others=True) as temporary:
             with _layerdrop_restored(self):
                 self.model.save_pretrained(temporary)
@@ -193,34 +223,40 @@ class DynamicModel(nn.Module):
                 {
                     "format": FORMAT,
                     "model": type(self.model).__name__,
-                    "selector": self.selector.config(),  # type: ignore[operator]
+                    "selector": self.selector.config(),
                     "skip": self.skip,
                     "layers": self.num_layers,
-                    "sha256": {path.name: _sha256(path) for path in weights},
+                    "sha256": {path.name: sha256(path) for path in weights},
                     "versions": {name: version(name) for name in ("torch", "transformers")},
                 },
             )
 
     def _call(
-        self, batch: int, budget: Budget, mask: Tensor | None, attention_mask: Tensor | None
+        self, inputs: Tensor, budget: Budget, mask: Tensor | None, attention_mask: Tensor | None
     ) -> Call:
+        batch = inputs.shape[0]
         if mask is not None and budget is not None:
             raise ValueError("give a budget or a mask, not both")
         if mask is None:
-            k = kept_layers(budget, layers=self.num_layers, batch=batch)
+            wanted = torch.tensor(kept_layers(budget, layers=self.num_layers, batch=batch))
         else:
-            mask = self._check_mask(mask, batch)
+            wanted = self._check_mask(mask, batch)
 
         def choose(features: Tensor, frame_mask: Tensor | None) -> Gates:
             rows = features.shape[0]
+            asked = wanted
+            if rows != batch:  # Whisper runs its encoder again on a part of a batch
+                if not bool((asked == asked[0]).all()):
+                    raise ValueError(
+                        "budgets and masks per input need an encoder that runs once per input: "
+                        "give one for all"
+                    )
+                asked = asked[:1].expand(rows, *asked.shape[1:])
             if mask is not None:
-                return Gates(mask[:rows])
-            if min(k) == self.num_layers:  # full depth: there is nothing to choose
-                return Gates(features.new_ones(rows, self.num_layers, dtype=torch.bool))
-            if rows != len(k) and len(set(k)) > 1:
-                raise ValueError("per-input budgets need an encoder that runs once per input")
-            wanted = torch.tensor((k * rows)[:rows], device=features.device)
-            return self.selector(features, frame_mask, wanted)
+                return Gates(asked)
+            if bool((asked == self.num_layers).all()):  # full depth: there is nothing to choose
+                return Gates(torch.ones(rows, self.num_layers, dtype=torch.bool))
+            return self.selector(features, frame_mask, asked.to(features.device))
 
         return Call(
             stack=self.stack,
@@ -228,11 +264,14 @@ class DynamicModel(nn.Module):
             backbone=self.backbone,
             choose=choose,
             skip=self.skip,
-            lengths=_lengths(attention_mask),
+            lengths=_lengths(attention_mask, batch, inputs.shape[self.backbone.time]),
         )
 
     def _check_mask(self, mask: Tensor, batch: int) -> Tensor:
-        mask = torch.as_tensor(mask, device="cpu")
+        try:
+            mask = torch.as_tensor(mask, device="cpu")
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"a mask is a bool tensor, not {mask!r}") from None
         shapes = [[self.num_layers], [batch, self.num_layers]]
         if mask.dtype != torch.bool or list(mask.shape) not in shapes:
             raise ValueError(
@@ -243,13 +282,20 @@ class DynamicModel(nn.Module):
             raise ValueError("a mask must keep at least one layer of every input")
         return mask
 
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        names = list(inspect.signature(type(self.model).forward).parameters)[1:]
+        named = dict(zip(names, args, strict=False))
+        if len(args) > len(names) or named.keys() & kwargs.keys():
+            raise TypeError(f"too many or repeated arguments; the model takes {', '.join(names)}")
+        return named | kwargs
+
     def _refuse(self, kwargs: dict[str, Any]) -> None:
         config = self.model.config
         if kwargs.get("output_attentions", getattr(config, "output_attentions", False)):
             raise ValueError(
                 "output_attentions needs every layer: unwrap the model, or call dynamic.model"
             )
-        if kwargs.get("return_dict") is False:
+        if kwargs.get("return_dict", getattr(config, "return_dict", True)) is False:
             raise ValueError("return_dict=False has no place for executed_layers: leave it out")
         wanted = kwargs.get("output_hidden_states")
         if wanted is not None and not isinstance(wanted, bool):
@@ -260,6 +306,8 @@ def wrap(
     model: Any, selector: str | nn.Module = "input", *, skip: str = "identity"
 ) -> DynamicModel:
     """Make a `transformers` speech model choose its own layers; `unwrap` undoes it.
+
+    The dynamic model is in training or evaluation mode as `model` is.
 
     Args:
         model: any supported model, with or without a task head.
@@ -284,7 +332,7 @@ def wrap(
     layers: Any = backbone.owner(base).layers
     if skip not in ("identity", "norm"):
         raise ValueError(f'skip is "identity" or "norm", not {skip!r}')
-    if skip == "norm" and backbone.final_norm(layers[0]) is None:
+    if skip == "norm" and backbone.final_norm(plain(layers[0])) is None:
         raise ValueError(
             f'skip="norm" needs layers that end in a norm; those of this {backbone.name} do not'
         )
@@ -321,7 +369,7 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
         path = directory / name
         if not path.is_file():
             raise ValueError(f"{directory}: {name} is missing")
-        if _sha256(path) != expected:
+        if sha256(path) != expected:
             raise ValueError(
                 f"{path} is not the file that was saved (its sha256 differs): it is damaged or "
                 "was changed; restore it, or train again"
@@ -330,10 +378,20 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
     known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if not known:
         raise ValueError(f"{directory / CONFIG}: {config['model']!r} is not a transformers model")
-    model = model_class.from_pretrained(directory, **kwargs)
-    selector = selector_from_config(config["selector"])
-    selector.load_state_dict(load_file(directory / SELECTOR))
-    return wrap(model, selector, skip=config["skip"]).eval()
+    try:
+        model, info = model_class.from_pretrained(
+            directory, **{**kwargs, "use_safetensors": True, "output_loading_info": True}
+        )
+        selector = selector_from_config(config["selector"])
+        selector.load_state_dict(load_file(directory / SELECTOR))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{directory} cannot be loaded: {error}") from None
+    dynamic = wrap(model, selector, skip=config["skip"]).eval()
+    if info["missing_keys"] or dynamic.num_layers != config["layers"]:
+        raise ValueError(
+            f"{directory}: config.json does not fit the weights: it is damaged or was changed"
+        )
+    return dynamic
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -345,9 +403,13 @@ def _read_config(directory: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory / CONFIG} cannot be read: {error}") from None
-    needed = {"format", "model", "selector", "skip", "sha256"}
+    needed = {"format", "model", "selector", "skip", "layers", "sha256"}
     if not isinstance(config, dict) or not needed <= config.keys():
         raise ValueError(f"{directory / CONFIG} lacks some of {sorted(needed)}: it is damaged")
+    if not isinstance(config["sha256"], dict) or SELECTOR not in config["sha256"]:
+        raise ValueError(f"{directory / CONFIG} does not list its weight files: it is damaged")
+    if not isinstance(config["selector"], dict):
+        raise ValueError(f"{directory / CONFIG} does not describe a selector: it is damaged")
     if config["format"] != FORMAT:
         raise ValueError(f"{directory / CONFIG} has format {config['format']}, not {FORMAT}")
     return config
@@ -355,8 +417,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _new_selector(kind: str, width: int, layers: int) -> nn.Module:
     if kind == "input":
-        # Two per cent of a layer's width keeps the selector far below 0.5 % of the MACs of one
-        # second of audio, for any encoder: see `sounding inspect`.
+        # Far below 0.5 % of the MACs of one second of audio, for any encoder: see
+        # `sounding inspect`.
         return InputSelector(width, layers, hidden=max(4, min(64, width // 8)))
     if kind == "first":
         return StaticSelector.first(layers)
@@ -369,8 +431,6 @@ def _has_stack(model: nn.Module) -> bool:
 
 def _full_hidden_states(base: nn.Module, args: Any, out: Any) -> Any:
     """Give `hidden_states` its fixed length: a skipped layer has what passed it."""
-    from .executor import active_call
-
     call = active_call()
     if call is None or call.base is not base or not call.hidden_states:
         return out
@@ -381,10 +441,15 @@ def _full_hidden_states(base: nn.Module, args: Any, out: Any) -> Any:
     return out
 
 
-def _lengths(attention_mask: Tensor | None) -> Tensor | None:
+def _lengths(attention_mask: Tensor | None, batch: int, positions: int) -> Tensor | None:
     """Valid positions per input. Shape: [batch, positions] -> [batch]; None without padding."""
     if attention_mask is None:
         return None
+    if list(attention_mask.shape) != [batch, positions]:
+        raise ValueError(
+            f"the attention mask is [batch, positions] of the input, {[batch, positions]}; got "
+            f"{list(attention_mask.shape)}"
+        )
     lengths = attention_mask.long().sum(-1)
     right = torch.arange(attention_mask.shape[-1], device=lengths.device) < lengths[:, None]
     if not torch.equal(right, attention_mask.bool()):
@@ -411,8 +476,3 @@ def _layerdrop_restored(dynamic: DynamicModel) -> Iterator[None]:
         yield
     finally:
         _set_layerdrop(owner, 0.0)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ straight-through Gumbel estimator (arXiv 1611.01144) with top-k by perturbed sco
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -120,13 +121,14 @@ class InputSelector(nn.Module):
         k [batch] int -> [batch, layers] float32.
         """
         # The features of one input must give one choice: pool in float32 under autocast too.
-        with torch.autocast(features.device.type, enabled=False):
+        with _no_autocast(features.device.type):
             pooled = pool(features.detach().float(), frame_mask)
             if self.training:
                 self._observe(pooled)
             pooled = (pooled - self.center) / self.spread
+            pooled = pooled.to(self.project.weight.dtype)  # of a model cast as a whole
             hidden = torch.tanh(self.project(pooled) + self.budget(k))
-            return self.score(hidden)
+            return self.score(hidden).float()
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
         """Choose `k[i]` layers for input i. Shapes as in `scores`."""
@@ -144,9 +146,15 @@ class InputSelector(nn.Module):
         with torch.no_grad():
             self.seen += 1
             rate = max(0.01, 1 / int(self.seen))
-            self.center.lerp_(pooled.mean(0), rate)
-            spread = (pooled - self.center).square().mean(0).sqrt().clamp(min=1e-3)
-            self.spread.lerp_(spread, rate)
+            center, spread = self.center, self.spread
+            center.lerp_(pooled.mean(0).to(center.dtype), rate)
+            deviation = (pooled - center).square().mean(0).sqrt().clamp(min=1e-3)
+            spread.lerp_(deviation.to(spread.dtype), rate)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    available = torch.amp.is_autocast_available(device)  # not on the meta device
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 def pool(features: Tensor, frame_mask: Tensor | None) -> Tensor:
@@ -169,8 +177,11 @@ def selector_from_config(config: dict[str, object]) -> InputSelector | StaticSel
     """Build a selector from its `config()`, with fresh weights."""
     values = dict(config)
     kind = values.pop("kind", None)
-    if kind == InputSelector.kind:
-        return InputSelector(**values)  # type: ignore[arg-type]
-    if kind == StaticSelector.kind:
-        return StaticSelector.first(int(values["layers"]))  # type: ignore[call-overload]
+    try:
+        if kind == InputSelector.kind:
+            return InputSelector(**values)  # type: ignore[arg-type]
+        if kind == StaticSelector.kind:
+            return StaticSelector.first(int(values["layers"]))  # type: ignore[call-overload]
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"the settings of the selector are damaged: {error}") from None
     raise ValueError(f"unknown selector kind {kind!r}: expected 'input' or 'static'")

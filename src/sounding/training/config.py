@@ -11,6 +11,8 @@ import yaml
 
 METHODS = ("input", "random", "early-exit", "full")
 FREEZE = ("front-end", "encoder", "none")
+SKIP = ("identity", "norm")
+PRECISION = ("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class TrainConfig:
         clip_norm: largest gradient norm.
         random_share: share of the steps, at the start, that keep random layers in place of the
             selector's (method "input").
-        full_share: share of the other steps at full depth (method "input").
+        distill: from 0 to 1, how much the reduced depth learns from the full depth's answers in
+            place of the labels (method "input").
         noise_start, noise_end: scale of the selector's Gumbel noise over the training.
         freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
         skip: what passes a skipped layer: "identity" or "norm".
+        precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
+            "auto": bf16 where the processor computes with it natively.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
         checkpoint_seconds: time between checkpoints.
     """
@@ -51,16 +56,22 @@ class TrainConfig:
     lr_warmup: float = 0.1
     clip_norm: float = 1.0
     random_share: float = 0.3
-    full_share: float = 0.2
+    distill: float = 0.5
     noise_start: float = 1.0
     noise_end: float = 0.1
     freeze: str = "front-end"
     skip: str = "identity"
+    precision: str = "auto"
     max_seconds: float | None = None
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("freeze", FREEZE)):
+        for name, allowed in (
+            ("method", METHODS),
+            ("freeze", FREEZE),
+            ("skip", SKIP),
+            ("precision", PRECISION),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
@@ -68,7 +79,11 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "lr_head", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
-        for name in ("lr_warmup", "random_share", "full_share"):
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be above 0, or null; got {self.max_seconds!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more; got {self.seed!r}")
+        for name in ("lr_warmup", "random_share", "distill"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
 
@@ -87,15 +102,19 @@ class TrainConfig:
         unknown = sorted(set(values) - set(fields))
         if unknown:
             raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(fields)}")
-        made = {}
+        made: dict[str, Any] = {}
         for name, value in values.items():
-            kind = type(fields[name].default) if fields[name].default is not None else float
+            default: Any = fields[name].default
+            kind: Any = float if default is None else type(default)
             if value is None and name == "max_seconds":
                 continue
             try:
                 made[name] = kind(value)
+                if kind is int and made[name] != float(value):
+                    raise ValueError
             except (TypeError, ValueError):
-                raise ValueError(f"{name} takes a {kind.__name__}; got {value!r}") from None
+                article = "an" if kind is int else "a"
+                raise ValueError(f"{name} takes {article} {kind.__name__}; got {value!r}") from None
         return cls(**made)
 
     @classmethod

@@ -5,7 +5,6 @@ Wright et al., arXiv 2309.09546. An exit at depth k runs the first k layers and 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 HEAD_WIDTH = 256  # as the classification heads of transformers
@@ -34,8 +33,3 @@ class ExitHeads(nn.Module):
             return logits.mean(1)
         weight = frame_mask.unsqueeze(-1).to(logits.dtype)
         return (logits * weight).sum(1) / weight.sum(1)
-
-
-def first_mask(k: int, layers: int) -> Tensor:
-    """The mask of the first k layers. Shape: [layers] bool."""
-    return torch.arange(layers) < k

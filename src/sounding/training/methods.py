@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
-from ..core.model import DynamicModel
 from ..core.selector import InputSelector
-from .config import TrainConfig
-from .exits import ExitHeads
+from .runs import Run
 
 Batch = dict[str, Tensor]
 
@@ -35,60 +34,68 @@ class Step:
         return self.index / max(1, self.total - 1)
 
 
-def train_full(
-    config: TrainConfig, dynamic: DynamicModel, exits: ExitHeads | None, batch: Batch,
-    labels: Tensor, step: Step,
-) -> Tensor:  # fmt: skip
+def random_masks(rng: np.random.Generator, batch: int, layers: int, k: ArrayLike) -> Tensor:
+    """Masks of k random layers each; `k` is one number, or one for each input.
+
+    Shape: -> [batch, layers] bool.
+    """
+    rank = rng.random((batch, layers)).argsort(axis=1).argsort(axis=1)
+    return torch.from_numpy(rank < np.broadcast_to(k, batch)[:, None])
+
+
+def train_full(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
     """Full depth only."""
-    return cross_entropy(dynamic(**batch).logits, labels)
+    return cross_entropy(run.dynamic(**batch).logits, labels)
 
 
-def train_random(
-    config: TrainConfig, dynamic: DynamicModel, exits: ExitHeads | None, batch: Batch,
-    labels: Tensor, step: Step,
-) -> Tensor:  # fmt: skip
+def train_random(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
     """One mask per batch, each layer kept with probability 0.5 (LDASR, EUSIPCO 2024)."""
-    mask = step.rng.random(dynamic.num_layers) < 0.5
+    layers = run.dynamic.num_layers
+    mask = step.rng.random(layers) < 0.5
     if not mask.any():
-        mask[step.rng.integers(dynamic.num_layers)] = True
-    return cross_entropy(dynamic(**batch, mask=torch.from_numpy(mask)).logits, labels)
+        mask[step.rng.integers(layers)] = True
+    return cross_entropy(run.dynamic(**batch, mask=torch.from_numpy(mask)).logits, labels)
 
 
-def train_early_exit(
-    config: TrainConfig, dynamic: DynamicModel, exits: ExitHeads | None, batch: Batch,
-    labels: Tensor, step: Step,
-) -> Tensor:  # fmt: skip
+def train_early_exit(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
     """The mean of the losses of all exits (arXiv 2309.09546)."""
-    assert exits is not None
+    assert run.exits is not None
+    outputs, _ = run.dynamic.layer_outputs(batch)
     losses = [
-        cross_entropy(exits(hidden, frame_mask, k), labels)
-        for k, (hidden, frame_mask) in enumerate(dynamic.layer_outputs(batch), start=1)
+        cross_entropy(run.exits(hidden, frame_mask, k), labels)
+        for k, (hidden, frame_mask) in enumerate(outputs, start=1)
     ]
     return torch.stack(losses).mean()
 
 
-def train_input(
-    config: TrainConfig, dynamic: DynamicModel, exits: ExitHeads | None, batch: Batch,
-    labels: Tensor, step: Step,
-) -> Tensor:  # fmt: skip
-    """The selector's layers at a budget drawn per step, after a warm-up with random layers."""
+def train_input(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+    """Full depth, and fewer layers that learn from it (the sandwich of arXiv 1903.05134).
+
+    Each input has a budget of its own. The layers are random in the first part of the training
+    and the selector's in the rest.
+    """
+    config, dynamic = run.config, run.dynamic
     layers = dynamic.num_layers
-    k = int(step.rng.integers(1, layers)) if layers > 1 else 1
-    if step.rng.random() < config.full_share:
-        k = layers
+    full = dynamic(**batch).logits
+    loss = cross_entropy(full, labels)
+    if layers == 1:
+        return loss
+    k = step.rng.integers(1, layers, size=len(labels))
     if step.position < config.random_share:
-        mask = torch.zeros(layers, dtype=torch.bool)
-        mask[torch.from_numpy(step.rng.permutation(layers)[:k])] = True
-        return cross_entropy(dynamic(**batch, mask=mask).logits, labels)
-    if isinstance(dynamic.selector, InputSelector):
-        share = (step.position - config.random_share) / max(1e-9, 1 - config.random_share)
-        dynamic.selector.noise = config.noise_start + share * (
-            config.noise_end - config.noise_start
-        )
-    return cross_entropy(dynamic(**batch, budget=k).logits, labels)
+        fewer = dynamic(**batch, mask=random_masks(step.rng, len(labels), layers, k)).logits
+    else:
+        if isinstance(dynamic.selector, InputSelector):
+            share = (step.position - config.random_share) / max(1e-9, 1 - config.random_share)
+            dynamic.selector.noise = config.noise_start + share * (
+                config.noise_end - config.noise_start
+            )
+        fewer = dynamic(**batch, budget=k.tolist()).logits
+    teacher = full.detach().log_softmax(-1)
+    distance = kl_div(fewer.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
+    return loss + (1 - config.distill) * cross_entropy(fewer, labels) + config.distill * distance
 
 
-TRAIN: dict[str, Callable[..., Tensor]] = {
+TRAIN: dict[str, Callable[[Run, Batch, Tensor, Step], Tensor]] = {
     "full": train_full,
     "random": train_random,
     "early-exit": train_early_exit,

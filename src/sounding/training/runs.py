@@ -14,20 +14,28 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
 from .. import __version__
 from ..core.model import DynamicModel, load, wrap
+from ..data.folder import collate, extractor_layout
+from ..files import sha256
 from ..weights import resolve
 from .config import TrainConfig
 from .exits import ExitHeads
+
+EXITS = "exits.safetensors"
 
 
 @dataclass
@@ -44,6 +52,13 @@ class Run:
     def labels(self) -> list[str]:
         """The classes, in the order of the logits."""
         return list(self.info["labels"])
+
+    def collate(self, features: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """A batch as the model takes it, from the features of `load_features`."""
+        batch = collate(features, *extractor_layout(self.extractor))
+        if bool(batch["attention_mask"].all()):  # nothing is padded (AST: ever)
+            del batch["attention_mask"]
+        return batch
 
 
 def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run:
@@ -63,7 +78,6 @@ def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run
         )
     model = AutoModelForAudioClassification.from_pretrained(
         path,
-        num_labels=len(labels),
         id2label=names,
         label2id={name: index for index, name in names.items()},
         ignore_mismatched_sizes=True,
@@ -103,9 +117,11 @@ def load_run(directory: Path | str) -> Run:
     if config.method == "early-exit":
         exits = ExitHeads(dynamic.num_layers, dynamic.base.config.hidden_size, len(labels))
         try:
-            exits.load_state_dict(load_file(directory / "exits.safetensors"))
-        except Exception as error:  # safetensors has no common base class for its errors
-            raise ValueError(f"{directory}/exits.safetensors is damaged: {error}") from None
+            if sha256(directory / EXITS) != info["exits_sha256"]:
+                raise ValueError("its sha256 is not that of the file that was saved")
+            exits.load_state_dict(load_file(directory / EXITS))
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{directory / EXITS} is damaged: {error}") from None
         exits.eval()
     extractor = AutoFeatureExtractor.from_pretrained(directory / "model")
     return Run(config, dynamic, extractor, exits, info)
@@ -130,7 +146,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, with "-dirty" for changed sources; None elsewhere."""
+    """The commit of the source tree that runs, "-dirty" if it was changed; None elsewhere."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None

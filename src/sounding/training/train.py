@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.folder import AudioFolder, Clip, batches, collate, load_features
-from ..files import atomic_path, write_json, write_text
+from ..data.folder import AudioFolder, Clip, batches, load_features
+from ..files import atomic_path, sha256, write_json, write_text
 from ..progress import progress
 from .config import TrainConfig
 from .methods import TRAIN, Step
-from .runs import Run, load_run, new_run, provenance
+from .runs import EXITS, Run, load_run, new_run, provenance
 
 
 class Interrupted(Exception):
@@ -65,6 +66,14 @@ def steps_in(config: TrainConfig, clips: int) -> int:
     return max(1, math.ceil(config.epochs * math.ceil(clips / config.batch_size)))
 
 
+def uses_bf16(precision: str) -> bool:
+    """Whether a training computes in bf16 on this machine."""
+    if precision != "auto":
+        return precision == "bf16"
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 class TrainState:
     """All that changes in a training: the parameters, the optimizer, the step, the log."""
 
@@ -77,9 +86,6 @@ class TrainState:
         self.step = 0
         self.losses: list[float] = []
         self.optimizer = torch.optim.AdamW(_groups(run, self.modules), foreach=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _rate(step, total, run.config.lr_warmup)
-        )
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, all or nothing."""
@@ -115,8 +121,6 @@ class TrainState:
                 state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = step
-        for _ in range(step):
-            self.schedule.step()
 
     @torch.no_grad()
     def _changing(self) -> dict[str, Tensor]:
@@ -135,7 +139,7 @@ def _fit(run: Run, state: TrainState, features: list[Any], labels: Tensor, out: 
     with _stop_signals() as stopped, progress(f"train {run.config.method}", state.total) as show:
         while state.step < state.total:
             rows = order[state.step]
-            batch = collate([features[i] for i in rows], run.extractor)
+            batch = run.collate([features[i] for i in rows])
             state.losses.append(_one_step(run, state, batch, labels[rows]))
             state.step += 1
             show(state.step, f"loss {np.mean(state.losses[-20:]):.3f}")
@@ -155,7 +159,8 @@ def _one_step(run: Run, state: TrainState, batch: dict[str, Tensor], labels: Ten
     torch.manual_seed(config.seed * 1_000_003 + state.step)
     rng = np.random.default_rng([config.seed, state.step])
     step = Step(state.step, state.total, rng)
-    loss = TRAIN[config.method](config, run.dynamic, run.exits, batch, labels, step)
+    with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(config.precision)):
+        loss = TRAIN[config.method](run, batch, labels, step)
     if not torch.isfinite(loss):
         raise ValueError(
             f"the loss is {loss.item()} at step {state.step}: lower lr_encoder or lr_head"
@@ -163,19 +168,24 @@ def _one_step(run: Run, state: TrainState, batch: dict[str, Tensor], labels: Ten
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(state.modules.parameters(), config.clip_norm)
+    rate = _rate(state.step, state.total, config.lr_warmup)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group["peak_lr"]
     state.optimizer.step()
-    state.schedule.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def _finish(run: Run, state: TrainState, out: Path) -> None:
     """Write the results; the model comes last, since its presence says that the run is finished."""
     lines = [f"{step},{loss!r}" for step, loss in enumerate(state.losses)]
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
-    write_json(out / "run.json", {**run.info, "steps": state.total})
+    precision = "bf16" if uses_bf16(run.config.precision) else "fp32"
+    info = {**run.info, "steps": state.total, "precision": precision}
     if run.exits is not None:
-        with atomic_path(out / "exits.safetensors") as temporary:
+        with atomic_path(out / EXITS) as temporary:
             save_file(run.exits.state_dict(), temporary)
+        info["exits_sha256"] = sha256(out / EXITS)
+    write_json(out / "run.json", info)
     run.dynamic.save_pretrained(out / "model", companions=[run.extractor])
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
 
@@ -184,12 +194,14 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
     """Make `out` the directory of this training, or say why it cannot be."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a directory for the run")
-    text = config.to_yaml() + f"# data {folder.digest}\n"
+    mark = f"# data {folder.digest}\n"
     path = out / "config.yaml"
+    for leftover in out.glob(".*.tmp"):  # of a kill in the middle of a write
+        leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
     if not path.exists():
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out} holds other files: choose another directory for the run")
-        write_text(path, text)
+        write_text(path, config.to_yaml() + mark)
         return
     before = TrainConfig.from_yaml(path)
     changed = [
@@ -197,7 +209,7 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
         for field in dataclasses.fields(config)
         if getattr(before, field.name) != getattr(config, field.name)
     ]
-    if not changed and path.read_text(encoding="utf-8") != text:
+    if not changed and mark not in path.read_text(encoding="utf-8"):
         changed = ["the data"]
     if changed:
         raise ValueError(
@@ -267,7 +279,7 @@ def _groups(run: Run, modules: nn.Module) -> list[dict[str, Any]]:
     return [
         {
             "params": parameters,
-            "lr": getattr(run.config, f"lr_{part}"),
+            "peak_lr": getattr(run.config, f"lr_{part}"),
             "weight_decay": run.config.weight_decay if decays else 0.0,
         }
         for (part, decays), parameters in groups.items()

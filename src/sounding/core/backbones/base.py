@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..executor import active_call
+from ..executor import activate, active_call
 
 
 class Backbone:
@@ -19,6 +22,7 @@ class Backbone:
         per_input: arguments of a layer whose first dimension is the batch.
         tuple_output: whether a layer returns a tuple.
         ties_last: whether `hidden_states[-1]` is the final, normalized output.
+        time: dimension of the model's input over which an attention mask marks padding.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Backbone:
     per_input: tuple[str, ...] = ("attention_mask",)
     tuple_output = False
     ties_last = False
+    time = 1
 
     def owner(self, base: nn.Module) -> nn.Module:
         """The module whose `layers` is the list of layers."""
@@ -71,28 +76,60 @@ class Backbone:
         return {"input_values": torch.randn(batch, int(16000 * seconds))}
 
 
-def group_norm_hook(kernel: int, stride: int) -> Any:
-    """A hook for a GroupNorm over time behind a convolution of raw audio: padding left out.
+class Override:
+    """Gives one module a `forward` of its own, until `remove()`."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self.module = module
+        module.forward = types.MethodType(forward, module)
+
+    def remove(self) -> None:
+        """Give the module the `forward` of its class back."""
+        del self.module.forward
+
+
+def group_norm_forward(kernel: int, stride: int) -> Callable[..., Tensor]:
+    """`forward` of a GroupNorm over time behind a convolution of raw audio: padding left out.
 
     Its statistics run over all frames, padding too, so that an answer would depend on the longest
     neighbour in the batch. Each length of the batch is normalized by itself instead.
     """
 
-    def hook(module: nn.GroupNorm, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+    def forward(norm: Any, hidden: Tensor) -> Tensor:  # [batch, width, frames]
         call = active_call()
         if call is None or call.lengths is None or bool((call.lengths == call.lengths[0]).all()):
-            return None
+            return type(norm).forward(norm, hidden)
         frames = (call.lengths - kernel) // stride + 1
-        output = torch.zeros_like(output)
+        output: Any = None
         for count in frames.unique().tolist():
             rows = (frames == count).nonzero().squeeze(1)
-            part = args[0][rows, :, :count]
-            output[rows, :, :count] = nn.functional.group_norm(
-                part, module.num_groups, module.weight, module.bias, module.eps
-            )
+            part = type(norm).forward(norm, hidden[rows, :, :count])
+            if output is None:  # autocast decides the dtype
+                output = part.new_zeros(hidden.shape)
+            output[rows, :, :count] = part
         return output
 
-    return hook
+    return forward
+
+
+def checkpointed_forward(layer: Any, *args: Any) -> Any:
+    """`forward` of a part of the front end whose modules read the active call.
+
+    Under gradient checkpointing a part runs again in the backward pass, after the call has ended:
+    this gives it the call back.
+    """
+    call = active_call()
+    plain = inspect.unwrap(type(layer).forward)  # without the checkpointing of transformers
+    if call is None or not (
+        layer.training and layer.gradient_checkpointing and torch.is_grad_enabled()
+    ):
+        return plain(layer, *args)
+
+    def run(*inputs: Any) -> Any:
+        with activate(call):
+            return plain(layer, *inputs)
+
+    return layer._gradient_checkpointing_func(run, *args)
 
 
 def zero_padding_hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..executor import active_call
-from .base import Backbone, group_norm_hook
+from .base import Backbone, Override, group_norm_forward
 
 
 class Moonshine(Backbone):
@@ -22,9 +22,9 @@ class Moonshine(Backbone):
         return lengths
 
     def install(self, base: Any) -> list[Any]:
-        hook = group_norm_hook(base.conv1.kernel_size[0], base.conv1.stride[0])
+        forward = group_norm_forward(base.conv1.kernel_size[0], base.conv1.stride[0])
         return [
-            base.groupnorm.register_forward_hook(hook),
+            Override(base.groupnorm, forward),
             base.register_forward_pre_hook(_exact_mask, with_kwargs=True),
         ]
 

@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import Backbone, group_norm_hook, zero_padding_hook
+from .base import (
+    Backbone,
+    Override,
+    checkpointed_forward,
+    group_norm_forward,
+    zero_padding_hook,
+)
 
 
 class Wav2Vec2(Backbone):
@@ -34,9 +40,11 @@ class Wav2Vec2(Backbone):
         return owner.layer_norm if pre_norm else None  # type: ignore[return-value]
 
     def install(self, base: Any) -> list[Any]:
-        hook = group_norm_hook(base.config.conv_kernel[0], base.config.conv_stride[0])
-        norms = [m for m in base.feature_extractor.modules() if isinstance(m, nn.GroupNorm)]
-        return [norm.register_forward_hook(hook) for norm in norms]
+        first = base.feature_extractor.conv_layers[0]
+        if not isinstance(first.layer_norm, nn.GroupNorm):
+            return []
+        forward = group_norm_forward(base.config.conv_kernel[0], base.config.conv_stride[0])
+        return [Override(first.layer_norm, forward), Override(first, checkpointed_forward)]
 
 
 class Hubert(Wav2Vec2):
@@ -81,9 +89,19 @@ class WavLM(Wav2Vec2):
         attention: Any = layers[0].attention
         bias = attention.compute_bias(frames, frames)  # [heads, frames, frames]
         bias = bias.unsqueeze(0).repeat(batch, 1, 1, 1).view(-1, frames, frames)
+        if bias.requires_grad and layers[0].training and _checkpoints_reentrantly(layers[0]):
+            raise ValueError(
+                'WavLM needs gradient checkpointing with {"use_reentrant": False}: reentrant '
+                "checkpoints do not end where all layers share a position bias"
+            )
         return kwargs | {"position_bias": bias}
 
     def take(self, name: str, value: Any, rows: Tensor, batch: int) -> Any:
         if name == "position_bias":  # [batch * heads, frames, frames], the same for every input
             return value[: value.shape[0] // batch * len(rows)]
         return super().take(name, value, rows, batch)
+
+
+def _checkpoints_reentrantly(layer: Any) -> bool:
+    settings = getattr(getattr(layer, "_gradient_checkpointing_func", None), "keywords", {})
+    return bool(layer.gradient_checkpointing and settings.get("use_reentrant"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..executor import active_call
-from .base import Backbone
+from .base import Backbone, Override
 
 
 class Whisper(Backbone):
@@ -27,6 +26,7 @@ class Whisper(Backbone):
     name = "Whisper encoder"
     base = "WhisperEncoder"
     ties_last = True
+    time = 2
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
         return (lengths - 1) // base.conv2.stride[0] + 1
@@ -37,22 +37,11 @@ class Whisper(Backbone):
         return int(base.config.max_source_positions * stride)
 
     def install(self, base: Any) -> list[Any]:
-        base.forward = types.MethodType(_encode, base)
-        return [_Restore(base)]
+        return [Override(base, _encode)]
 
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
         frames = min(int(100 * seconds), self.window(base))
         return {"input_features": torch.randn(batch, base.num_mel_bins, frames)}
-
-
-class _Restore:
-    """Gives an encoder its own `forward` back."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        self.encoder = encoder
-
-    def remove(self) -> None:
-        del self.encoder.forward
 
 
 def fill_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,0 +1,30 @@
+# Python 3.11 or later and a package index are all that is needed.
+PYTHON ?= python3
+# The CPU build of torch where pip would take a CUDA one: make TORCH=torch==2.13.0
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test check bench clean
+
+.venv/done: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --upgrade pip
+	.venv/bin/pip install --quiet "$(TORCH)"
+	.venv/bin/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: .venv/done  ## the main job on synthetic spoken commands: table, plots, model card in demo/
+	.venv/bin/sounding demo --out demo
+
+test: .venv/done check  ## all tests; those that need shared data or weights are skipped without them
+	.venv/bin/python -m pytest
+
+check: .venv/done
+	.venv/bin/ruff check src tests benchmarks
+	.venv/bin/ruff format --check src tests benchmarks
+	.venv/bin/mypy
+
+bench: .venv/done  ## paired timings of the executor
+	.venv/bin/python benchmarks/timing.py --json benchmarks/results/timing.json
+
+clean:
+	rm -rf .venv demo build dist src/*.egg-info

@@ -1,0 +1,257 @@
+"""The command line: `sounding train | sweep | run | inspect | demo`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EPILOG = """examples:
+  sounding demo                                    a whole run on synthetic commands, 12 minutes
+  sounding train --backbone whisper-base --data DIR --out RUN
+  sounding sweep RUN --data DIR --json sweep.json  accuracy and cost at every budget
+  sounding run RUN clip.wav --budget 3             classify with 3 layers
+  sounding inspect RUN                             layers, parameters, MACs by part
+
+DIR is a folder with metadata.csv: file_name, label, optionally split and speaker.
+`sounding COMMAND --help` says more.
+"""
+
+
+CODES = {"Interrupted": 130, "EngineError": 2}  # by name: their modules load torch and more
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for an error, 130 after an interrupt."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _quiet()
+        arguments.command(arguments)
+        return 0
+    except KeyboardInterrupt:
+        print("sounding: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output is gone: nobody is left to tell
+        return 141
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"sounding: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        code = CODES.get(type(error).__name__)
+        if code is None:
+            raise
+        print(f"sounding: {error}", file=sys.stderr)
+        return code
+
+
+def _quiet() -> None:
+    """Our own progress in place of the bars and reports of transformers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = _Parser("sounding", "Pretrained speech models that choose their own depth.", EPILOG)
+    parser.add_argument("--version", action="version", version=f"sounding {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for add in (_add_train, _add_sweep, _add_run, _add_inspect, _add_demo):
+        add(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help that keeps its line breaks."""
+
+    def __init__(self, prog: str, description: str = "", epilog: str = "", **kwargs: Any) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="fine-tune a backbone with a layer selector",
+        description="Fine-tune a backbone with a layer selector, or by a baseline method.\n"
+        "Goes on where it stopped when the same command is given again.",
+        epilog="""examples:
+  sounding train --backbone whisper-base --data DIR --out RUN
+  sounding train --backbone facebook/wav2vec2-base --data DIR --out RUN --epochs 10
+  sounding train --config train.yaml --data DIR --out RUN --set lr_encoder=3e-5
+
+settings for --config and --set are the attributes of sounding.training.config.TrainConfig.""",
+    )
+    parser.add_argument("--data", required=True, help="folder with metadata.csv and audio")
+    parser.add_argument("--out", required=True, help="directory of the run")
+    parser.add_argument("--backbone", help="whisper-base, whisper-tiny.en, a path or a hub id")
+    parser.add_argument("--method", help="input (default), random, early-exit or full")
+    parser.add_argument("--epochs", help="passes over the training clips")
+    parser.add_argument("--batch-size", help="clips a step")
+    parser.add_argument("--seed", help="of everything random")
+    parser.add_argument("--max-seconds", help="use only the start of longer clips")
+    parser.add_argument("--config", help="YAML file of settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
+    )
+    parser.set_defaults(command=_train)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .data.folder import load_folder
+    from .training.config import TrainConfig
+    from .training.train import train
+
+    named = ("backbone", "method", "epochs", "batch_size", "seed", "max_seconds")
+    changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
+    for setting in arguments.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE, not {setting!r}")
+        changes[name.strip()] = value.strip()
+    if arguments.config:
+        config = TrainConfig.from_yaml(arguments.config, **changes)
+    else:
+        config = TrainConfig.from_values(changes)
+    train(config, load_folder(arguments.data), arguments.out)
+    print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} --data {arguments.data}")
+
+
+def _add_sweep(commands: Any) -> None:
+    parser = commands.add_parser(
+        "sweep",
+        help="measure every budget",
+        description="Measure accuracy, MACs and latency at every budget on the test clips.",
+        epilog="""examples:
+  sounding sweep RUN --data DIR --json sweep.json
+  sounding sweep runs/full runs/random runs/early-exit runs/input --data DIR --plots plots/""",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs of different methods")
+    parser.add_argument("--data", required=True, help="folder with metadata.csv and audio")
+    parser.add_argument("--split", default="test", help="validation or test (default)")
+    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--csv", help="write the table to this file")
+    parser.add_argument("--plots", help="write accuracy.png and layers.png to this directory")
+    parser.add_argument("--card", help="write a model card of the last RUN to this file")
+    parser.add_argument("--rounds", type=int, default=15, help="timings a row (15); 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of random masks and timing order")
+    parser.set_defaults(command=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from .data.folder import load_folder
+    from .evaluation.report import write_sweep
+    from .evaluation.sweep import sweep
+    from .evaluation.table import rich_table
+    from .training.runs import load_run
+
+    folder = load_folder(arguments.data)
+    runs = [load_run(directory) for directory in arguments.runs]
+    result = sweep(
+        runs, folder, split=arguments.split, rounds=arguments.rounds, seed=arguments.seed
+    )
+    Console().print(rich_table(result))
+    write_sweep(
+        result,
+        json=arguments.json,
+        csv=arguments.csv,
+        plots=arguments.plots,
+        card=arguments.card,
+        run=runs[-1],
+    )
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="classify clips at a budget",
+        description="Classify clips and show the layers that ran.",
+        epilog="""examples:
+  sounding run RUN clip.wav --budget 3
+  sounding run RUN *.wav --budget 50% --json""",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("clips", nargs="+", metavar="CLIP", help="audio files")
+    parser.add_argument("--budget", help="kept layers: 3, 0.5 or 50%%; default: full depth")
+    parser.add_argument("--max-seconds", type=float, help="use only the start of longer clips")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import json
+
+    from .evaluation.classify import classify, show
+    from .training.runs import load_run
+
+    run = load_run(arguments.run)
+    seconds = arguments.max_seconds or run.config.max_seconds
+    for answer in classify(run, arguments.clips, _budget(arguments.budget), max_seconds=seconds):
+        print(json.dumps(answer.to_json()) if arguments.json else show(answer), flush=True)
+
+
+def _budget(text: str | None) -> Any:
+    """A budget from the command line: 3 is layers, 0.5 and 50% are shares."""
+    if text is None:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="layers, parameters, MACs by part",
+        description="Show a run: layers, parameters and MACs by part, the selector's share.",
+        epilog="examples:\n  sounding inspect RUN\n  sounding inspect RUN --seconds 5",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run, or a directory of save_pretrained")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of the clip counted (1)")
+    parser.set_defaults(command=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from .core.macs import summary
+    from .core.model import load
+
+    directory = Path(arguments.run)
+    inner = directory / "model"
+    print(summary(load(inner if inner.is_dir() else directory), arguments.seconds))
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="the whole of it on synthetic spoken commands",
+        description="Make spoken commands by a text-to-speech engine, train four methods on\n"
+        "Whisper-base, sweep every budget, write table, plots and model card.\n"
+        "Goes on where it stopped.",
+        epilog="examples:\n  sounding demo\n  sounding demo --backbone whisper-tiny.en --out tiny/",
+    )
+    parser.add_argument("--out", default="demo", help="directory of the results (demo)")
+    parser.add_argument("--backbone", default="whisper-base", help="whisper-base")
+    parser.add_argument("--seed", type=int, default=0, help="of data and training")
+    parser.add_argument("--quick", action="store_true", help="a tenth of it, to see that it runs")
+    parser.set_defaults(command=_demo)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from .demo import demo
+
+    demo(Path(arguments.out), arguments.backbone, arguments.seed, quick=arguments.quick)

@@ -1,0 +1,82 @@
+"""Classify audio files with a run, at a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ..core.budget import Budget, kept_layers
+from ..data.audio import Seconds
+from ..data.folder import Clip, load_features
+from ..training.runs import Run
+from .predict import predict
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run says of one clip.
+
+    Attributes:
+        probability: of `label`, by the model.
+        kept_layers: k, as asked for.
+        executed_layers: indexes of the layers that really ran.
+        milliseconds: of the model, without reading the file.
+    """
+
+    file: str
+    label: str
+    probability: float
+    kept_layers: int
+    executed_layers: list[int]
+    layers: int
+    milliseconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def classify(
+    run: Run,
+    files: Sequence[Path | str],
+    budget: Budget = None,
+    *,
+    max_seconds: Seconds | None = None,
+) -> Iterator[Answer]:
+    """Classify each file by itself, in order.
+
+    Raises:
+        ValueError: a budget that is not allowed.
+        AudioError: a file that cannot be used, when its turn comes.
+    """
+    layers = run.dynamic.num_layers
+    (k,) = kept_layers(budget, layers=layers, batch=1)
+    for file in files:
+        features = load_features(
+            [Clip(Path(file), "", "test")], run.extractor, max_seconds=max_seconds
+        )
+        start = perf_counter()
+        logits, executed = predict(run, run.collate(features), k)
+        milliseconds = 1000 * (perf_counter() - start)
+        probability, index = logits.softmax(-1)[0].max(-1)
+        yield Answer(
+            file=str(file),
+            label=run.labels[int(index)],
+            probability=float(probability),
+            kept_layers=k,
+            executed_layers=executed[0].nonzero().squeeze(1).tolist(),
+            layers=layers,
+            milliseconds=milliseconds,
+        )
+
+
+def show(answer: Answer) -> str:
+    """One line for people: a filled block for each layer that ran."""
+    blocks = "".join("■" if i in answer.executed_layers else "·" for i in range(answer.layers))
+    return (
+        f"{answer.file}: {answer.label} ({100 * answer.probability:.0f} %)  layers {blocks} "
+        f"{len(answer.executed_layers)} of {answer.layers}  {answer.milliseconds:.0f} ms"
+    )

@@ -1,0 +1,97 @@
+"""Two pictures of a sweep: accuracy against MACs, and which layers ran for which input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import atomic_path
+from .sweep import Sweep
+from .table import METHODS, sorted_rows
+
+COLORS = {
+    "full": "#444444", "first": "#8c8c8c", "random": "#d98c1f", "early-exit": "#3b7dd8",
+    "input": "#c2255c",
+}  # fmt: skip
+
+
+def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
+    """Accuracy over MACs, a line a method, with its 95 % interval.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed; the text says how to install it.
+    """
+    figure, axes = _subplots(1, 1, (7, 4.5))
+    axis = axes[0, 0]
+    for method, name in METHODS.items():
+        rows = [row for row in sorted_rows(sweep) if row.method == method]
+        if not rows:
+            continue
+        x = [row.macs / 1e6 for row in rows]
+        y = [100 * row.value for row in rows]
+        low, high = [100 * r.ci_low for r in rows], [100 * r.ci_high for r in rows]
+        if len(rows) == 1:
+            axis.errorbar(
+                x, y, yerr=[[y[0] - low[0]], [high[0] - y[0]]], fmt="D", ms=7, capsize=3,
+                color=COLORS[method], label=name, zorder=3,
+            )  # fmt: skip
+        else:
+            axis.plot(x, y, "o-", ms=5, lw=2, color=COLORS[method], label=name)
+            axis.fill_between(x, low, high, color=COLORS[method], alpha=0.12, lw=0)
+    axis.set_xlabel("million multiply-accumulates per clip (front end, selector and head included)")
+    axis.set_ylabel("accuracy (%)")
+    data = sweep.header["data"]
+    axis.set_title(f"{data['name']}: {sweep.header['clips']} {data['split']} clips", loc="left")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def plot_layers(sweep: Sweep, path: Path | str) -> None:
+    """The layers that ran for each clip, a panel a budget; clips of a class stand together.
+
+    Raises:
+        ValueError: the sweep has no input-driven rows.
+        ModuleNotFoundError: as `plot_accuracy`.
+    """
+    panels = {name: masks for name, masks in sweep.masks.items() if name.startswith("input/")}
+    if not panels:
+        raise ValueError("the sweep has no budget at which the layers depend on the input")
+    labels = np.array(sweep.masks["labels"])
+    figure, axes = _subplots(1, len(panels), (1.6 + 1.5 * len(panels), 6))
+    for axis, (name, masks) in zip(axes[0], panels.items(), strict=True):
+        ran = np.array([[digit == "1" for digit in mask] for mask in masks])
+        order = np.lexsort((np.array(masks), labels))
+        axis.imshow(
+            ran[order], aspect="auto", interpolation="nearest", cmap="PuRd", vmin=0, vmax=1.2
+        )
+        axis.set_title(f"k = {name.partition('/')[2]}")
+        axis.set_xticks(range(ran.shape[1]))
+        axis.set_xlabel("layer")
+        names, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+        for line in first[1:]:
+            axis.axhline(line - 0.5, color="black", lw=0.4)
+        axis.set_yticks(first + counts / 2 - 0.5, names if axis is axes[0, 0] else [])
+    figure.suptitle("Layers that ran, one line a clip", x=0.02, ha="left")
+    _save(figure, path)
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "plots need matplotlib: pip install 'sounding[demo]'", name="matplotlib"
+        ) from None
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: Path | str) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=140)

@@ -1,0 +1,249 @@
+"""Sweeps: every budget of one or more runs, measured on the same clips.
+
+{"header": {...}, "rows": [{...}, ...], "masks": {"files": [...], "input/3": [...], ...}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.macs import Macs, count_macs
+from ..data.folder import AudioFolder, FeatureSet, batches, load_features
+from ..progress import progress
+from ..training.runs import Run, provenance
+from .predict import predict
+from .statistics import wilson
+
+DRAWS = 10  # random masks per budget of random dropping, where there are so many
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget.
+
+    Attributes:
+        method: "full", "first" (the first k layers of the model trained at full depth),
+            "random", "early-exit" or "input".
+        kept_layers: k, as asked for.
+        metric, value, ci_low, ci_high: "accuracy" from 0 to 1, with its 95 % interval (Wilson)
+            over the clips; for "random" the mean over the masks.
+        macs: multiply-accumulates of a clip of median length, the selector's included.
+        macs_share: of those at full depth without a selector.
+        latency_ms: median of one clip of median length at a time; an illustration.
+        latency_share: median of the paired ratios to full depth; None where it was not timed.
+        executed_layers: mean number of layers that really ran, per clip.
+        layer_use: for each layer the share of the clips that ran it.
+        draws: random masks behind the value.
+    """
+
+    method: str
+    kept_layers: int
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    macs: float
+    macs_share: float
+    latency_ms: float | None
+    latency_share: float | None
+    executed_layers: float
+    layer_use: list[float]
+    draws: int = 1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All rows, where they come from, and which layers ran for which clip.
+
+    Attributes:
+        masks: "files" and "labels" of the clips, and for each "METHOD/k" that depends on the
+            input one string of 0 and 1 per clip, layer 0 first.
+    """
+
+    header: dict[str, Any]
+    rows: list[Row]
+    masks: dict[str, list[str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written to a file."""
+        return {"header": self.header, "rows": [asdict(r) for r in self.rows], "masks": self.masks}
+
+    @classmethod
+    def from_json(cls, path: Path | str) -> Sweep:
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError: not such a file.
+        """
+        try:
+            read = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(read["header"], [Row(**row) for row in read["rows"]], read["masks"])
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not the JSON of a sweep: {error}") from None
+
+
+def sweep(
+    runs: Sequence[Run],
+    folder: AudioFolder,
+    *,
+    split: str = "test",
+    batch_size: int = 32,
+    rounds: int = 15,
+    seed: int = 0,
+) -> Sweep:
+    """Measure each run at every budget on the clips of a split.
+
+    Args:
+        rounds: timings of each row; in a round all rows are timed once, in random order. 0: none.
+        seed: of the random masks and of the order of the timings.
+
+    Raises:
+        ValueError: no run, two of one method, or a run trained on other classes.
+        DataError, AudioError: clips that cannot be used.
+    """
+    _check(runs, folder)
+    clips = folder.split(split)
+    labels = np.array([folder.label_index(clip) for clip in clips])
+    rows: list[Row] = []
+    masks = {"files": [c.path.relative_to(folder.root).as_posix() for c in clips]}
+    masks["labels"] = [clip.target for clip in clips]
+    timed: list[tuple[Run, int, dict[str, Tensor]]] = []
+    for run in runs:
+        with progress(f"read {split} clips", len(clips)) as show:
+            features = load_features(
+                clips,
+                run.extractor,
+                max_seconds=run.config.max_seconds,
+                progress=lambda done, total, show=show: show(done, ""),  # type: ignore[misc]
+            )
+        median = run.collate([sorted(features, key=len)[len(features) // 2]])
+        macs = count_macs(run.dynamic, median)
+        with progress(f"sweep {run.config.method}", run.dynamic.num_layers) as show:
+            for k in range(1, run.dynamic.num_layers + 1):
+                correct, executed, draws = _answers(run, features, labels, k, batch_size, seed)
+                row = _row(run, k, correct, executed, draws, macs)
+                rows.append(row)
+                timed.append((run, k, median))
+                if row.method == "input" and k < run.dynamic.num_layers:
+                    masks[f"input/{k}"] = ["".join(map(str, m)) for m in executed[0].int().tolist()]
+                show(k, f"{row.method} k={k} {row.value:.3f}")
+    rows = _with_latency(rows, timed, rounds, seed)
+    header = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": {"name": folder.root.name, "digest": folder.digest, "split": split},
+        "clips": len(clips),
+        "labels": list(folder.labels),
+        "seed": seed,
+        "rounds": rounds,
+        "runs": [_describe(run) for run in runs],
+        **provenance(),
+    }
+    return Sweep(header, rows, masks)
+
+
+def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
+    if not runs:
+        raise ValueError("nothing to sweep: give at least one run")
+    methods = [run.config.method for run in runs]
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"more than one run of a method ({', '.join(methods)}): sweep them apart")
+    for run in runs:
+        if run.labels != list(folder.labels):
+            raise ValueError(
+                f"the {run.config.method} run knows the classes {', '.join(run.labels)}, but "
+                f"{folder.root} has {', '.join(folder.labels) or 'texts'}: give the data that it "
+                "was trained on"
+            )
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    return {
+        "config": asdict(run.config),
+        "data": run.info["data"],
+        "commit": run.info["commit"],
+        "steps": run.info.get("steps"),
+    }
+
+
+def _answers(
+    run: Run, features: FeatureSet, labels: np.ndarray, k: int, batch_size: int, seed: int
+) -> tuple[np.ndarray, Tensor, int]:
+    """Whether each clip was right, and the layers that ran, for each draw of random masks.
+
+    Shape: -> [draws, clips] bool, [draws, clips, layers] bool, draws.
+    """
+    layers = run.dynamic.num_layers
+    random = run.config.method == "random" and k < layers
+    draws = DRAWS if random else 1
+    rng = np.random.default_rng([seed, k])
+    correct = np.zeros((draws, len(features)), dtype=bool)
+    executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
+    order = sorted(range(len(features)), key=lambda i: len(features[i]))
+    for draw in range(draws):
+        state = rng.bit_generator.state  # one mask for all batches of a draw
+        for rows in batches(order, batch_size, seed=0, epoch=0, shuffle=False):
+            rng.bit_generator.state = state
+            index = [order[i] for i in rows]
+            logits, ran = predict(run, run.collate([features[i] for i in index]), k, rng)
+            correct[draw, index] = logits.argmax(-1).numpy() == labels[index]
+            executed[draw, index] = ran
+    return correct, executed, draws
+
+
+def _row(run: Run, k: int, correct: np.ndarray, executed: Tensor, draws: int, macs: Macs) -> Row:
+    layers = run.dynamic.num_layers
+    method = run.config.method
+    value = float(correct.mean())
+    low, high = wilson(value, correct.shape[1])
+    cost = macs.of(executed.flatten(0, 1), selector=method == "input" and k < layers)
+    return Row(
+        method="first" if method == "full" and k < layers else method,
+        kept_layers=k,
+        metric="accuracy",
+        value=value,
+        ci_low=low,
+        ci_high=high,
+        macs=cost,
+        macs_share=cost / macs.full,
+        latency_ms=None,
+        latency_share=None,
+        executed_layers=float(executed.sum(-1).double().mean()),
+        layer_use=executed.double().mean((0, 1)).tolist(),
+        draws=draws,
+    )
+
+
+def _with_latency(
+    rows: list[Row], timed: list[tuple[Run, int, dict[str, Tensor]]], rounds: int, seed: int
+) -> list[Row]:
+    """Time all rows in turn, each against full depth in the same round."""
+    if not rounds:
+        return rows
+    rng = np.random.default_rng(seed)
+    times = np.zeros((rounds, len(rows)))
+    with progress("latency", rounds) as show:
+        for turn in range(-1, rounds):  # the first round only warms up
+            for index in rng.permutation(len(rows)):
+                run, k, batch = timed[index]
+                start = perf_counter()
+                predict(run, batch, k, rng)
+                times[max(0, turn), index] = perf_counter() - start
+            show(turn + 1, "")
+    full = [i for i, (run, k, _) in enumerate(timed) if k == run.dynamic.num_layers]
+    reference = [next(f for f in full if timed[f][0] is run) for run, _, _ in timed]
+    done = []
+    for index, row in enumerate(rows):
+        ratio = float(np.median(times[:, index] / times[:, reference[index]]))
+        latency = 1000 * float(np.median(times[:, index]))
+        done.append(Row(**{**asdict(row), "latency_ms": latency, "latency_share": ratio}))
+    return done

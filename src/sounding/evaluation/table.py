@@ -1,0 +1,91 @@
+"""A sweep as a table: for the terminal, for Markdown, for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+
+from .sweep import Row, Sweep
+
+METHODS = {  # in the order of the table; what people read
+    "full": "full depth",
+    "first": "first k layers",
+    "random": "random dropping",
+    "early-exit": "early exit",
+    "input": "input-driven",
+}
+COLUMNS = (
+    "method",
+    "k",
+    "accuracy",
+    "95 % interval",
+    "MACs",
+    "of full",
+    "latency",
+    "of full",
+)
+
+
+def sorted_rows(sweep: Sweep) -> list[Row]:
+    """Rows by method, then from few layers to many."""
+    order = list(METHODS)
+    return sorted(sweep.rows, key=lambda row: (order.index(row.method), row.kept_layers))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        METHODS[row.method],
+        str(row.kept_layers),
+        f"{100 * row.value:.1f} %",
+        f"{100 * row.ci_low:.1f} to {100 * row.ci_high:.1f}",
+        f"{row.macs / 1e6:,.0f} M",
+        f"{100 * row.macs_share:.0f} %",
+        "" if row.latency_ms is None else f"{row.latency_ms:.1f} ms",
+        "" if row.latency_share is None else f"{100 * row.latency_share:.0f} %",
+    )
+
+
+def rich_table(sweep: Sweep) -> Table:
+    """For a terminal."""
+    header = sweep.header
+    data = header["data"]
+    title = f"{data['name']}, {header['clips']} {data['split']} clips; k: kept layers"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in COLUMNS:
+        justify: Literal["left", "right"] = "left" if column == "method" else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    before = None
+    for row in sorted_rows(sweep):
+        if before not in (None, row.method):
+            table.add_section()
+        before = row.method
+        table.add_row(*_cells(row))
+    return table
+
+
+def markdown(sweep: Sweep) -> str:
+    """For a README or a model card."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in sorted_rows(sweep)]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(sweep: Sweep) -> str:
+    """One line a row; `layer_use` as numbers with spaces between them."""
+    file = io.StringIO()
+    names = list(Row.__dataclass_fields__)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    for row in sorted_rows(sweep):
+        writer.writerow(_flat(getattr(row, name)) for name in names)
+    return file.getvalue()
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, list):
+        return " ".join(f"{number:.4g}" for number in value)
+    return value

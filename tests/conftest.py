@@ -1,0 +1,43 @@
+"""What several test files share: a small folder of tones, and a tiny backbone on disk."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile as sf
+import tiny
+import transformers
+
+TONES = {"high": 2000, "low": 300}
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory):
+    """A folder of tones in noise, two classes, lengths from 0.3 to 0.58 s."""
+    root = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, count in (("train", 40), ("validation", 8), ("test", 16)):
+        for index in range(count):
+            label = ("low", "high")[index % 2]
+            time = np.arange(int(rng.uniform(0.3, 0.58) * 16000)) / 16000
+            tone = 0.1 * np.sin(2 * np.pi * TONES[label] * time) + rng.normal(0, 0.02, len(time))
+            name = f"{split}{index}.wav"
+            sf.write(root / name, tone, 16000)
+            rows.append({"file_name": name, "label": label, "split": split})
+    with (root / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory):
+    """A tiny Whisper for classification with its feature extractor, as a local backbone."""
+    root = tmp_path_factory.mktemp("whisper")
+    tiny.make("whisper-classification").save_pretrained(root)
+    transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(root)
+    return root

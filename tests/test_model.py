@@ -1,0 +1,423 @@
+"""`wrap`, `unwrap`, a call and `generate`: what is given back, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from tiny import MODELS, inputs, make
+
+import sounding
+from sounding.core.executor import LayerStack
+from sounding.core.selector import InputSelector, StaticSelector
+
+
+def choosy(name, **options):
+    """A wrapped model whose selector really depends on its input."""
+    dynamic = sounding.wrap(make(name), **options).eval()
+    torch.manual_seed(5)
+    torch.nn.init.normal_(dynamic.selector.score.weight, std=3.0)
+    return dynamic
+
+
+# --- wrap and unwrap ------------------------------------------------------------------------
+
+
+def test_wrapping_twice_is_refused_also_through_the_model_or_a_part_of_it():
+    model = make("wav2vec2-post")
+    dynamic = sounding.wrap(model)
+    for again in (dynamic, model, model.wav2vec2):
+        with pytest.raises(ValueError, match="wrapped already"):
+            sounding.wrap(again)
+    assert sounding.wrap(sounding.unwrap(dynamic)).num_layers == 4
+
+
+def test_a_compiled_model_is_refused_with_the_way_to_compile_layers():
+    with pytest.raises(ValueError, match=r"layer\.compile\(\)"):
+        sounding.wrap(torch.compile(make("ast"), backend="eager"))
+
+
+def test_an_unknown_selector_or_skip_is_refused():
+    with pytest.raises(ValueError, match='"input", "first"'):
+        sounding.wrap(make("ast"), "best")
+    with pytest.raises(ValueError, match='"identity" or "norm"'):
+        sounding.wrap(make("ast"), skip="zero")
+
+
+@pytest.mark.parametrize("selector", ["best", "input"])
+def test_a_refused_wrap_leaves_the_model_as_it_was(selector):
+    model = make("wav2vec2-pre")
+    with pytest.raises(ValueError, match=r"selector is|do not"):
+        sounding.wrap(model, selector, skip="norm")
+    assert not any(isinstance(module, LayerStack) for module in model.modules())
+    assert sounding.wrap(model).num_layers == 4
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_dynamic_model_is_in_the_mode_of_its_model(training):
+    dynamic = sounding.wrap(make("ast").train(training))
+    assert {module.training for module in dynamic.modules()} == {training}
+
+
+def test_unwrap_twice_or_of_a_plain_model_is_refused():
+    dynamic = sounding.wrap(make("ast"))
+    sounding.unwrap(dynamic)
+    with pytest.raises(ValueError, match="unwrapped already"):
+        sounding.unwrap(dynamic)
+    with pytest.raises(TypeError, match="DynamicModel"):
+        sounding.unwrap(make("ast"))
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-post", "whisper-classification"])
+def test_random_dropping_of_the_model_itself_is_off_while_wrapped(name):
+    rate = {"layerdrop": 0.9} if "wav2vec2" in name else {"encoder_layerdrop": 0.9}
+    model = make(name, **rate)
+    dynamic = sounding.wrap(model).train()
+    ran = []
+    for layer in dynamic.stack.layers:
+        layer.register_forward_hook(lambda *args: ran.append(1))
+    for _ in range(5):
+        dynamic(**inputs(model))
+    assert len(ran) == 20
+    sounding.unwrap(dynamic)
+    owner = model.wav2vec2.encoder.config if "wav2vec2" in name else model.encoder
+    assert owner.layerdrop == 0.9
+
+
+def test_wrapping_a_model_of_a_lower_precision_keeps_both_working():
+    dynamic = sounding.wrap(make("ast").to(torch.bfloat16))
+    batch = {k: v.bfloat16() for k, v in inputs(dynamic.model).items()}
+    out = dynamic(**batch, budget=2)
+    assert out.logits.dtype == torch.bfloat16
+    assert out.executed_layers.sum(-1).tolist() == [2, 2, 2]
+
+
+def test_a_dynamic_model_shows_the_attributes_of_its_model():
+    dynamic = sounding.wrap(make("ast"))
+    assert dynamic.config is dynamic.model.config
+    assert dynamic.main_input_name == "input_values"
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = dynamic.no_such_thing
+    with pytest.raises(TypeError, match="save_pretrained and load"):
+        copy.deepcopy(dynamic)
+
+
+# --- a call ---------------------------------------------------------------------------------
+
+
+def test_output_attentions_is_refused_by_argument_and_by_config():
+    dynamic = sounding.wrap(make("ast"))
+    batch = inputs(dynamic.model)
+    with pytest.raises(ValueError, match=r"unwrap the model, or call dynamic\.model"):
+        dynamic(**batch, output_attentions=True)
+    dynamic(**batch, output_attentions=False)
+    dynamic.model.set_attn_implementation("eager")
+    dynamic.config.output_attentions = True
+    with pytest.raises(ValueError, match="output_attentions"):
+        dynamic(**batch)
+
+
+def test_return_dict_false_is_refused_by_argument_and_by_config():
+    dynamic = sounding.wrap(make("ast"))
+    batch = inputs(dynamic.model)
+    with pytest.raises(ValueError, match="return_dict=False"):
+        dynamic(**batch, return_dict=False)
+    dynamic(**batch, return_dict=True)
+    dynamic.config.return_dict = False
+    with pytest.raises(ValueError, match="return_dict=False"):
+        dynamic(**batch)
+
+
+@pytest.mark.parametrize("wanted", [-1, [0, 1], "all"])
+def test_a_part_of_the_hidden_states_is_refused(wanted):
+    dynamic = sounding.wrap(make("ast"))
+    with pytest.raises(ValueError, match="True or False"):
+        dynamic(**inputs(dynamic.model), output_hidden_states=wanted)
+
+
+def test_a_call_without_the_input_says_which_is_missing():
+    with pytest.raises(ValueError, match="'input_features' is missing"):
+        sounding.wrap(make("whisper-classification"))(budget=1)
+
+
+@torch.no_grad()
+def test_arguments_by_position_are_those_by_name():
+    dynamic = choosy("wav2vec2-post")
+    batch = inputs(dynamic.model, lengths=[2100, 4000, 3333])
+    named = dynamic(**batch, budget=2)
+    placed = dynamic(batch["input_values"], batch["attention_mask"], budget=2)
+    assert torch.equal(named.logits, placed.logits)
+    assert torch.equal(named.executed_layers, placed.executed_layers)
+    with pytest.raises(TypeError, match="repeated"):
+        dynamic(batch["input_values"], **batch)
+
+
+LENGTHS = {"wav2vec2-post": [2100, 4000, 3333], "whisper-classification": [61, 98, 37]}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: mask.flip(-1), "padding on the right"),
+        (lambda mask: torch.where(torch.arange(mask.shape[1]) == 5, 0, mask), "on the right"),
+        (lambda mask: mask * torch.tensor([1, 0, 1])[:, None], "no valid position"),
+        (lambda mask: mask[:2], r"\[batch, positions\]"),
+        (lambda mask: mask[:, :-7], r"\[batch, positions\]"),
+        (lambda mask: torch.cat([mask, mask], -1), r"\[batch, positions\]"),
+        (lambda mask: mask[:, None], r"\[batch, positions\]"),
+        (lambda mask: mask[:, :0], r"\[batch, positions\]"),
+    ],
+)
+def test_a_wrong_attention_mask_is_refused(name, change, message):
+    dynamic = choosy(name)
+    batch = inputs(dynamic.model, lengths=LENGTHS[name])
+    batch["attention_mask"] = change(batch["attention_mask"])
+    with pytest.raises(ValueError, match=message):
+        dynamic(**batch, budget=2)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])
+@torch.no_grad()
+def test_an_attention_mask_of_any_dtype_counts_alike(name, dtype):
+    dynamic = choosy(name)
+    batch = inputs(dynamic.model, lengths=LENGTHS[name])
+    expected = dynamic(**batch, budget=2)
+    batch["attention_mask"] = batch["attention_mask"].to(dtype)
+    out = dynamic(**batch, budget=2)
+    assert torch.equal(out.executed_layers, expected.executed_layers)
+    torch.testing.assert_close(out.logits, expected.logits)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+@torch.no_grad()
+def test_an_attention_mask_without_padding_changes_nothing(name):
+    dynamic = choosy(name)
+    batch = inputs(dynamic.model)
+    expected = dynamic(**batch, budget=2)
+    mask = torch.ones(3, batch[dynamic.main_input_name].shape[-1])
+    out = dynamic(**batch, attention_mask=mask.long(), budget=2)
+    assert torch.equal(out.executed_layers, expected.executed_layers)
+    torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+@torch.no_grad()
+def test_the_choice_ignores_what_stands_in_the_padding(name):
+    dynamic = choosy(name)
+    batch = inputs(dynamic.model, lengths=LENGTHS[name])
+    main, time = dynamic.main_input_name, dynamic.backbone.time
+    valid = batch["attention_mask"].bool()
+    valid = valid[:, None] if time == 2 else valid
+    outs = []
+    for value in (0.0, 9.0):
+        padded = {**batch, main: torch.where(valid, batch[main], torch.tensor(value))}
+        outs.append(dynamic(**padded, budget=[1, 2, 3]))
+    assert torch.equal(outs[0].executed_layers, outs[1].executed_layers)
+    if "whisper" in name:  # wav2vec 2.0 convolves over the end of a clip, as it always does
+        torch.testing.assert_close(outs[0].logits, outs[1].logits)
+
+
+@torch.no_grad()
+def test_weighted_layer_sum_works_at_every_budget():
+    for name in ("wav2vec2-post", "whisper-classification"):
+        dynamic = sounding.wrap(make(name, use_weighted_layer_sum=True))
+        batch = inputs(dynamic.model)
+        plain = dynamic.model(**batch).logits
+        assert torch.equal(dynamic(**batch).logits, plain)
+        for budget in (1, 2, 3):
+            assert not torch.equal(dynamic(**batch, budget=budget).logits, plain)
+
+
+# --- weights --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_state_dict_of_the_model_keeps_its_names(name):
+    plain, wrapped = make(name), make(name)
+    dynamic = sounding.wrap(wrapped)
+    assert list(dynamic.model.state_dict()) == list(plain.state_dict())
+    for key, value in plain.state_dict().items():
+        assert torch.equal(dynamic.model.state_dict()[key], value)
+    dynamic.model.load_state_dict(make(name, seed=3).state_dict())
+
+
+def test_the_state_dict_of_a_dynamic_model_loads_into_another():
+    one, other = choosy("wav2vec2-post"), sounding.wrap(make("wav2vec2-post", seed=3))
+    other.load_state_dict(one.state_dict())
+    batch = inputs(one.model)
+    with torch.no_grad():
+        outs = [dynamic(**batch, budget=[1, 2, 3]) for dynamic in (one, other)]
+    assert torch.equal(outs[0].logits, outs[1].logits)
+    assert torch.equal(outs[0].executed_layers, outs[1].executed_layers)
+
+
+def test_each_parameter_is_there_once():
+    dynamic = choosy("whisper-generation")
+    names = {name for name, _ in dynamic.named_parameters()}
+    expected = {f"model.{name}" for name, _ in dynamic.model.named_parameters()}
+    expected |= {f"selector.{name}" for name, _ in dynamic.selector.named_parameters()}
+    assert names == expected
+
+
+def test_freezing_and_training_modes_reach_the_wrapped_model():
+    dynamic = choosy("wav2vec2-post")
+    dynamic.train()
+    assert dynamic.model.training
+    assert dynamic.stack.layers[0].training
+    dynamic.eval()
+    assert not dynamic.selector.training
+    dynamic.freeze_base_model()
+    assert not any(p.requires_grad for p in dynamic.stack.layers[0].parameters())
+
+
+def test_the_default_selectors_are_those_that_are_named():
+    assert isinstance(sounding.wrap(make("ast")).selector, InputSelector)
+    first = sounding.wrap(make("ast"), "first")
+    assert isinstance(first.selector, StaticSelector)
+    ran = first(**inputs(first.model), budget=[1, 2, 3]).executed_layers
+    assert ran.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
+
+
+# --- generate -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quiet():
+    """`generate` of Whisper warns of its own defaults in each call."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+GENERATE = {"max_new_tokens": 6, "do_sample": False}
+SCORES = {**GENERATE, "return_dict_in_generate": True, "output_scores": True}
+generating = pytest.mark.parametrize("name", ["whisper-generation", "moonshine-generation"])
+
+
+def generation(name, frames=120, lengths=None):
+    dynamic = choosy(name)
+    batch = inputs(dynamic.model, lengths=lengths)
+    batch.pop("decoder_input_ids")
+    if "whisper" in name:
+        batch["input_features"] = batch["input_features"][..., :frames]
+    return dynamic, batch
+
+
+def assert_same_text(one, other, rows=slice(None)):
+    """The same tokens, and the same scores: the tokens of a random model say little."""
+    steps = len(one["scores"])
+    length = one["sequences"].shape[1]
+    assert torch.equal(one["sequences"], other["sequences"][rows, :length])
+    for a, b in zip(one["scores"], other["scores"][:steps], strict=True):
+        torch.testing.assert_close(a, b[rows], rtol=1e-3, atol=1e-3)
+
+
+@generating
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_at_full_depth_gives_the_tokens_of_the_plain_model(name, beams, quiet):
+    dynamic, batch = generation(name)
+    plain = make(name).generate(**batch, **SCORES, num_beams=beams)
+    for budget in (None, 4, "100%"):
+        out = dynamic.generate(**batch, **SCORES, num_beams=beams, budget=budget)
+        assert torch.equal(out["sequences"], plain["sequences"])
+        assert all(map(torch.equal, out["scores"], plain["scores"]))
+        assert out["executed_layers"].all()
+    other = dynamic.generate(**batch, **SCORES, num_beams=beams, budget=2)
+    assert not torch.equal(other["scores"][0], plain["scores"][0])
+
+
+@generating
+def test_generate_says_what_ran_and_each_input_is_as_if_alone(name, quiet):
+    dynamic, batch = generation(name)
+    out = dynamic.generate(**batch, **SCORES, budget=[1, 2, 3])
+    assert out["executed_layers"].sum(-1).tolist() == [1, 2, 3]
+    for i in range(3):
+        one = {key: value[i : i + 1] for key, value in batch.items()}
+        alone = dynamic.generate(**one, **SCORES, budget=i + 1)
+        assert torch.equal(alone["executed_layers"][0], out["executed_layers"][i])
+        assert_same_text(alone, out, [i])
+
+
+@generating
+def test_generate_again_and_again_keeps_nothing_between_calls(name, quiet):
+    dynamic, batch = generation(name)
+    budgets = [1, None, 3, 1, None]
+    tokens = [dynamic.generate(**batch, **GENERATE, budget=k).tolist() for k in budgets]
+    assert tokens[0] == tokens[3]
+    assert tokens[1] == tokens[4]
+    assert dynamic.generate(**batch, **GENERATE, budget=3).tolist() == tokens[2]
+    cached = dynamic.generate(**batch, **GENERATE, budget=2)
+    assert torch.equal(cached, dynamic.generate(**batch, **GENERATE, budget=2, use_cache=False))
+
+
+@generating
+def test_generate_takes_a_mask_and_refuses_what_a_call_refuses(name, quiet):
+    dynamic, batch = generation(name)
+    mask = torch.tensor([False, True, False, True])
+    out = dynamic.generate(**batch, **GENERATE, mask=mask, return_dict_in_generate=True)
+    assert out["executed_layers"].tolist() == [mask.tolist()] * 3
+    for wrong in ({"budget": 5}, {"budget": [1]}, {"budget": 2, "mask": mask}):
+        with pytest.raises(ValueError, match=r"1 to 4|one entry|not both"):
+            dynamic.generate(**batch, **GENERATE, **wrong)
+    with pytest.raises(ValueError, match="output_attentions"):
+        dynamic.generate(**batch, **GENERATE, output_attentions=True)
+
+
+@generating
+@pytest.mark.parametrize("frames", [50, 120])
+def test_generate_gives_the_hidden_states_of_all_layers(name, frames, quiet):
+    dynamic, batch = generation(name, frames)
+    mask = torch.tensor([[True, False, True, False], [False, True, True, False], [True] * 4])
+    out = dynamic.generate(
+        **batch, **GENERATE, mask=mask, return_dict_in_generate=True, output_hidden_states=True
+    )
+    states = out["encoder_hidden_states"]
+    assert len(states) == 5
+    assert {tuple(state.shape) for state in states} == {tuple(states[0].shape)}
+    assert torch.equal(states[0][1], states[1][1])
+    assert not torch.equal(states[0][0], states[1][0])
+
+
+@pytest.mark.parametrize("frames", [1, 37, 50, 119])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_whisper_generates_from_clips_below_its_window(frames, beams, quiet):
+    dynamic, batch = generation("whisper-generation", frames)
+    options = {**SCORES, "num_beams": beams}
+    features = batch["input_features"]
+    out = dynamic.generate(**batch, **options, budget=[1, 2, 4])
+    assert out["executed_layers"].sum(-1).tolist() == [1, 2, 4]
+    assert_same_text(dynamic.generate(features, **options, budget=[1, 2, 4]), out)
+    if beams == 1:
+        assert_same_text(dynamic.generate(features[1:2], **options, budget=2), out, [1])
+
+
+def test_whisper_above_its_window_is_cut_by_the_model_and_refuses_budgets_per_input(quiet):
+    dynamic = choosy("whisper-generation")
+    torch.manual_seed(1)
+    features = torch.randn(2, 16, 300)
+    mask = (torch.arange(300) < torch.tensor([[300], [170]])).long()
+    options = {**GENERATE, "return_timestamps": True, "attention_mask": mask}
+    dynamic.model.generation_config.no_timestamps_token_id = 20
+    plain = make("whisper-generation")
+    plain.generation_config.no_timestamps_token_id = 20
+    expected = plain.generate(features, **options)
+    assert torch.equal(dynamic.generate(features, **options), expected)
+    dynamic.generate(features, **options, budget=2)
+    with pytest.raises(ValueError, match="once per input"):
+        dynamic.generate(features, **options, budget=[1, 2])
+    with pytest.raises(ValueError, match="at most 120"):
+        dynamic(input_features=features, decoder_input_ids=torch.ones(2, 1, dtype=torch.long))
+
+
+def test_moonshine_generates_alike_alone_and_padded(quiet):
+    lengths = [2100, 4000, 3333]
+    dynamic, batch = generation("moonshine-generation", lengths=lengths)
+    together = dynamic.generate(**batch, **SCORES, budget=[1, 2, 3])
+    for i, length in enumerate(lengths):
+        clip = batch["input_values"][i : i + 1, :length]
+        assert_same_text(dynamic.generate(clip, **SCORES, budget=i + 1), together, [i])

@@ -1,0 +1,281 @@
+"""Training: the same weights after any interruption, on every family, by every method."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers as t
+
+import sounding
+from sounding.data.folder import load_folder
+from sounding.training import train as module
+from sounding.training.config import METHODS, TrainConfig
+from sounding.training.methods import random_masks
+from sounding.training.runs import load_run
+from sounding.training.train import Interrupted, steps_in, train
+
+
+@pytest.fixture
+def config(whisper):
+    return TrainConfig(backbone=str(whisper), epochs=2, batch_size=8, checkpoint_seconds=0)
+
+
+def weights(run_directory):
+    names = ("model/model.safetensors", "model/selector.safetensors", "exits.safetensors")
+    return {
+        name: (run_directory / name).read_bytes()
+        for name in names
+        if (run_directory / name).exists()
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
+    config, tones, tmp_path, monkeypatch, method
+):
+    config, folder = replace(config, method=method), load_folder(tones)
+    train(config, folder, tmp_path / "whole")
+    step = module._one_step
+    for stop in (1, 4, 9):
+        calls = []
+
+        def stopping(*args, calls=calls, stop=stop):
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            calls.append(0)
+            return step(*args)
+
+        monkeypatch.setattr(module, "_one_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, folder, tmp_path / f"at{stop}")
+        monkeypatch.setattr(module, "_one_step", step)
+        train(config, folder, tmp_path / f"at{stop}")
+        assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
+        log = (tmp_path / f"at{stop}" / "log.csv").read_text()
+        assert log == (tmp_path / "whole" / "log.csv").read_text()
+
+
+def test_a_training_killed_at_random_moments_ends_with_the_same_weights(config, tones, tmp_path):
+    config = replace(config, epochs=12)
+    train(config, load_folder(tones), tmp_path / "whole")
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", "import sys, sounding.cli; sys.exit(sounding.cli.main())"]
+    command += ["train", "--config", str(tmp_path / "c.yaml"), "--data", str(tones)]
+    kills = 0
+    for _ in range(4):
+        process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE)
+        started = time.monotonic()
+        while process.poll() is None and time.monotonic() - started < 60:
+            if (out / "checkpoint.safetensors").exists():
+                time.sleep(random.uniform(0, 0.3))
+                break
+            time.sleep(0.01)
+        process.kill()
+        kills += process.wait() != 0
+        process.stderr.close()
+    assert kills
+    train(config, load_folder(tones), out)
+    assert weights(out) == weights(tmp_path / "whole")
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config, tones, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    step = module._one_step
+
+    def terminate(run, state, *rest):
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, state, *rest)
+
+    monkeypatch.setattr(module, "_one_step", terminate)
+    slow = replace(config, checkpoint_seconds=1e9)
+    with pytest.raises(Interrupted, match="step 4 of 10; the same command goes on"):
+        train(slow, load_folder(tones), tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    with pytest.raises(ValueError, match="has not finished"):
+        load_run(tmp_path / "run")
+
+
+def test_a_finished_run_is_loaded_not_trained_again(config, tones, tmp_path, monkeypatch):
+    folder = load_folder(tones)
+    train(config, folder, tmp_path / "run")
+    monkeypatch.setattr(module, "_fit", None)
+    assert train(config, folder, tmp_path / "run").labels == ["high", "low"]
+
+
+def test_a_run_with_other_settings_or_other_data_is_not_touched(config, tones, tmp_path):
+    folder = load_folder(tones)
+    train(config, folder, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other settings \(seed 0 -> 1\)"):
+        train(replace(config, seed=1), folder, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"other settings \(the data\)"):
+        train(config, replace(folder, digest="0" * 64), tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds other files"):
+        train(config, folder, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_a_damaged_checkpoint_is_refused(config, tones, tmp_path, monkeypatch, damage):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    save = module.TrainState.save
+    folder = load_folder(tones)
+    monkeypatch.setattr(module.TrainState, "save", lambda *a: [save(*a), interrupted()])
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"hello" * 99)
+    with pytest.raises(ValueError, match="is not a checkpoint of this training"):
+        train(config, folder, tmp_path / "run")
+
+
+def test_damaged_exits_are_refused(config, tones, tmp_path):
+    train(replace(config, method="early-exit", epochs=1), load_folder(tones), tmp_path / "run")
+    path = tmp_path / "run" / "exits.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"exits\.safetensors is damaged"):
+        load_run(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(config, tones, tmp_path):
+    wild = replace(config, lr_head=1e30, lr_encoder=1e30, clip_norm=1e30)
+    with pytest.raises(ValueError, match="the loss is .* lower lr_encoder or lr_head"):
+        train(wild, load_folder(tones), tmp_path / "run")
+
+
+def test_texts_are_refused_until_recognition_is_there(config, tones, tmp_path):
+    with pytest.raises(ValueError, match="has texts, not labels"):
+        train(config, replace(load_folder(tones), task="text"), tmp_path / "run")
+
+
+FAMILIES = {
+    "wav2vec2-post": t.Wav2Vec2FeatureExtractor(),
+    "hubert-pre": t.Wav2Vec2FeatureExtractor(return_attention_mask=True),
+    "wavlm-post": t.Wav2Vec2FeatureExtractor(),
+    "data2vec-audio": t.Wav2Vec2FeatureExtractor(),
+    "unispeech-sat-post": t.Wav2Vec2FeatureExtractor(),
+    "wav2vec2-bert-rotary": t.SeamlessM4TFeatureExtractor(feature_size=10, num_mel_bins=10),
+    "ast": t.ASTFeatureExtractor(num_mel_bins=32, max_length=64),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_every_family_with_a_classifier_trains_from_a_local_path(name, tones, tmp_path):
+    tiny.make(name).save_pretrained(tmp_path / "backbone")
+    FAMILIES[name].save_pretrained(tmp_path / "backbone")
+    config = TrainConfig(backbone=str(tmp_path / "backbone"), epochs=0.4, batch_size=8)
+    run = train(config, load_folder(tones), tmp_path / "run")
+    assert np.isfinite(np.loadtxt(tmp_path / "run" / "log.csv", delimiter=",", skiprows=1)).all()
+    again = load_run(tmp_path / "run")
+    assert again.dynamic.num_layers == run.dynamic.num_layers == 4
+    assert again.dynamic.config.id2label == {0: "high", 1: "low"}
+
+
+def test_a_backbone_without_a_classification_model_is_refused(tones, tmp_path):
+    tiny.make("moonshine-model").save_pretrained(tmp_path / "backbone")
+    with pytest.raises(ValueError, match="no audio classification model for 'moonshine'"):
+        train(TrainConfig(backbone=str(tmp_path / "backbone")), load_folder(tones), tmp_path / "r")
+
+
+def test_training_learns_and_its_selector_too(config, tones, tmp_path):
+    before = sounding.wrap(tiny.make("whisper-classification")).selector.score.weight.clone()
+    run = train(replace(config, epochs=8), load_folder(tones), tmp_path / "run")
+    losses = np.loadtxt(tmp_path / "run" / "log.csv", delimiter=",", skiprows=1)[:, 1]
+    assert losses[-5:].mean() < losses[:5].mean()
+    assert not torch.allclose(run.dynamic.selector.score.weight, before, atol=1e-3)
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("freeze", ["front-end", "encoder", "none"])
+def test_freezing_leaves_just_the_frozen_parts_as_they_were(config, tones, tmp_path, freeze):
+    plain = tiny.make("whisper-classification").state_dict()
+    run = train(replace(config, freeze=freeze), load_folder(tones), tmp_path / "run")
+    after = run.dynamic.model.state_dict()
+    same = {n for n in plain if plain[n].shape == after[n].shape and plain[n].equal(after[n])}
+    assert ("encoder.conv1.weight" in same) is (freeze != "none")
+    assert ("encoder.layers.0.fc1.weight" in same) is (freeze == "encoder")
+    assert "projector.weight" not in same
+
+
+def test_random_masks_keep_exactly_k_and_every_layer_sometimes():
+    rng = np.random.default_rng(0)
+    masks = random_masks(rng, 200, 4, 2)
+    assert masks.sum(1).eq(2).all()
+    assert masks.any(0).all()
+    assert not masks.all(0).any()
+    assert random_masks(rng, 3, 4, [1, 2, 4]).sum(1).tolist() == [1, 2, 4]
+
+
+def test_steps_of_a_fraction_of_an_epoch():
+    config = TrainConfig(batch_size=8)
+    assert steps_in(replace(config, epochs=1), 17) == 3
+    assert steps_in(replace(config, epochs=0.5), 17) == 2
+    assert steps_in(replace(config, epochs=1e-9), 17) == 1
+
+
+# --- the configuration ----------------------------------------------------------------------
+
+
+def test_configuration_survives_yaml(tmp_path):
+    config = TrainConfig(lr_encoder=3e-5, max_seconds=2.5, method="random", seed=7)
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert TrainConfig.from_yaml(tmp_path / "c.yaml") == config
+    assert TrainConfig.from_yaml(tmp_path / "c.yaml", seed="8").seed == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"lr": 1}, "unknown setting lr; known: backbone"),
+        ({"epochs": "many"}, "epochs takes a float; got 'many'"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"epochs": float("nan")}, "epochs must be above 0"),
+        ({"batch_size": 2.5}, "batch_size takes an int"),
+        ({"method": "magic"}, "method is one of input, random"),
+        ({"freeze": "all"}, "freeze is one of"),
+        ({"skip": "jump"}, "skip is one of"),
+        ({"distill": 2}, "distill is a share"),
+        ({"max_seconds": -1}, "max_seconds"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_settings_that_make_no_sense(values, match):
+    with pytest.raises(ValueError, match=match):
+        TrainConfig.from_values(values)
+
+
+def test_yaml_that_is_none(tmp_path):
+    (tmp_path / "c.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="cannot be read as YAML"):
+        TrainConfig.from_yaml(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("[1, 2]")
+    with pytest.raises(ValueError, match="must hold settings"):
+        TrainConfig.from_yaml(tmp_path / "c.yaml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        TrainConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_copy_of_a_run_is_a_run(config, tones, tmp_path):
+    train(replace(config, epochs=1), load_folder(tones), tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert load_run(tmp_path / "copy").config == load_run(tmp_path / "run").config
