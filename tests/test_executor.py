@@ -120,7 +120,7 @@ def test_each_layer_sees_exactly_the_inputs_that_chose_it_in_their_order(name):
 @each_family
 @torch.no_grad()
 def test_tensors_that_a_hook_has_kept_are_not_overwritten(name):
-    """Without gradients the executor writes into a buffer of its own, never into others'."""
+    """The executor writes into a buffer of its own, never into others'."""
     dynamic = choosy(name)
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -256,6 +256,22 @@ def test_the_gradient_of_a_gate_is_the_effect_of_running_the_layer():
     torch.testing.assert_close(gradient[2, 1], last[2], rtol=1e-4, atol=1e-4)
     assert (gradient[~mask] == 0).all()
     assert (gradient[mask] != 0).all()
+
+
+@each_family
+def test_gradients_are_the_same_where_all_hidden_states_are_kept(name):
+    """Those that are kept are never written into; else one buffer serves all layers."""
+    gradients = []
+    for keep in (False, True):
+        dynamic = choosy(name)
+        batch = inputs(dynamic.model, lengths=LENGTHS[name])
+        mask = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1]]).bool()
+        out = dynamic(**batch, mask=mask, output_hidden_states=keep)
+        state_of(out).square().mean().backward()
+        gradients.append({n: p.grad for n, p in dynamic.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][key], msg=key)
 
 
 def test_gates_do_not_change_the_answer():

@@ -158,7 +158,7 @@ def test_damaged_exits_are_refused(config, tones, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_advice(config, tones, tmp_path):
     wild = replace(config, lr_head=1e30, lr_encoder=1e30, clip_norm=1e30)
-    with pytest.raises(ValueError, match="the loss is .* lower lr_encoder or lr_head"):
+    with pytest.raises(ValueError, match=r"the loss is .* lower lr_encoder or lr_head"):
         train(wild, load_folder(tones), tmp_path / "run")
 
 

@@ -111,8 +111,7 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     call.executed.append(executed)
     if call.keep_hidden_states:
         call.hidden_states = [hidden]
-    in_place = not torch.is_grad_enabled() and not call.keep_hidden_states
-    ours = False  # whether `hidden` is a copy that nobody else holds
+    ours = False  # whether `hidden` is a copy of our own that nobody else holds
     extra: tuple[Any, ...] = ()
     for index, (layer, count) in enumerate(zip(layers, mask.sum(0).tolist(), strict=True)):
         weight = None if gates.weight is None else gates.weight[:, index]
@@ -126,11 +125,11 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             ran, extra = _run_rows(call, layer, hidden, rows, weight, kwargs)
             rest = _skipped(call, layer, hidden)
             ran = ran.to(rest.dtype)
-            if in_place and ours and rest is hidden:
+            if ours and rest is hidden:
                 hidden.index_copy_(0, rows, ran)
             else:
                 hidden = rest.index_copy(0, rows, ran)
-            ours = True
+            ours = not call.keep_hidden_states
         executed[:, index] = mask[:, index]
         if call.keep_hidden_states:
             call.hidden_states.append(hidden)

@@ -395,16 +395,14 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (directory / CONFIG).is_file():
         raise ValueError(
             f"{directory} has no {CONFIG}: it was not made by save_pretrained of a dynamic model"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{directory / CONFIG} cannot be read: {error}") from None
+        )
+    config = _read_object(directory / CONFIG)
+    _read_object(directory / "config.json")  # without it, transformers would take a default one
     needed = {"format", "model", "selector", "skip", "layers", "sha256"}
-    if not isinstance(config, dict) or not needed <= config.keys():
+    if not needed <= config.keys():
         raise ValueError(f"{directory / CONFIG} lacks some of {sorted(needed)}: it is damaged")
     if not isinstance(config["sha256"], dict) or SELECTOR not in config["sha256"]:
         raise ValueError(f"{directory / CONFIG} does not list its weight files: it is damaged")
@@ -413,6 +411,16 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if config["format"] != FORMAT:
         raise ValueError(f"{directory / CONFIG} has format {config['format']}, not {FORMAT}")
     return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:  # broken UTF-8 or JSON is a ValueError
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    return value
 
 
 def _new_selector(kind: str, width: int, layers: int) -> nn.Module:

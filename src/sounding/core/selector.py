@@ -67,6 +67,16 @@ class StaticSelector(nn.Module):
         return Gates(top_k_mask(self.scores.expand(features.shape[0], -1), k))
 
 
+def depth_prior(layers: int, slope: float = 6.0) -> Tensor:
+    """Scores that fall with depth: what most good masks of a pretrained encoder look like.
+
+    LayerSkip (arXiv 2404.16710) drops deeper layers more often in the same spirit.
+
+    Shape: -> [layers] float.
+    """
+    return -slope / layers * torch.arange(layers, dtype=torch.float32)
+
+
 class InputSelector(nn.Module):
     """Scores each layer from the pooled input features and the budget; the top k run.
 
@@ -104,7 +114,8 @@ class InputSelector(nn.Module):
         self.score = nn.Linear(hidden, layers)
         nn.init.zeros_(self.budget.weight)
         nn.init.normal_(self.score.weight, std=0.01)  # near-uniform choice at the start
-        nn.init.zeros_(self.score.bias)
+        with torch.no_grad():
+            self.score.bias.copy_(depth_prior(layers))
         self.register_buffer("center", torch.zeros(2 * width))
         self.register_buffer("spread", torch.ones(2 * width))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))

@@ -12,15 +12,15 @@ from ..training.runs import Run
 
 @torch.inference_mode()
 def predict(
-    run: Run, batch: dict[str, Tensor], k: int, rng: np.random.Generator | None = None
+    run: Run, batch: dict[str, Tensor], k: int, random: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits with `k` kept layers, and the layers that ran.
 
     "input" asks its selector; "full" and "early-exit" keep the first k layers, the latter with
-    the head of that exit; "random" keeps k random layers, the same for the whole batch, drawn
-    from `rng` (by default always the same).
+    the head of that exit; "random" keeps the layers of the masks `random`, by default always the
+    same k random ones.
 
-    Shape: -> [batch, labels] float, [batch, layers] bool.
+    Shape: random [batch, layers] bool -> [batch, labels] float, [batch, layers] bool.
     """
     layers = run.dynamic.num_layers
     if run.exits is not None:
@@ -29,8 +29,9 @@ def predict(
     if run.config.method == "input" or k == layers:
         out = run.dynamic(**batch, budget=k)
     elif run.config.method == "random":
-        mask = random_masks(rng or np.random.default_rng(0), 1, layers, k)[0]
-        out = run.dynamic(**batch, mask=mask)
+        if random is None:
+            random = random_masks(np.random.default_rng(0), 1, layers, k)[0]
+        out = run.dynamic(**batch, mask=random)
     else:
         out = run.dynamic(**batch, mask=torch.arange(layers) < k)
     return out.logits, out.executed_layers

@@ -20,11 +20,12 @@ from torch import Tensor
 from ..core.macs import Macs, count_macs
 from ..data.folder import AudioFolder, FeatureSet, batches, load_features
 from ..progress import progress
+from ..training.methods import random_masks
 from ..training.runs import Run, provenance
 from .predict import predict
 from .statistics import wilson
 
-DRAWS = 10  # random masks per budget of random dropping, where there are so many
+DRAWS = 4  # random masks of each clip at each budget of random dropping
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Row:
         latency_share: median of the paired ratios to full depth; None where it was not timed.
         executed_layers: mean number of layers that really ran, per clip.
         layer_use: for each layer the share of the clips that ran it.
-        draws: random masks behind the value.
+        draws: random masks of each clip behind the value.
     """
 
     method: str
@@ -185,16 +186,16 @@ def _answers(
     layers = run.dynamic.num_layers
     random = run.config.method == "random" and k < layers
     draws = DRAWS if random else 1
-    rng = np.random.default_rng([seed, k])
+    masks = random_masks(np.random.default_rng([seed, k]), draws * len(features), layers, k)
+    masks = masks.view(draws, len(features), layers)
     correct = np.zeros((draws, len(features)), dtype=bool)
     executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
     for draw in range(draws):
-        state = rng.bit_generator.state  # one mask for all batches of a draw
         for rows in batches(order, batch_size, seed=0, epoch=0, shuffle=False):
-            rng.bit_generator.state = state
             index = [order[i] for i in rows]
-            logits, ran = predict(run, run.collate([features[i] for i in index]), k, rng)
+            batch = run.collate([features[i] for i in index])
+            logits, ran = predict(run, batch, k, masks[draw, index])
             correct[draw, index] = logits.argmax(-1).numpy() == labels[index]
             executed[draw, index] = ran
     return correct, executed, draws
@@ -235,8 +236,9 @@ def _with_latency(
         for turn in range(-1, rounds):  # the first round only warms up
             for index in rng.permutation(len(rows)):
                 run, k, batch = timed[index]
+                mask = random_masks(rng, 1, run.dynamic.num_layers, k)
                 start = perf_counter()
-                predict(run, batch, k, rng)
+                predict(run, batch, k, mask)
                 times[max(0, turn), index] = perf_counter() - start
             show(turn + 1, "")
     full = [i for i, (run, k, _) in enumerate(timed) if k == run.dynamic.num_layers]

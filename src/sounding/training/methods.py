@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from ..core.selector import InputSelector
+from ..core.selector import InputSelector, depth_prior
 from .runs import Run
 
 Batch = dict[str, Tensor]
@@ -34,12 +34,19 @@ class Step:
         return self.index / max(1, self.total - 1)
 
 
-def random_masks(rng: np.random.Generator, batch: int, layers: int, k: ArrayLike) -> Tensor:
-    """Masks of k random layers each; `k` is one number, or one for each input.
+def random_masks(
+    rng: np.random.Generator, batch: int, layers: int, k: ArrayLike, prior: ArrayLike = 0.0
+) -> Tensor:
+    """Masks of k random layers each.
+
+    Args:
+        k: one number, or one for each input.
+        prior: log of how much more often a layer is kept than another; [layers], or 0 for all.
 
     Shape: -> [batch, layers] bool.
     """
-    rank = rng.random((batch, layers)).argsort(axis=1).argsort(axis=1)
+    scores = np.asarray(prior) + rng.gumbel(size=(batch, layers))
+    rank = (-scores).argsort(axis=1).argsort(axis=1)
     return torch.from_numpy(rank < np.broadcast_to(k, batch)[:, None])
 
 
@@ -82,7 +89,8 @@ def train_input(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
         return loss
     k = step.rng.integers(1, layers, size=len(labels))
     if step.position < config.random_share:
-        fewer = dynamic(**batch, mask=random_masks(step.rng, len(labels), layers, k)).logits
+        masks = random_masks(step.rng, len(labels), layers, k, depth_prior(layers).numpy())
+        fewer = dynamic(**batch, mask=masks).logits
     else:
         if isinstance(dynamic.selector, InputSelector):
             share = (step.position - config.random_share) / max(1e-9, 1 - config.random_share)
