@@ -125,9 +125,8 @@ def test_tensors_that_a_hook_has_kept_are_not_overwritten(name):
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def keep(module, args, out):
-        for value in (*args, *(out if isinstance(out, tuple) else (out,))):
-            if torch.is_tensor(value):
-                kept.append((value, value.clone()))
+        values = (*args, *(out if isinstance(out, tuple) else (out,)))
+        kept.extend((value, value.clone()) for value in values if torch.is_tensor(value))
 
     for module in dynamic.model.modules():
         module.register_forward_hook(keep)

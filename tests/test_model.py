@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import transformers
 from tiny import MODELS, inputs, make
 
 import sounding
+from sounding.core.backbones import BACKBONES, Backbone
 from sounding.core.executor import LayerStack
 from sounding.core.selector import InputSelector, StaticSelector
 
@@ -426,3 +429,52 @@ def test_moonshine_generates_alike_alone_and_padded(quiet):
     for i, length in enumerate(lengths):
         clip = batch["input_values"][i : i + 1, :length]
         assert_same_text(dynamic.generate(clip, **SCORES, budget=i + 1), together, [i])
+
+
+# --- documentation --------------------------------------------------------------------------
+
+DOCS = Path(__file__).parent.parent / "docs" / "backbones.md"
+
+
+@pytest.mark.parametrize("loop", ["in self.layers:", "in self.layers[: len(self.layers)]:"])
+@torch.no_grad()
+def test_the_example_of_the_documentation_works_and_is_right(loop, capsys):
+    """Extracted and run: alone as in a padded batch, and cut as a model of those layers."""
+    source = "\n".join(re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL))
+    assert source.count("in self.layers:") == 1
+    before = list(BACKBONES)
+    space: dict = {}
+    try:
+        exec(source.replace("in self.layers:", loop), space)
+    finally:
+        BACKBONES[:] = before
+    assert capsys.readouterr().out.count("True") == 4
+    dynamic, features, mask = space["dynamic"], space["features"], space["mask"]
+    assert space["out"].executed_layers.sum(-1).tolist() == [1, 3]
+    assert len(dynamic(features, budget=2, output_hidden_states=True).hidden_states) == 5
+    chosen = torch.tensor([[True, False, True, True], [False, True, False, True]])
+    batch = {"input_features": features, "attention_mask": mask}
+    together = dynamic(**batch, mask=chosen).last_hidden_state
+    alone = dynamic(features[1:, :31], mask=chosen[1]).last_hidden_state
+    torch.testing.assert_close(together[1:, :16], alone)
+    cut = space["MurmurModel"](space["MurmurConfig"](num_hidden_layers=2)).eval()
+    weights = dynamic.model.state_dict()
+    for i, layer in enumerate((1, 3)):
+        for key in cut.layers[0].state_dict():
+            weights[f"layers.{i}.{key}"] = weights[f"layers.{layer}.{key}"]
+    cut.load_state_dict({key: weights[key] for key in cut.state_dict()})
+    torch.testing.assert_close(alone, cut(features[1:, :31]).last_hidden_state)
+    with pytest.raises(ValueError, match="transformers has none"):
+        dynamic.save_pretrained("never")
+    assert not Path("never").exists()
+
+
+def test_the_documentation_lists_what_is_supported():
+    rows = re.findall(r"^\| ([^|`]+) \| `(\w+)` \|", DOCS.read_text("utf-8"), re.MULTILINE)
+    assert rows == [(backbone.name, backbone.base) for backbone in BACKBONES]
+
+
+def test_the_documentation_names_every_attribute_and_method_of_a_backbone():
+    text = DOCS.read_text("utf-8")
+    public = [name for name in vars(Backbone) if not name.startswith("_")]
+    assert all(f"`{name}" in text for name in [*public, *Backbone.__annotations__])

@@ -141,6 +141,7 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument("--split", default="test", help="validation or test (default)")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--csv", help="write the table to this file")
+    parser.add_argument("--table", help="write the table to this file, as Markdown")
     parser.add_argument("--plots", help="write accuracy.png and layers.png to this directory")
     parser.add_argument("--card", help="write a model card of the last RUN to this file")
     parser.add_argument("--rounds", type=int, default=15, help="timings a row (15); 0: none")
@@ -167,6 +168,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         result,
         json=arguments.json,
         csv=arguments.csv,
+        table=arguments.table,
         plots=arguments.plots,
         card=arguments.card,
         run=runs[-1],

@@ -19,8 +19,7 @@ from .data.folder import load_folder
 from .evaluation.classify import classify, show
 from .evaluation.report import write_sweep
 from .evaluation.sweep import Sweep, sweep
-from .evaluation.table import markdown, rich_table
-from .files import write_text
+from .evaluation.table import rich_table
 from .training.config import TrainConfig
 from .training.train import train
 from .weights import cache_dir
@@ -43,7 +42,7 @@ def demo(out: Path, backbone: str = "whisper-base", seed: int = 0, *, quick: boo
     """
     console = Console()
     commands = CommandSet(seed=seed)
-    config = TrainConfig(backbone=backbone, seed=seed, epochs=5)
+    config = TrainConfig(backbone=backbone, seed=seed, epochs=4)
     if quick:
         commands = replace(commands, train=96, validation=16, test=48)
         config = replace(config, epochs=1)
@@ -58,12 +57,12 @@ def demo(out: Path, backbone: str = "whisper-base", seed: int = 0, *, quick: boo
         result,
         json=out / "sweep.json",
         csv=out / "sweep.csv",
+        table=out / "table.md",
         plots=out,
         card=out / "MODEL_CARD.md",
         run=runs[-1],
         notes=DATA_NOTE,
     )
-    write_text(out / "table.md", markdown(result))
     console.print(rich_table(result))
     clip = folder.split("test")[0]
     console.rule(f"one clip ({clip.target!r}) at three budgets")

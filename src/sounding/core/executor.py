@@ -83,6 +83,11 @@ class LayerStack(nn.ModuleList):
             return iter([partial(run_layers, call)])
         return super().__iter__()
 
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and range(len(self))[index] == range(len(self)):
+            return self  # "for layer in self.layers[: config.num_hidden_layers]"
+        return super().__getitem__(index)
+
     @property
     def layers(self) -> list[nn.Module]:
         """The layers, also while a call is active."""

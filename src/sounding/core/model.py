@@ -203,8 +203,13 @@ class DynamicModel(nn.Module):
             companions: more to `save_pretrained` beside the model: a processor, a tokenizer.
 
         Raises:
-            ValueError: a selector that `load` could not build again.
+            ValueError: a model or a selector that `load` could not build again.
         """
+        if getattr(transformers, type(self.model).__name__, None) is not type(self.model):
+            raise ValueError(
+                f"load cannot build a {type(self.model).__name__} again, as transformers has none: "
+                "save dynamic.model by its own means, and the state_dict of dynamic.selector"
+            )
         if not isinstance(self.selector, (InputSelector, StaticSelector)):
             raise ValueError(
                 f"load cannot build a {type(self.selector).__name__} again: save the parts with "
@@ -469,7 +474,7 @@ def _lengths(attention_mask: Tensor | None, batch: int, positions: int) -> Tenso
 
 def _set_layerdrop(owner: Any, rate: float | None) -> float | None:
     """Turn the encoder's own random dropping off (or back on): two would drop layers at once."""
-    holder = owner if hasattr(owner, "layerdrop") else owner.config
+    holder = owner if hasattr(owner, "layerdrop") else getattr(owner, "config", owner)
     before = getattr(holder, "layerdrop", None)
     if before is not None and rate is not None:
         holder.layerdrop = rate

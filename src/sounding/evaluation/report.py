@@ -10,7 +10,7 @@ from ..training.runs import Run
 from .card import model_card
 from .plots import plot_accuracy, plot_layers
 from .sweep import Sweep
-from .table import to_csv
+from .table import markdown, to_csv
 
 
 def write_sweep(
@@ -18,6 +18,7 @@ def write_sweep(
     *,
     json: Path | str | None = None,
     csv: Path | str | None = None,
+    table: Path | str | None = None,
     plots: Path | str | None = None,
     card: Path | str | None = None,
     run: Run | None = None,
@@ -27,6 +28,7 @@ def write_sweep(
 
     Args:
         json, csv, card: files.
+        table: a Markdown file.
         plots: a directory.
         run: of the card.
         notes: on the data, for the card.
@@ -35,6 +37,8 @@ def write_sweep(
         write_json(json, sweep.to_json())
     if csv is not None:
         write_text(csv, to_csv(sweep))
+    if table is not None:
+        write_text(table, markdown(sweep))
     if plots is not None:
         plot_accuracy(sweep, Path(plots) / "accuracy.png")
         if any(name.startswith("input/") for name in sweep.masks):

@@ -25,7 +25,7 @@ from ..training.runs import Run, provenance
 from .predict import predict
 from .statistics import wilson
 
-DRAWS = 4  # random masks of each clip at each budget of random dropping
+DRAWS = 2  # random masks of each clip at each budget of random dropping
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class TrainConfig:
     backbone: str = "whisper-base"
     method: str = "input"
     epochs: float = 5.0
-    batch_size: int = 32
+    batch_size: int = 16
     seed: int = 0
     lr_encoder: float = 1e-4
     lr_selector: float = 3e-3
