@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 .venv/done: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --upgrade pip
-	.venv/bin/pip install --quiet "$(TORCH)"
+	.venv/bin/pip install --quiet $(TORCH)
 	.venv/bin/pip install --quiet --editable ".[dev]"
 	touch $@
 

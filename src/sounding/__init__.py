@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.backbones import Backbone, register
+    from .core.macs import summary
     from .core.model import DynamicModel, load, unwrap, wrap
 
-__all__ = ["Backbone", "DynamicModel", "__version__", "load", "register", "unwrap", "wrap"]
+__all__ = [
+    "Backbone",
+    "DynamicModel",
+    "__version__",
+    "load",
+    "register",
+    "summary",
+    "unwrap",
+    "wrap",
+]
 __version__ = "0.1.0"
 
-_HOME = {"Backbone": "backbones", "register": "backbones"}
+_HOME = {"Backbone": "backbones", "register": "backbones", "summary": "macs"}
 
 
 def __getattr__(name: str) -> Any:

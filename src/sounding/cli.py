@@ -108,6 +108,7 @@ settings for --config and --set are the attributes of sounding.training.config.T
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from .core.macs import summary
     from .data.folder import load_folder
     from .training.config import TrainConfig
     from .training.train import train
@@ -123,7 +124,8 @@ def _train(arguments: argparse.Namespace) -> None:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:
         config = TrainConfig.from_values(changes)
-    train(config, load_folder(arguments.data), arguments.out)
+    run = train(config, load_folder(arguments.data), arguments.out)
+    print(summary(run.dynamic))
     print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} --data {arguments.data}")
 
 
