@@ -15,14 +15,16 @@ import torch
 import transformers
 
 from sounding.data.audio import AudioError
-from sounding.data.folder import (
-    Clip,
-    DataError,
+from sounding.data.features import (
     batches,
     collate,
     extract,
     extractor_layout,
     load_features,
+)
+from sounding.data.folder import (
+    Clip,
+    DataError,
     load_folder,
     subset,
 )

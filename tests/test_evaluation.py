@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sounding.core.macs import count_macs
-from sounding.data.folder import load_features, load_folder
+from sounding.data.features import load_features
+from sounding.data.folder import load_folder
 from sounding.evaluation.card import model_card
 from sounding.evaluation.classify import classify, show
 from sounding.evaluation.predict import predict

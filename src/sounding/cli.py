@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +109,9 @@ settings for --config and --set are the attributes of sounding.training.config.T
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    # Threads that spin while they wait stand in the way of each other where cores are shared: on
+    # a busy machine a step took 40 times as long. Read when torch loads, so it is not too late.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .core.macs import summary
     from .data.folder import load_folder
     from .training.config import TrainConfig

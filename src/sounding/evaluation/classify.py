@@ -10,7 +10,8 @@ from typing import Any
 
 from ..core.budget import Budget, kept_layers
 from ..data.audio import Seconds
-from ..data.folder import Clip, load_features
+from ..data.features import load_features
+from ..data.folder import Clip
 from ..training.runs import Run
 from .predict import predict
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..core.macs import Macs, count_macs
-from ..data.folder import AudioFolder, FeatureSet, batches, load_features
+from ..data.features import FeatureSet, batches, load_features
+from ..data.folder import AudioFolder
 from ..progress import progress
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 
 from .. import __version__
 from ..core.model import DynamicModel, load, wrap
-from ..data.folder import collate, extractor_layout
+from ..data.features import collate, extractor_layout
 from ..files import sha256
 from ..weights import resolve
 from .config import TrainConfig

@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.folder import AudioFolder, Clip, batches, load_features
+from ..data.features import batches, load_features
+from ..data.folder import AudioFolder, Clip
 from ..files import atomic_path, sha256, write_json, write_text
 from ..progress import progress
 from .config import TrainConfig

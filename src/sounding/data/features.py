@@ -1,0 +1,147 @@
+"""Features of clips, each by itself, and the batches that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from .audio import Seconds, check_length, check_samples, duration, read_audio
+from .folder import Clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Layout: TypeAlias = Literal["time_first", "bins_first"]
+Progress: TypeAlias = Callable[[int, int], None]
+FeatureSet: TypeAlias = list[np.ndarray]  # float32, one [frames, bins] or [samples] a clip
+
+LIMIT_SECONDS: Seconds = 30.0  # of a clip, unless cut by max_seconds: the window of Whisper
+CHUNK = 50  # batches among which clips of similar length are put together
+
+
+def extractor_layout(extractor: Any) -> tuple[str, Layout]:
+    """The model's main input name, and whether time or mel bins come first in its tensor.
+
+    Made for `collate(features, *extractor_layout(extractor))`.
+    """
+    whisper = any("Whisper" in cls.__name__ for cls in type(extractor).__mro__)
+    return extractor.model_input_names[0], "bins_first" if whisper else "time_first"
+
+
+def extract(audio: np.ndarray, extractor: Any) -> np.ndarray:
+    """Features of one clip at its own length, so that they never depend on its neighbours.
+
+    AST alone has one fixed length: its extractor pads, or cuts after 10.24 s.
+
+    Args:
+        audio: at the extractor's sampling rate.
+        extractor: a feature extractor of `transformers`.
+
+    Shape: audio [samples] -> [frames, bins] float32; [samples] where the model takes a waveform.
+
+    Raises:
+        AudioError: audio that is too short, not one channel, or not finite.
+    """
+    rate = extractor.sampling_rate
+    check_samples(audio, rate, "the audio")
+    name, layout = extractor_layout(extractor)
+    made = extractor(audio, sampling_rate=rate, padding=False, truncation=False)
+    features = np.asarray(made[name][0], dtype=np.float32)
+    if layout == "bins_first":
+        features = features.T
+    if "attention_mask" in made:  # Parakeet adds one frame behind the end
+        features = features[: int(np.asarray(made["attention_mask"][0]).sum())]
+    return np.ascontiguousarray(features)
+
+
+def load_features(
+    clips: Sequence[Clip],
+    extractor: Any,
+    *,
+    max_seconds: Seconds | None,
+    rate: int | None = None,
+    progress: Progress | None = None,
+) -> FeatureSet:
+    """Read clips and extract the features of each by itself.
+
+    Args:
+        max_seconds: use only the start of longer clips; None refuses clips over 30 s.
+        rate: of the audio, in Hz; by default that of the extractor.
+        progress: called with (clips done, all clips).
+
+    Shape: per clip as `extract`, in the order of `clips`.
+
+    Raises:
+        AudioError: a clip that cannot be used; the text names it.
+        ValueError: `rate` is not what the extractor was made for.
+    """
+    rate = extractor.sampling_rate if rate is None else rate
+    if rate != extractor.sampling_rate:
+        raise ValueError(
+            f"rate is {rate} Hz, but {type(extractor).__name__} takes {extractor.sampling_rate} "
+            "Hz: leave `rate` out"
+        )
+    features = []
+    for done, clip in enumerate(clips, start=1):
+        if max_seconds is None:  # by the header: hours of audio are not decoded to be refused
+            check_length(round(duration(clip.path) * rate), rate, LIMIT_SECONDS, clip.path)
+        audio = read_audio(clip.path, rate=rate, max_seconds=max_seconds)
+        features.append(extract(audio, extractor))
+        if progress is not None:
+            progress(done, len(clips))
+    return features
+
+
+def collate(
+    features: Sequence[np.ndarray], main_input_name: str, layout: Layout
+) -> dict[str, Tensor]:
+    """Pad the features of a batch with zeros on the right.
+
+    Shape: [frames, bins] each -> [batch, frames, bins], or [batch, bins, frames] for
+    "bins_first"; [samples] each -> [batch, samples]. `attention_mask`: [batch, frames or samples]
+    int64, 1 where the features are real.
+
+    Raises:
+        ValueError: no features.
+    """
+    import torch  # here, since a folder can be read and checked without it
+
+    if not features:
+        raise ValueError("no features to collate: give at least one clip")
+    longest = max(len(one) for one in features)
+    padded = torch.zeros(len(features), longest, *features[0].shape[1:])
+    attention_mask = torch.zeros(len(features), longest, dtype=torch.long)
+    for index, one in enumerate(features):
+        padded[index, : len(one)] = torch.from_numpy(one)
+        attention_mask[index, : len(one)] = 1
+    if layout == "bins_first":
+        padded = padded.transpose(1, 2).contiguous()
+    return {main_input_name: padded, "attention_mask": attention_mask}
+
+
+def batches(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, shuffle: bool
+) -> list[list[int]]:
+    """The indexes of the clips of each batch; only the last one made may be smaller.
+
+    When shuffling, clips of similar length share a batch: random chunks of 50 batches are sorted
+    by length, and their batches put in random order. All of it follows from (seed, epoch).
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"a batch size of {batch_size}: give at least 1")
+    if not shuffle:
+        return _cut(list(range(len(lengths))), batch_size)
+    rng = np.random.default_rng([seed, epoch])
+    made: list[list[int]] = []
+    for chunk in _cut(rng.permutation(len(lengths)).tolist(), CHUNK * batch_size):
+        made += _cut(sorted(chunk, key=lengths.__getitem__), batch_size)
+    return [made[index] for index in rng.permutation(len(made))]
+
+
+def _cut(indexes: list[int], size: int) -> list[list[int]]:
+    return [indexes[start : start + size] for start in range(0, len(indexes), size)]
