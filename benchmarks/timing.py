@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -147,7 +148,9 @@ class Parts:
         )
         self.plain(**self.inputs)
         handle.remove()
-        (self.hidden, *self.args), self.kwargs = seen[0]
+        (self.hidden, *args), kwargs = seen[0]
+        names = list(inspect.signature(self.layers[0].forward).parameters)[1:]
+        self.kwargs = dict(zip(names, args, strict=False)) | kwargs
 
     def front_end(self) -> Any:
         """The plain model without its layers."""
@@ -163,21 +166,18 @@ class Parts:
         Repeating one part many times would time it with its weights in the cache.
         """
         self.front_end()
-        for index, count in enumerate(rows):
+        kwargs = self.backbone.prepare(list(self.layers), self.hidden, self.kwargs)
+        for layer, count in zip(self.layers, rows, strict=False):
             if count:
-                self.layer(index, count)
+                layer(self.hidden[:count], **self.first(count, kwargs))
 
-    def layer(self, index: int, rows: int) -> Any:
-        """One layer alone, on the first `rows` inputs."""
+    def first(self, rows: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a layer for the first `rows` inputs."""
         batch = len(self.hidden)
         if rows == batch:
-            return self.layers[index](self.hidden, *self.args, **self.kwargs)
-        first = torch.arange(rows)
-        kwargs = {
-            name: self.backbone.take(name, value, first, batch)
-            for name, value in self.kwargs.items()
-        }
-        return self.layers[index](self.hidden[:rows], *self.args, **kwargs)
+            return kwargs
+        index = torch.arange(rows)
+        return {name: self.backbone.take(name, kwargs[name], index, batch) for name in kwargs}
 
 
 def twin(model: Any, backbone: Backbone, inputs: dict[str, Tensor]) -> Any:

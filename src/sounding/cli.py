@@ -109,8 +109,8 @@ settings for --config and --set are the attributes of sounding.training.config.T
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    # Threads that spin while they wait stand in the way of each other where cores are shared: on
-    # a busy machine a step took 40 times as long. Read when torch loads, so it is not too late.
+    # Threads that spin while they wait hold up the ones they wait for where cores are shared.
+    # Read when torch loads, which it has not yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .core.macs import summary
     from .data.folder import load_folder

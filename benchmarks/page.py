@@ -1,0 +1,151 @@
+"""Writes benchmarks/README.md from the results beside it: python benchmarks/page.py"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sounding.evaluation.sweep import Row, Sweep
+from sounding.evaluation.table import markdown
+from sounding.files import write_text
+
+HERE = Path(__file__).parent
+DATA = {"fsdd": "spoken digits", "wakewords": "wake words", "ravdess": "emotions in speech"}
+INTRO = """# Benchmarks
+
+Written by `python benchmarks/page.py` from the files in `results/`; every figure there has the
+command, seed, data digest, commit and machine that made it. Accuracy is on the test clips, which
+nothing was selected on; one seed; intervals are 95 % (Wilson). MACs and latency are for one clip of
+median length, with front end, selector and head. Latency is fp32, batch 1, an illustration; its
+share of full depth is the median of paired, alternated timings.
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [INTRO]
+    parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
+    if result("timing").exists():
+        parts.append(timing(json.loads(result("timing").read_text(encoding="utf-8"))))
+    if result("skip_path").exists():
+        parts.append(skip_path(json.loads(result("skip_path").read_text(encoding="utf-8"))))
+    write_text(HERE / "README.md", "\n".join(parts))
+
+
+def result(name: str) -> Path:
+    """The JSON file of a benchmark."""
+    return HERE / "results" / f"{name}.json"
+
+
+def real_data(name: str, what: str) -> str:
+    """A data set's section: the command, the table, what was expected and what came."""
+    sweep = Sweep.from_json(result(name))
+    config = sweep.header["runs"][-1]["config"]
+    extra = [] if config["max_seconds"] is None else [f"max_seconds={config['max_seconds']:g}"]
+    command = " ".join([f"benchmarks/real_data.sh DATA/{name} {config['epochs']:g}", *extra])
+    return f"""## {name}: {what}
+
+`{command}` (Whisper-base, {sweep.header["clips"]} test clips, {origin(sweep.header)})
+
+{verdict(sweep)}
+{markdown(sweep)}
+![]({result(name).with_suffix("").relative_to(HERE).as_posix()}/accuracy.png)
+"""
+
+
+def origin(header: dict[str, Any]) -> str:
+    """Commit, data and machine."""
+    machine = header["machine"]
+    commit, digest = str(header["commit"])[:12], header["data"]["digest"][:12]
+    return f"commit {commit}, data {digest}, {machine['cpu']}, {machine['threads']} threads"
+
+
+def verdict(sweep: Sweep) -> str:
+    """The two expectations, by their numbers."""
+    rows = {(row.method, row.kept_layers): row for row in sweep.rows}
+    layers = max(k for _, k in rows)
+    half, own, full = rows["input", layers // 2], rows["input", layers], rows["full", layers]
+    lines = [
+        f"- Half depth (k = {layers // 2}) {points(half, own)} of its own full depth and "
+        f"{points(half, full)} of the model trained at full depth only. Expected: within 1 point.",
+    ]
+    gains = [f"{points(rows['input', k], rows['random', k])} at k = {k}" for k in range(1, layers)]
+    best = {m: [k for k in range(1, layers) if wins(rows, m, k, layers)] for m in METHODS}
+    lines.append(f"- Over random dropping: {', '.join(gains)}. Expected: above at each.")
+    shares = ", ".join(f"{METHODS[m]} at k = {ks}" for m, ks in best.items() if ks)
+    lines.append(f"- Highest accuracy: {shares}.".replace("[", "").replace("]", ""))
+    return "\n".join(lines) + "\n"
+
+
+METHODS = {
+    "input": "input-driven", "early-exit": "early exit", "first": "first k", "random": "random",
+}  # fmt: skip
+
+
+def wins(rows: dict[tuple[str, int], Row], method: str, k: int, layers: int) -> bool:
+    """Whether no other method is better at k."""
+    return all(rows[method, k].value >= rows[other, k].value for other in METHODS)
+
+
+def points(row: Row, reference: Row) -> str:
+    """A difference in percentage points."""
+    return f"{100 * (row.value - reference.value):+.1f} points"
+
+
+CASES = {
+    "full": "full depth, over the plain model",
+    "k": "k layers, over front end + k x layer",
+    "mixed": "mixed masks, over the sum of the selected layers",
+}
+
+
+def timing(read: dict[str, Any]) -> str:
+    """The executor's overhead."""
+    columns = ("what", "clip", "batch", "kept layers", "ratio", "95 % interval", "at most", "")
+    lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * 6 + "|---|"]
+    for row in read["results"]:
+        verdict = "yes" if row["passed"] else "**no**"
+        lines.append(
+            f"| {CASES[row['case']]} | {row['seconds']:g} s | {row['batch']} | {row['k']:g} | "
+            f"{row['ratio']:.3f} | {row['low']:.3f} to {row['high']:.3f} | {row['target']:.2f} | "
+            f"{verdict} |"
+        )
+    rows = "\n".join(lines)
+    return f"""## Time of the executor
+
+`make bench`: {read["model"]}, {read["settings"]["rounds"]} rounds, commit
+{str(read["commit"])[:12]}, {read["machine"]["cpu"]}, {read["settings"]["threads"]} threads. Both
+sides of a ratio are timed in turn; the ratio is the median over the rounds.
+
+{rows}
+"""
+
+
+def skip_path(read: dict[str, Any]) -> str:
+    """Identity against the layer's final norm."""
+    ks = sorted({row["kept_layers"] for row in read["rows"]})
+    lines = ["| method | skip path | " + " | ".join(f"k = {k}" for k in ks) + " |"]
+    lines.append("|---|---" + "|---:" * len(ks) + "|")
+    groups = sorted({(row["method"], row["skip"]) for row in read["rows"]}, reverse=True)
+    for method, skip in groups:
+        values = [
+            [r["value"] for r in read["rows"] if (r["method"], r["skip"], r["kept_layers"]) == key]
+            for key in ((method, skip, k) for k in ks)
+        ]
+        cells = " | ".join(f"{100 * sum(v) / len(v):.1f} %" for v in values)
+        lines.append(f"| {method} | {skip} | {cells} |")
+    seeds = len({row["seed"] for row in read["rows"]})
+    data = read["header"]["data"]["name"]
+    return f"""## What passes a skipped layer
+
+`python benchmarks/skip_path.py --data DATA/{data} --epochs {read["header"]["epochs"]:g} --seeds
+{seeds}`: a small Conformer trained from scratch on {data}, {origin(read["header"])}. Accuracy, mean
+of {seeds} seed(s).
+
+{chr(10).join(lines)}
+"""
+
+
+if __name__ == "__main__":
+    main()
