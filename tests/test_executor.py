@@ -10,6 +10,7 @@ import torch
 from tiny import inputs, make
 
 import sounding
+from sounding.core.executor import activate, run_layers
 from sounding.core.selector import Gates
 
 MIXED = torch.tensor(
@@ -163,6 +164,16 @@ def test_executed_layers_is_bool_batch_by_layers_and_a_copy():
     out = dynamic(**inputs(dynamic.model), mask=mask)
     out.executed_layers[:] = False
     assert torch.equal(mask, MIXED)
+
+
+@torch.no_grad()
+def test_padding_is_refused_where_an_encoder_runs_on_a_part_of_the_batch():
+    """As Whisper's fallback of temperatures does: which part is not to be known."""
+    dynamic = choosy("whisper-classification")
+    batch = inputs(dynamic.model, lengths=[61, 98, 37])
+    call = dynamic._call(batch["input_features"], 2, None, batch["attention_mask"])
+    with activate(call), pytest.raises(ValueError, match="one input at a time"):
+        run_layers(call, torch.randn(1, 49, 32), None)
 
 
 @torch.no_grad()

@@ -169,6 +169,7 @@ def test_a_selector_cast_with_its_model_still_chooses_and_trains(dtype):
     chooser = selector().to(dtype)
     features, k = torch.randn(4, 10, 8, dtype=dtype), torch.tensor([1, 2, 3, 4])
     assert chooser(features, None, k).mask.sum(-1).tolist() == [1, 2, 3, 4]
+    assert chooser.scores(features, None, k).dtype == torch.float32  # the noise needs it
     chooser.train()(features, None, k).weight.sum().backward()
     assert chooser.score.weight.grad is not None
 
