@@ -75,7 +75,8 @@ def verdict(sweep: Sweep) -> str:
     half, own, full = rows["input", layers // 2], rows["input", layers], rows["full", layers]
     lines = [
         f"- Half depth (k = {layers // 2}) {points(half, own)} of its own full depth and "
-        f"{points(half, full)} of the model trained at full depth only. Expected on fsdd and wakewords: within 1 point.",
+        f"{points(half, full)} of the model trained at full depth only. Expected on "
+        "fsdd and wakewords: within 1 point.",
     ]
     gains = [f"{points(rows['input', k], rows['random', k])} at k = {k}" for k in range(1, layers)]
     best = {m: [k for k in range(1, layers) if wins(rows, m, k, layers)] for m in METHODS}
