@@ -42,7 +42,7 @@ def demo(out: Path, backbone: str = "whisper-base", seed: int = 0, *, quick: boo
     """
     console = Console()
     commands = CommandSet(seed=seed)
-    config = TrainConfig(backbone=backbone, seed=seed, epochs=4)
+    config = TrainConfig(backbone=backbone, seed=seed, epochs=6)
     if quick:
         commands = replace(commands, train=96, validation=16, test=48)
         config = replace(config, epochs=1)
@@ -64,10 +64,11 @@ def demo(out: Path, backbone: str = "whisper-base", seed: int = 0, *, quick: boo
         notes=DATA_NOTE,
     )
     console.print(rich_table(result))
-    clip = folder.split("test")[0]
-    console.rule(f"one clip ({clip.target!r}) at three budgets")
+    clip = max(folder.split("test"), key=lambda clip: float(clip.extra["snr_db"]))
+    console.rule(f"the clearest test clip ({clip.target!r}) at three budgets")
     for budget in BUDGETS:
         for answer in classify(runs[-1], [clip.path], budget):
             console.print(f"budget {budget}: {show(answer)}", soft_wrap=True)
-    console.print(f"written to {out}/: sweep.json, sweep.csv, accuracy.png, layers.png, table.md")
+    names = "table.md, sweep.json, sweep.csv, accuracy.png, layers.png, MODEL_CARD.md"
+    console.print(f"written to {out}/: {names}")
     return result
