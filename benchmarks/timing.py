@@ -126,7 +126,9 @@ def build(options: argparse.Namespace) -> tuple[Any, str]:
     from sounding.weights import resolve
 
     path = resolve(options.backbone)
-    return t.AutoModelForAudioClassification.from_pretrained(path).eval(), options.backbone
+    return t.AutoModelForAudioClassification.from_pretrained(
+        path, dtype=torch.float32
+    ).eval(), options.backbone
 
 
 class Parts:

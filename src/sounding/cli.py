@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 EPILOG = """examples:
-  sounding demo                                    a whole run on synthetic commands, 12 minutes
+  sounding demo                                    a whole run on synthetic commands, about 10 minutes
   sounding train --backbone whisper-base --data DIR --out RUN
   sounding sweep RUN --data DIR --json sweep.json  accuracy and cost at every budget
   sounding run RUN clip.wav --budget 3             classify with 3 layers
