@@ -24,7 +24,7 @@ check: .venv/done
 	.venv/bin/mypy
 
 bench: .venv/done  ## paired timings of the executor
-	.venv/bin/python benchmarks/timing.py --json benchmarks/results/timing.json
+	.venv/bin/python benchmarks/timing.py --backbone whisper-base --seconds 3 --json benchmarks/results/timing.json
 
 clean:
 	rm -rf .venv demo build dist src/*.egg-info
