@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 EPILOG = """examples:
-  sounding demo                                    a whole run on synthetic commands, about 10 minutes
+  sounding demo                                    the whole of it on synthetic commands
   sounding train --backbone whisper-base --data DIR --out RUN
   sounding sweep RUN --data DIR --json sweep.json  accuracy and cost at every budget
   sounding run RUN clip.wav --budget 3             classify with 3 layers
