@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.macs import Macs, count_macs
-from ..data.features import FeatureSet, batches, load_features
+from ..data.features import FeatureSet, batches
 from ..data.folder import AudioFolder
 from ..progress import progress
 from ..training.methods import random_masks
@@ -121,13 +121,7 @@ def sweep(
     masks["labels"] = [clip.target for clip in clips]
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
     for run in runs:
-        with progress(f"read {split} clips", len(clips)) as show:
-            features = load_features(
-                clips,
-                run.extractor,
-                max_seconds=run.config.max_seconds,
-                progress=lambda done, total, show=show: show(done, ""),  # type: ignore[misc]
-            )
+        features = run.read(clips, f"read {split} clips")
         median = run.collate([sorted(features, key=len)[len(features) // 2]])
         macs = count_macs(run.dynamic, median)
         with progress(f"sweep {run.config.method}", run.dynamic.num_layers) as show:
@@ -248,5 +242,5 @@ def _with_latency(
     for index, row in enumerate(rows):
         ratio = float(np.median(times[:, index] / times[:, reference[index]]))
         latency = 1000 * float(np.median(times[:, index]))
-        done.append(Row(**{**asdict(row), "latency_ms": latency, "latency_share": ratio}))
+        done.append(replace(row, latency_ms=latency, latency_share=ratio))
     return done

@@ -29,8 +29,10 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 
 from .. import __version__
 from ..core.model import DynamicModel, load, wrap
-from ..data.features import collate, extractor_layout
+from ..data.features import FeatureSet, collate, extractor_layout, load_features
+from ..data.folder import Clip
 from ..files import sha256
+from ..progress import progress
 from ..weights import resolve
 from .config import TrainConfig
 from .exits import ExitHeads
@@ -52,6 +54,16 @@ class Run:
     def labels(self) -> list[str]:
         """The classes, in the order of the logits."""
         return list(self.info["labels"])
+
+    def read(self, clips: Sequence[Clip], title: str) -> FeatureSet:
+        """The features of clips, with progress under that title."""
+        with progress(title, len(clips)) as show:
+            return load_features(
+                clips,
+                self.extractor,
+                max_seconds=self.config.max_seconds,
+                progress=lambda done, total: show(done, ""),
+            )
 
     def collate(self, features: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """A batch as the model takes it, from the features of `load_features`."""

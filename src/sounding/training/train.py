@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.features import batches, load_features
-from ..data.folder import AudioFolder, Clip
+from ..data.features import batches
+from ..data.folder import AudioFolder
 from ..files import atomic_path, sha256, write_json, write_text
 from ..progress import progress
 from .config import TrainConfig
@@ -54,7 +54,7 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     info = {"data": {"digest": folder.digest, "name": folder.root.name}, **provenance()}
     run = new_run(config, list(folder.labels), info)
     clips = folder.split("train")
-    features = _features(run, clips)
+    features = run.read(clips, "features")
     labels = torch.tensor([folder.label_index(clip) for clip in clips])
     state = TrainState(run, steps_in(config, len(clips)))
     _fit(run, state, features, labels, out)
@@ -216,16 +216,6 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
         raise ValueError(
             f"{out} holds a run with other settings ({', '.join(changed)}): choose another "
             "directory, or remove it"
-        )
-
-
-def _features(run: Run, clips: list[Clip]) -> list[Any]:
-    with progress("features", len(clips)) as show:
-        return load_features(
-            clips,
-            run.extractor,
-            max_seconds=run.config.max_seconds,
-            progress=lambda done, total: show(done, ""),
         )
 
 
