@@ -26,11 +26,11 @@ from sounding.data.commands import (
     commands_folder,
     make_clip,
     make_commands,
-    mix,
     reverberate,
     speak,
 )
 from sounding.data.folder import SPLITS, load_folder
+from sounding.data.noise import mix
 
 SMALL = CommandSet(words=("yes", "no", "stop", "start"), train=12, validation=4, test=8)
 

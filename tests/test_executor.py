@@ -171,7 +171,7 @@ def test_padding_is_refused_where_an_encoder_runs_on_a_part_of_the_batch():
     """As Whisper's fallback of temperatures does: which part is not to be known."""
     dynamic = choosy("whisper-classification")
     batch = inputs(dynamic.model, lengths=[61, 98, 37])
-    call = dynamic._call(batch["input_features"], 2, None, batch["attention_mask"])
+    call = dynamic._call(batch["input_features"], 2, None, batch)
     with activate(call), pytest.raises(ValueError, match="one input at a time"):
         run_layers(call, torch.randn(1, 49, 32), None)
 

@@ -31,6 +31,15 @@ def config(whisper):
     return TrainConfig(backbone=str(whisper), epochs=2, batch_size=8, checkpoint_seconds=0)
 
 
+@pytest.fixture(scope="module")
+def teacher(whisper, tones, tmp_path_factory):
+    """A finished run at full depth."""
+    config = TrainConfig(backbone=str(whisper), method="full", epochs=1, batch_size=8)
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    train(config, load_folder(tones), out)
+    return str(out)
+
+
 def weights(run_directory):
     names = ("model/model.safetensors", "model/selector.safetensors", "exits.safetensors")
     return {
@@ -42,9 +51,10 @@ def weights(run_directory):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
-    config, tones, tmp_path, monkeypatch, method
+    config, tones, tmp_path, monkeypatch, method, teacher
 ):
-    config, folder = replace(config, method=method), load_folder(tones)
+    config = replace(config, method=method, teacher=teacher if method == "dld" else "")
+    folder = load_folder(tones)
     train(config, folder, tmp_path / "whole")
     step = module._one_step
     for stop in (1, 4, 9):
@@ -253,7 +263,7 @@ def test_configuration_survives_yaml(tmp_path):
         ({"epochs": 0}, "epochs must be above 0"),
         ({"epochs": float("nan")}, "epochs must be above 0"),
         ({"batch_size": 2.5}, "batch_size takes an int"),
-        ({"method": "magic"}, "method is one of input, random"),
+        ({"method": "magic"}, "method is one of input, static"),
         ({"freeze": "all"}, "freeze is one of"),
         ({"skip": "jump"}, "skip is one of"),
         ({"distill": 2}, "distill is a share"),

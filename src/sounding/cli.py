@@ -1,4 +1,4 @@
-"""The command line: `sounding train | sweep | run | inspect | demo`."""
+"""The command line: `sounding train | sweep | run | inspect | compare | report | demo`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ EPILOG = """examples:
   sounding sweep RUN --data DIR --json sweep.json  accuracy and cost at every budget
   sounding run RUN clip.wav --budget 3             classify with 3 layers
   sounding inspect RUN                             layers, parameters, MACs by part
+  sounding compare --data DIR --out STUDY          every method, and whether the input matters
 
 DIR is a folder with metadata.csv: file_name, label, optionally split and speaker.
 `sounding COMMAND --help` says more.
@@ -62,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser("sounding", "Pretrained speech models that choose their own depth.", EPILOG)
     parser.add_argument("--version", action="version", version=f"sounding {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_train, _add_sweep, _add_run, _add_inspect, _add_demo):
+    for add in (
+        _add_train, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_demo
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -96,7 +99,9 @@ settings for --config and --set are the attributes of sounding.training.config.T
     parser.add_argument("--data", required=True, help="folder with metadata.csv and audio")
     parser.add_argument("--out", required=True, help="directory of the run")
     parser.add_argument("--backbone", help="whisper-base, whisper-tiny.en, a path or a hub id")
-    parser.add_argument("--method", help="input (default), random, early-exit or full")
+    parser.add_argument(
+        "--method", help="input (default), static, random, dld, i3d, early-exit, full"
+    )
     parser.add_argument("--epochs", help="passes over the training clips")
     parser.add_argument("--batch-size", help="clips a step")
     parser.add_argument("--seed", help="of everything random")
@@ -119,11 +124,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
     named = ("backbone", "method", "epochs", "batch_size", "seed", "max_seconds")
     changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
-    for setting in arguments.set:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes NAME=VALUE, not {setting!r}")
-        changes[name.strip()] = value.strip()
+    changes |= _settings(arguments.set)
     if arguments.config:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:
@@ -131,6 +132,17 @@ def _train(arguments: argparse.Namespace) -> None:
     run = train(config, load_folder(arguments.data), arguments.out)
     print(summary(run.dynamic))
     print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} --data {arguments.data}")
+
+
+def _settings(given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE of --set."""
+    found = {}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE, not {setting!r}")
+        found[name.strip()] = value.strip()
+    return found
 
 
 def _add_sweep(commands: Any) -> None:
@@ -241,6 +253,90 @@ def _inspect(arguments: argparse.Namespace) -> None:
     directory = Path(arguments.run)
     inner = directory / "model"
     print(summary(load(inner if inner.is_dir() else directory), arguments.seconds))
+
+
+def _add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="every method on every data set, with a verdict: does the input matter?",
+        description="Train and measure every method with several seeds, and write a report with\n"
+        "the verdict. Goes on where it stopped; what is measured is not done again.",
+        epilog="""examples:
+  sounding compare --data DIR --out STUDY
+  sounding compare --methods input,static,early-exit --seeds 0,1 --data DIR DIR2 --out STUDY
+  sounding compare --config study.yaml --data DIR --out STUDY
+
+study.yaml may hold settings (of every run), data (settings by data set), variants, seeds,
+ablation_seeds and snr_db: the attributes of sounding.evaluation.compare.StudyConfig.""",
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders of clips")
+    parser.add_argument("--out", required=True, help="directory of the study")
+    parser.add_argument(
+        "--methods",
+        help="all, all+ablations, or names with commas between them (all, or those of --config)",
+    )
+    parser.add_argument("--seeds", help="with commas between them (0,1,2)")
+    parser.add_argument("--config", help="YAML file of the study")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of every run"
+    )
+    parser.add_argument("--drop-models", action="store_true", help="keep measurements only")
+    parser.set_defaults(command=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in _train
+    from dataclasses import replace
+
+    from .evaluation.compare import BASES, VARIANTS, StudyConfig, compare
+
+    study = StudyConfig.from_yaml(arguments.config) if arguments.config else StudyConfig()
+    study = replace(study, settings={**study.settings, **_settings(arguments.set)})
+    if arguments.methods:
+        named = {"all": tuple(BASES), "all+ablations": tuple(VARIANTS)}
+        variants = named.get(arguments.methods) or tuple(arguments.methods.split(","))
+        study = replace(study, variants=variants)
+    if arguments.seeds:
+        try:
+            seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
+        except ValueError:
+            raise ValueError(f"--seeds takes numbers, not {arguments.seeds!r}") from None
+        study = replace(study, seeds=seeds)
+    out = Path(arguments.out)
+    for line in compare(study, arguments.data, out, keep_models=not arguments.drop_models):
+        print(line)
+    print(f"written: {out / 'report.html'}, verdict.json, table.md")
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="one HTML page and a verdict out of measured runs",
+        description="Read what `compare` measured and write one HTML page that needs no network.",
+        epilog="""examples:
+  sounding report STUDY
+  sounding report STUDY/ravdess STUDY2 --out report.html --verdict verdict.json""",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs, or directories of them")
+    parser.add_argument("--out", default="report.html", help="the page (report.html)")
+    parser.add_argument("--verdict", help="write all comparisons to this JSON file")
+    parser.add_argument("--table", help="write the table to this file, as Markdown")
+    parser.set_defaults(command=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from .evaluation.html import write_report
+
+    paths = [Path(run) for run in arguments.runs]
+    out, verdict, table = arguments.out, arguments.verdict, arguments.table
+    for line in write_report(
+        paths,
+        Path(out),
+        verdict=Path(verdict) if verdict else None,
+        table=Path(table) if table else None,
+    ):
+        print(line)
+    print(f"written: {out}")
 
 
 def _add_demo(commands: Any) -> None:

@@ -7,6 +7,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+
 Budget: TypeAlias = int | float | str | Sequence[int | float | str] | None
 
 ALLOWED = (
@@ -37,6 +39,45 @@ def kept_layers(budget: Any, *, layers: int, batch: int) -> list[int]:
             )
         return [_one(entry, layers) for entry in budget]
     return [_one(budget, layers)] * batch
+
+
+def mean_layers(budget: Any, *, layers: int) -> float | None:
+    """The mean number of kept layers that "mean:3" (or "mean:50%") asks for; None if none is.
+
+    Raises:
+        ValueError: a mean out of range.
+
+    >>> mean_layers("mean:2.5", layers=6), mean_layers("mean:50%", layers=6)
+    (2.5, 3.0)
+    >>> mean_layers(3, layers=6) is None
+    True
+    """
+    if not isinstance(budget, str) or not budget.strip().startswith("mean:"):
+        return None
+    text = budget.strip().removeprefix("mean:").strip()
+    try:
+        mean = float(text[:-1]) / 100 * layers if text.endswith("%") else float(text)
+    except ValueError:
+        mean = math.nan
+    if not 1 <= mean <= layers:  # false for NaN too
+        raise ValueError(
+            f'budget {budget!r} is not allowed: a mean budget is "mean:M" with M from 1 to '
+            f"{layers} kept layers, or a percentage of {layers}"
+        )
+    return mean
+
+
+def threshold_for(mean: float, table: Sequence[tuple[float, float]]) -> float:
+    """The threshold of a mean budget, between the calibrated ones.
+
+    Args:
+        table: [mean, threshold] by rising mean.
+
+    >>> threshold_for(2.5, [(1.0, 0.0), (2.0, 0.5), (3.0, 0.7)])
+    0.6
+    """
+    means, thresholds = np.array(table, dtype=float).T
+    return float(np.interp(mean, means, thresholds))
 
 
 def _plain(budget: Any) -> Any:

@@ -1,8 +1,9 @@
 """The executor: runs the chosen layers of each input and no others.
 
 An encoder of `transformers` loops over its `layers`. While a call is active, that loop sees one
-callable instead, `run_layers`, which asks the selector once and then runs each layer on just the
-inputs that chose it (gather, run, scatter). Outside a call the loop sees the plain layers.
+callable instead, `run_layers`, which asks the call's plan before each layer and runs the layer on
+just the inputs that keep it (gather, run, scatter), or walks a tree of masks whose shared prefixes
+run once. Outside a call the loop sees the plain layers.
 """
 
 from __future__ import annotations
@@ -18,17 +19,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .selector import Gates
+from .plan import Plan
 
 if TYPE_CHECKING:
     from .backbones import Backbone
+    from .skip import SkipPath
 
-Choose = Callable[[Tensor, Tensor | None], Gates]
+
+@dataclass
+class Tree:
+    """Several masks for all inputs of a batch at once.
+
+    Attributes:
+        masks: [masks, layers] bool, no two alike.
+        leaf: called with the index of a mask and what its layers make, [batch, frames, width].
+        after, features: the state after that many layers, all run, for a selector that reads it.
+    """
+
+    masks: Tensor
+    leaf: Callable[[int, Tensor], None]
+    after: int = 0
+    features: Tensor | None = None
 
 
 @dataclass
 class Call:
     """One forward pass: what was asked for, and what has run so far.
+
+    Attributes:
+        plan: says before each layer which inputs run it; made anew for each pass.
+        tree: the masks to run in place of a plan.
 
     Shape:
         lengths: [batch] int: valid samples or feature frames of each input; None without padding.
@@ -39,8 +59,9 @@ class Call:
     stack: LayerStack
     base: nn.Module
     backbone: Backbone
-    choose: Choose
-    skip: str = "identity"
+    plan: Callable[[], Plan]
+    skip: SkipPath
+    tree: Tree | None = None
     lengths: Tensor | None = None
     keep_hidden_states: bool = False
     hidden_states: list[Tensor] = field(default_factory=list)
@@ -109,24 +130,29 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             "a batch with padding needs an encoder that runs once per input (Whisper's fallback "
             "of temperatures runs it again on a part): give one input at a time"
         )
-    gates = call.choose(hidden, call.frame_mask(hidden.shape[1]))
-    mask = gates.mask.to("cpu")
     kwargs = call.backbone.prepare(layers, hidden, kwargs)
+    extra: tuple[Any, ...] = ()
+    if call.tree is not None:
+        hidden, extra = _run_tree(call, call.tree, hidden, kwargs)
+        return (hidden, *extra) if call.backbone.tuple_output else hidden
+    plan, frame_mask = call.plan(), call.frame_mask(hidden.shape[1])
     if call.keep_hidden_states:
         call.hidden_states = [hidden]
     ours = False  # whether `hidden` is a copy of our own that nobody else holds
-    extra: tuple[Any, ...] = ()
-    for index, (layer, count) in enumerate(zip(layers, mask.sum(0).tolist(), strict=True)):
-        weight = None if gates.weight is None else gates.weight[:, index]
-        if count == len(mask):
+    columns = []
+    for index, layer in enumerate(layers):
+        keep, weight = plan(index, hidden, frame_mask)
+        columns.append(keep)
+        count = int(keep.sum())
+        if count == len(keep):
             hidden, extra = _run(layer, hidden, weight, kwargs)
             ours = False
         elif count == 0:
-            hidden = _skipped(call, layer, hidden)
+            hidden = call.skip(index, layer, hidden)
         else:
-            rows = mask[:, index].nonzero().squeeze(1).to(hidden.device)
+            rows = keep.nonzero().squeeze(1).to(hidden.device)
             ran, extra = _run_rows(call, layer, hidden, rows, weight, kwargs)
-            rest = _skipped(call, layer, hidden)
+            rest = call.skip(index, layer, hidden)
             ran = ran.to(rest.dtype)
             if ours and rest is hidden:
                 hidden.index_copy_(0, rows, ran)
@@ -135,8 +161,36 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             ours = not call.keep_hidden_states
         if call.keep_hidden_states:
             call.hidden_states.append(hidden)
-    call.executed.append(mask.clone())
+    call.executed.append(torch.stack(columns, dim=1))
     return (hidden, *extra) if call.backbone.tuple_output else hidden
+
+
+def _run_tree(
+    call: Call, tree: Tree, hidden: Tensor, kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Run every mask of the tree, each shared prefix once, depth first; the last leaf's result."""
+    layers = call.stack.layers
+    extra: tuple[Any, ...] = ()
+    last = hidden
+
+    def walk(index: int, state: Tensor, members: list[int]) -> None:
+        nonlocal extra, last
+        if index == tree.after and bool(tree.masks[members[0], :index].all()):
+            tree.features = state
+        if index == len(layers):
+            last = state
+            tree.leaf(members[0], state)
+            return
+        running = [m for m in members if tree.masks[m, index]]
+        skipping = [m for m in members if not tree.masks[m, index]]
+        if running:
+            ran, extra = _run(layers[index], state, None, kwargs)
+            walk(index + 1, ran, running)
+        if skipping:
+            walk(index + 1, call.skip(index, layers[index], state), skipping)
+
+    walk(0, hidden, list(range(len(tree.masks))))
+    return last, extra
 
 
 def plain(layer: nn.Module) -> nn.Module:
@@ -172,16 +226,9 @@ def _run(
     out = layer(hidden, **kwargs)
     out, extra = (out[0], tuple(out[1:])) if isinstance(out, tuple) else (out, ())
     if weight is not None:
-        # Adds zero in value, and the straight-through gradient of the gate: out - hidden.
+        # In value `out` where the gate is open and `hidden` where it is closed; in gradient that
+        # of the relaxed gate: out - hidden.
         gate = (weight - weight.detach()).to(out.dtype)[:, None, None]
-        out = out + gate * (out - hidden)
+        is_open = (weight.detach() > 0.5)[:, None, None]
+        out = torch.where(is_open, out, hidden) + gate * (out - hidden)
     return out, extra
-
-
-def _skipped(call: Call, layer: nn.Module, hidden: Tensor) -> Tensor:
-    """What passes a layer that is not run: the identity, or the layer's own final norm."""
-    if call.skip == "identity":
-        return hidden
-    norm = call.backbone.final_norm(plain(layer))
-    assert norm is not None  # `wrap` has refused skip="norm" otherwise
-    return norm(hidden)

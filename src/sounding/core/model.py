@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import transformers
@@ -17,13 +17,41 @@ from torch import Tensor, nn
 
 from ..files import atomic_directory, recover, sha256, write_json
 from .backbones import Backbone, find_backbone
-from .budget import Budget, kept_layers
-from .executor import Call, LayerStack, activate, active_call, plain
-from .selector import Gates, InputSelector, StaticSelector, selector_from_config
+from .budget import Budget, kept_layers, mean_layers, threshold_for
+from .executor import Call, LayerStack, Tree, activate, active_call, plain
+from .plan import LocalGates, Plan, Progressive, UpFront, gates_above
+from .selector import (
+    Gates,
+    GateSelector,
+    InputSelector,
+    Selector,
+    StaticSelector,
+    selector_from_config,
+)
+from .skip import SkipPath
+
+# (batch, state, rows, depth) -> logits, as `DynamicModel.exit_logits`
+Readout: TypeAlias = Callable[[dict[str, Any], Tensor, Tensor, int], Tensor]
 
 CONFIG = "sounding.json"
 SELECTOR = "selector.safetensors"
-FORMAT = 1
+SKIP = "skip.safetensors"  # of the adapters
+FORMAT = 2
+
+
+class Answers(NamedTuple):
+    """What `DynamicModel.forward_masks` returns.
+
+    Shape:
+        logits: [masks, batch, ...].
+        features: [batch, frames, width]: what a selector reads, the state after its first `after`
+            layers.
+        frame_mask: [batch, frames] bool, or None without padding.
+    """
+
+    logits: Tensor
+    features: Tensor
+    frame_mask: Tensor | None
 
 
 class DynamicModel(nn.Module):
@@ -35,24 +63,31 @@ class DynamicModel(nn.Module):
     Attributes:
         model: the wrapped model.
         selector: called with (features, frame mask, k), returns `Gates`.
-        skip: what passes a skipped layer: "identity", or "norm" for the layer's final norm.
+        skip: what passes a skipped layer, a `SkipPath`.
+        mean_budgets: thresholds for mean budgets, as [mean, threshold] with rising means; empty
+            until they are calibrated. For a `GateSelector` of its gates, otherwise of the
+            confidence at which an input stops.
+        readout: what answers after some layers, for mean budgets: `exit_logits` by default.
     """
 
     def __init__(
-        self, model: Any, selector: nn.Module, backbone: Backbone, base: nn.Module, skip: str
+        self, model: Any, selector: nn.Module, backbone: Backbone, base: nn.Module, skip: SkipPath
     ) -> None:
         super().__init__()
         self.model = model
         self.selector = selector
         self.backbone = backbone
         self.skip = skip
+        self.mean_budgets: list[tuple[float, float]] = []
         self.training = model.training
         selector.train(model.training)
+        skip.train(model.training)
         object.__setattr__(self, "base", base)  # a part of `model`: not registered twice
         owner = backbone.owner(base)
         self._plain_layers = [owner.layers]  # in a list: not registered as a submodule
         owner.layers = LayerStack(owner.layers)  # type: ignore[arg-type]
         owner.layers.training = self._plain_layers[0].training  # type: ignore[union-attr]
+        self.readout: Readout = self.exit_logits
         self._handles = backbone.install(base)
         self._handles.append(base.register_forward_hook(_full_hidden_states))
         self._layerdrop = _set_layerdrop(owner, 0.0)
@@ -85,7 +120,8 @@ class DynamicModel(nn.Module):
 
         Args:
             budget: kept layers: an int, a fraction, a percentage, a list with one entry per
-                input, or None for full depth.
+                input, or None for full depth. "mean:3" runs fewer layers for easy inputs and more
+                for hard ones, about 3 in the mean, once `mean_budgets` are calibrated.
             mask: the layers to run, in place of a budget.
                 Shape: [layers] or [batch, layers], bool, at least one True per input.
             attention_mask: as the model takes it; padding is on the right. For Whisper, over mel
@@ -104,7 +140,7 @@ class DynamicModel(nn.Module):
         inputs = kwargs.get(self.model.main_input_name)
         if inputs is None:
             raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
-        call = self._call(inputs, budget, mask, kwargs.get("attention_mask"))
+        call = self._call(inputs, budget, mask, kwargs)
         self._refuse_padding(call, inputs)
         call.keep_hidden_states = self._wants_hidden_states(kwargs) or bool(
             getattr(self.model.config, "use_weighted_layer_sum", False)
@@ -131,7 +167,7 @@ class DynamicModel(nn.Module):
         inputs = args[0] if args else kwargs.get(self.model.main_input_name, kwargs.get("inputs"))
         if inputs is None:
             raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
-        call = self._call(inputs, budget, mask, kwargs.get("attention_mask"))
+        call = self._call(inputs, budget, mask, kwargs)
         self._refuse_padding(call, inputs)
         window = self.backbone.window(self.base)
         if window is not None and inputs.shape[-1] > window:
@@ -147,9 +183,9 @@ class DynamicModel(nn.Module):
         return out
 
     def layer_outputs(
-        self, batch: dict[str, Tensor], k: int | None = None
+        self, batch: dict[str, Tensor], k: int | None = None, budget: Budget = None
     ) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
-        """Run the first `k` layers of the encoder, and no head.
+        """Run the first `k` layers of the encoder (or those of a budget), and no head.
 
         Returns:
             What each of them puts out, [batch, frames, width], with the mask of its valid frames,
@@ -157,13 +193,78 @@ class DynamicModel(nn.Module):
             [batch, layers].
         """
         inputs = batch[self.base.main_input_name]
-        mask = torch.arange(self.num_layers) < (self.num_layers if k is None else k)
-        call = self._call(inputs, None, mask, batch.get("attention_mask"))
+        k = self.num_layers if k is None else k
+        mask = torch.arange(self.num_layers) < k if budget is None else None
+        call = self._call(inputs, budget, mask, batch)
         call.keep_hidden_states = True
         with activate(call):
             out = self.base(**batch)
-        states = out.hidden_states[1 : int(mask.sum()) + 1]
+        states = out.hidden_states[1 : k + 1]
         return [(state, call.frame_mask(state.shape[1])) for state in states], call.executed[-1]
+
+    def forward_masks(self, batch: dict[str, Tensor], masks: Tensor) -> Answers:
+        """The answers under each of several masks; layers of shared prefixes run once.
+
+        With 6 layers all 63 masks take 63 layer runs in place of 192.
+
+        Args:
+            batch: as the model takes it; what follows the encoder must return `logits`.
+            masks: no two alike. Shape: [masks, layers] bool.
+
+        """
+        tree_masks = torch.stack([self._check_mask(mask, 1)[0] for mask in masks])
+        if len(torch.unique(tree_masks, dim=0)) < len(tree_masks):
+            raise ValueError("the masks must differ from one another")
+        logits: list[Tensor | None] = [None] * len(tree_masks)
+
+        def leaf(index: int, state: Tensor) -> None:
+            logits[index] = self.exit_logits(batch, state)
+
+        call = self._call(batch[self.model.main_input_name], None, None, batch)
+        call.tree = Tree(tree_masks, leaf, getattr(self.selector, "after", 0))
+        with activate(call):
+            self.base(**{n: v for n, v in batch.items() if n in self._base_inputs()})
+        if call.tree.features is None:
+            raise ValueError("some mask must run the layers before the selector")
+        features = call.tree.features
+        return Answers(torch.stack(logits), features, call.frame_mask(features.shape[1]))  # type: ignore[arg-type]
+
+    def forward_plan(self, batch: dict[str, Tensor], plan: Plan) -> Any:
+        """The model's own forward pass with a plan of yours, for training methods.
+
+        Args:
+            plan: see `core.plan`.
+        """
+        call = self._call(batch[self.model.main_input_name], None, None, batch)
+        call.plan = lambda: plan
+        with activate(call):
+            return self.model(**batch)
+
+    def exit_logits(
+        self, batch: dict[str, Tensor], state: Tensor, rows: Tensor | None = None, depth: int = -1
+    ) -> Tensor:
+        """What the model's own head answers to the state of an encoder in progress.
+
+        Args:
+            batch: of the call in progress.
+            state: after the last layer, or after `depth` layers, the others being skipped.
+                Shape: [batch, frames, width], or [len(rows), ...] for the inputs `rows`.
+        """
+        call = active_call()
+        assert call is not None  # only called by plans and trees
+        frame_mask = call.frame_mask(state.shape[1])
+        if rows is not None:
+            size = len(batch[self.model.main_input_name])
+            frame_mask = None if frame_mask is None else frame_mask[rows]
+            batch = {n: v[rows] if len(v) == size else v for n, v in batch.items()}
+        if depth >= 0:
+            for index in range(depth, self.num_layers):
+                state = self.skip(index, self.stack.layers[index], state)
+        with _answering(self.base, self.backbone.answer(self.base, state, frame_mask)):
+            return self.model(**batch).logits
+
+    def _base_inputs(self) -> set[str]:
+        return set(inspect.signature(type(self.base).forward).parameters)
 
     def _encode_short(
         self, inputs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -210,7 +311,7 @@ class DynamicModel(nn.Module):
                 f"load cannot build a {type(self.model).__name__} again, as transformers has none: "
                 "save dynamic.model by its own means, and the state_dict of dynamic.selector"
             )
-        if not isinstance(self.selector, (InputSelector, StaticSelector)):
+        if not isinstance(self.selector, Selector):
             raise ValueError(
                 f"load cannot build a {type(self.selector).__name__} again: save the parts with "
                 "dynamic.model.save_pretrained(...) and the state_dict of dynamic.selector"
@@ -220,8 +321,10 @@ class DynamicModel(nn.Module):
                 self.model.save_pretrained(temporary)
             for companion in companions:
                 companion.save_pretrained(temporary)
-            state = {name: value.contiguous() for name, value in self.selector.state_dict().items()}
-            save_file(state, temporary / SELECTOR)
+            for name, module in ((SELECTOR, self.selector), (SKIP, self.skip)):
+                state = {key: value.contiguous() for key, value in module.state_dict().items()}
+                if state or name == SELECTOR:
+                    save_file(state, temporary / name)
             weights = sorted(temporary.glob("*.safetensors"))
             write_json(
                 temporary / CONFIG,
@@ -229,7 +332,8 @@ class DynamicModel(nn.Module):
                     "format": FORMAT,
                     "model": type(self.model).__name__,
                     "selector": self.selector.config(),
-                    "skip": self.skip,
+                    "skip": self.skip.kind,
+                    "mean_budgets": [list(pair) for pair in self.mean_budgets],
                     "layers": self.num_layers,
                     "sha256": {path.name: sha256(path) for path in weights},
                     "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -237,11 +341,27 @@ class DynamicModel(nn.Module):
             )
 
     def _call(
-        self, inputs: Tensor, budget: Budget, mask: Tensor | None, attention_mask: Tensor | None
+        self, inputs: Tensor, budget: Budget, mask: Tensor | None, batch: dict[str, Any]
     ) -> Call:
-        batch = inputs.shape[0]
         if mask is not None and budget is not None:
             raise ValueError("give a budget or a mask, not both")
+        mean = mean_layers(budget, layers=self.num_layers)
+        if mean is not None:
+            plan = self._mean_plan(self._threshold(mean), batch)
+        else:
+            plan = self._exact_plan(inputs.shape[0], budget, mask)
+        return Call(
+            stack=self.stack,
+            base=self.base,
+            backbone=self.backbone,
+            plan=plan,
+            skip=self.skip,
+            lengths=_lengths(
+                batch.get("attention_mask"), inputs.shape[0], inputs.shape[self.backbone.time]
+            ),
+        )
+
+    def _exact_plan(self, batch: int, budget: Budget, mask: Tensor | None) -> Callable[[], Plan]:
         if mask is None:
             wanted = torch.tensor(kept_layers(budget, layers=self.num_layers, batch=batch))
         else:
@@ -263,14 +383,31 @@ class DynamicModel(nn.Module):
                 return Gates(torch.ones(rows, self.num_layers, dtype=torch.bool))
             return self.selector(features, frame_mask, asked.to(features.device))
 
-        return Call(
-            stack=self.stack,
-            base=self.base,
-            backbone=self.backbone,
-            choose=choose,
-            skip=self.skip,
-            lengths=_lengths(attention_mask, batch, inputs.shape[self.backbone.time]),
-        )
+        if mask is not None or bool((wanted == self.num_layers).all()):
+            return lambda: UpFront(choose)
+        selector = self.selector
+        if isinstance(selector, GateSelector) and selector.scope == "local":
+            return lambda: LocalGates(selector, wanted)
+        return lambda: UpFront(choose, getattr(selector, "after", 0))
+
+    def _mean_plan(self, threshold: float, batch: dict[str, Any]) -> Callable[[], Plan]:
+        selector = self.selector
+        if isinstance(selector, GateSelector):
+            return lambda: gates_above(selector, threshold)
+        tensors = {n: v for n, v in batch.items() if isinstance(v, Tensor) and n != "labels"}
+
+        def readout(depth: int, rows: Tensor, state: Tensor) -> Tensor:
+            return self.readout(tensors, state, rows, depth)
+
+        return lambda: Progressive(readout, threshold)
+
+    def _threshold(self, mean: float) -> float:
+        if not self.mean_budgets:
+            raise ValueError(
+                "this model has no calibrated mean budgets: train it with validation clips, or "
+                "set dynamic.mean_budgets"
+            )
+        return threshold_for(mean, self.mean_budgets)
 
     def _check_mask(self, mask: Tensor, batch: int) -> Tensor:
         try:
@@ -320,8 +457,8 @@ def wrap(
         model: any supported model, with or without a task head.
         selector: "input" (IDLD-style: reads what enters layer 0), "first" (the first k layers),
             or a module called as `InputSelector` is.
-        skip: "identity", or "norm": a skipped layer still applies its final norm (LDASR), for
-            backbones whose layers end in one.
+        skip: "identity"; "norm": a skipped layer still applies its final norm (LDASR), for
+            backbones whose layers end in one; or "adapter": a small learned map in its place.
 
     Raises:
         ValueError: an unsupported model (the text lists the supported ones), one that is wrapped
@@ -337,16 +474,12 @@ def wrap(
     backbone, found = find_backbone(model)
     base: Any = found
     layers: Any = backbone.owner(base).layers
-    if skip not in ("identity", "norm"):
-        raise ValueError(f'skip is "identity" or "norm", not {skip!r}')
-    if skip == "norm" and backbone.final_norm(plain(layers[0])) is None:
-        raise ValueError(
-            f'skip="norm" needs layers that end in a norm; those of this {backbone.name} do not'
-        )
+    width = base.config.hidden_size
+    path = SkipPath(skip, backbone, [plain(layer) for layer in layers], width)
     if isinstance(selector, str):
-        selector = _new_selector(selector, base.config.hidden_size, len(layers))
+        selector = _new_selector(selector, width, len(layers))
     device = next(model.parameters()).device
-    return DynamicModel(model, selector.to(device), backbone, base, skip)
+    return DynamicModel(model, selector.to(device), backbone, base, path.to(device))
 
 
 def unwrap(dynamic: DynamicModel) -> Any:
@@ -391,9 +524,12 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
         )
         selector = selector_from_config(config["selector"])
         selector.load_state_dict(load_file(directory / SELECTOR))
-    except (OSError, RuntimeError, ValueError) as error:
+        dynamic = wrap(model, selector, skip=config["skip"]).eval()
+        if dynamic.skip.state_dict():
+            dynamic.skip.load_state_dict(load_file(directory / SKIP))
+        dynamic.mean_budgets = [(float(m), float(t)) for m, t in config["mean_budgets"]]
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{directory} cannot be loaded: {error}") from None
-    dynamic = wrap(model, selector, skip=config["skip"]).eval()
     if info["missing_keys"] or dynamic.num_layers != config["layers"]:
         raise ValueError(
             f"{directory}: config.json does not fit the weights: it is damaged or was changed"
@@ -408,7 +544,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         )
     config = _read_object(directory / CONFIG)
     _read_object(directory / "config.json")  # without it, transformers would take a default one
-    needed = {"format", "model", "selector", "skip", "layers", "sha256"}
+    needed = {"format", "model", "selector", "skip", "mean_budgets", "layers", "sha256"}
     if not needed <= config.keys():
         raise ValueError(f"{directory / CONFIG} lacks some of {sorted(needed)}: it is damaged")
     if not isinstance(config["sha256"], dict) or SELECTOR not in config["sha256"]:
@@ -430,14 +566,31 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def _answering(base: Any, answer: Any) -> Iterator[None]:
+    """Make the encoder return `answer`, as what follows it runs again."""
+    before = base.__dict__.get("forward")
+    base.forward = lambda *args, **kwargs: answer
+    try:
+        yield
+    finally:
+        if before is None:
+            del base.forward
+        else:
+            base.forward = before
+
+
 def _new_selector(kind: str, width: int, layers: int) -> nn.Module:
     if kind == "input":
-        # Far below 0.5 % of the MACs of one second of audio, for any encoder: see
-        # `sounding inspect`.
-        return InputSelector(width, layers, hidden=max(4, min(64, width // 8)))
+        return InputSelector(width, layers, hidden=selector_width(width))
     if kind == "first":
         return StaticSelector.first(layers)
     raise ValueError(f'selector is "input", "first" or a module, not {kind!r}')
+
+
+def selector_width(width: int) -> int:
+    """Of a selector's hidden layer: far below 0.5 % of the MACs of one second, for any encoder."""
+    return max(4, min(64, width // 8))
 
 
 def _has_stack(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +44,23 @@ def top_k_mask(scores: Tensor, k: Tensor) -> Tensor:
 class StaticSelector(nn.Module):
     """The same scores for every input. `StaticSelector.first(layers)` keeps the first k.
 
-    Shape: scores [layers].
+    Learned scores are those of Dynamic Encoder Size (arXiv 2407.18930).
+
+    Args:
+        scores: one a layer. Shape: [layers].
+        learn: whether training changes them.
     """
 
     kind = "static"
-    scores: Tensor
+    after = 0
 
-    def __init__(self, scores: Tensor) -> None:
+    def __init__(self, scores: Tensor, *, learn: bool = False) -> None:
         super().__init__()
-        self.register_buffer("scores", scores.float())
+        self.layer_scores = nn.Parameter(scores.float(), requires_grad=learn)
+
+    def scores(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Tensor:
+        """Shape: features [batch, frames, width] -> [batch, layers] float32."""
+        return self.layer_scores.float().expand(features.shape[0], -1)
 
     @classmethod
     def first(cls, layers: int) -> StaticSelector:
@@ -60,11 +69,11 @@ class StaticSelector(nn.Module):
 
     def config(self) -> dict[str, object]:
         """What `selector_from_config` needs to build this selector again."""
-        return {"kind": self.kind, "layers": self.scores.numel()}
+        return {"kind": self.kind, "layers": self.layer_scores.numel()}
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
         """Shape: features [batch, frames, width]; k [batch] -> gates [batch, layers]."""
-        return Gates(top_k_mask(self.scores.expand(features.shape[0], -1), k))
+        return Gates(top_k_mask(self.scores(features, frame_mask, k), k))
 
 
 def depth_prior(layers: int, slope: float = 6.0) -> Tensor:
@@ -90,6 +99,8 @@ class InputSelector(nn.Module):
         hidden: width of the MLP.
         temperature: of the relaxed gates; lower is closer to the hard choice.
         noise: scale of the Gumbel noise in training; 0 turns exploration off.
+        after: layers that always run before the selector reads: 0 for the input features, 1 for
+            what layer 0 makes of them.
     """
 
     kind = "input"
@@ -105,9 +116,12 @@ class InputSelector(nn.Module):
         *,
         temperature: float = 1.0,
         noise: float = 1.0,
+        after: int = 0,
     ) -> None:
         super().__init__()
-        self.width, self.layers, self.hidden = width, layers, hidden
+        if not 0 <= after < layers:
+            raise ValueError(f"after is from 0 to {layers - 1}; got {after}")
+        self.width, self.layers, self.hidden, self.after = width, layers, hidden, after
         self.temperature, self.noise = temperature, noise
         self.project = nn.Linear(2 * width, hidden)
         self.budget = nn.Embedding(layers + 1, hidden)
@@ -122,7 +136,7 @@ class InputSelector(nn.Module):
 
     def config(self) -> dict[str, object]:
         """What `selector_from_config` needs to build this selector again."""
-        names = ("kind", "width", "layers", "hidden", "temperature", "noise")
+        names = ("kind", "width", "layers", "hidden", "temperature", "noise", "after")
         return {name: getattr(self, name) for name in names}
 
     def scores(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Tensor:
@@ -136,20 +150,28 @@ class InputSelector(nn.Module):
             pooled = pool(features.detach().float(), frame_mask)
             if self.training:
                 self._observe(pooled)
+            return self.scores_of(pooled, k)
+
+    def scores_of(self, pooled: Tensor, k: Tensor) -> Tensor:
+        """As `scores`, from features that are pooled. Shape: pooled [batch, 2 * width]."""
+        with _no_autocast(pooled.device.type):
             pooled = (pooled - self.center) / self.spread
             pooled = pooled.to(self.project.weight.dtype)  # of a model cast as a whole
             hidden = torch.tanh(self.project(pooled) + self.budget(k))
-            return self.score(hidden).float()
+            scores = self.score(hidden).float()
+            scores[:, : self.after] = torch.inf  # these have run
+            return scores
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
         """Choose `k[i]` layers for input i. Shapes as in `scores`."""
         scores = self.scores(features, frame_mask, k)
         if not self.training:
             return Gates(top_k_mask(scores, k))
-        uniform = torch.rand_like(scores).clamp_(1e-9, 1 - 1e-7)
-        noisy = scores - self.noise * torch.log(-torch.log(uniform))
+        noisy = scores + self.noise * gumbel_like(scores)
         mask = top_k_mask(noisy, k)
-        soft = torch.softmax(noisy / self.temperature, dim=-1) * k[:, None]
+        free = noisy[:, self.after :]
+        soft = torch.softmax(free / self.temperature, dim=-1) * (k[:, None] - self.after)
+        soft = nn.functional.pad(soft, (self.after, 0))
         return Gates(mask, mask + soft - soft.detach())
 
     def _observe(self, pooled: Tensor) -> None:
@@ -161,6 +183,64 @@ class InputSelector(nn.Module):
             center.lerp_(pooled.mean(0).to(center.dtype), rate)
             deviation = (pooled - center).square().mean(0).sqrt().clamp(min=1e-3)
             spread.lerp_(deviation.to(spread.dtype), rate)
+
+
+class GateSelector(nn.Module):
+    """I3D (arXiv 2303.07624): a gate for each layer, predicted from pooled features.
+
+    "global": all gates from what enters layer 0. "local": each from what would enter its layer.
+    Trained with a straight-through Gumbel-softmax and a penalty on the mean gate; asked for exactly
+    k layers it keeps the k most open gates ("local": in order, open gates first come, and the last
+    ones where they are needed), asked for a mean it keeps the gates above a threshold.
+
+    Args:
+        width: of the features.
+        layers: number of gates.
+        hidden: width of the predictor.
+        scope: "global" or "local".
+    """
+
+    kind = "gates"
+    after = 0
+
+    def __init__(self, width: int, layers: int, hidden: int = 32, scope: str = "global") -> None:
+        super().__init__()
+        if scope not in ("global", "local"):
+            raise ValueError(f'scope is "global" or "local"; got {scope!r}')
+        self.width, self.layers, self.hidden, self.scope = width, layers, hidden, scope
+        copies = layers if scope == "local" else 1
+        self.project = nn.ModuleList(nn.Linear(2 * width, hidden) for _ in range(copies))
+        outputs = 1 if scope == "local" else layers
+        self.score = nn.ModuleList(nn.Linear(hidden, outputs) for _ in range(copies))
+        score: Any
+        for score in self.score:
+            nn.init.normal_(score.weight, std=0.01)
+            nn.init.constant_(score.bias, 1.0)  # open at the start
+
+    def config(self) -> dict[str, object]:
+        """What `selector_from_config` needs to build this selector again."""
+        return {
+            name: getattr(self, name) for name in ("kind", "width", "layers", "hidden", "scope")
+        }
+
+    def logits(self, state: Tensor, frame_mask: Tensor | None, index: int = 0) -> Tensor:
+        """Of the gates: all of them, or that of layer `index` for "local".
+
+        Shape: state [batch, frames, width] -> [batch, layers] or [batch, 1].
+        """
+        with _no_autocast(state.device.type):
+            score: Any = self.score[index]
+            pooled = pool(state.detach().float(), frame_mask).to(score.weight.dtype)
+            return score(torch.tanh(self.project[index](pooled))).float()
+
+    def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
+        """Keep the k most open gates ("global"). Shapes as `InputSelector.forward`."""
+        return Gates(top_k_mask(self.logits(features, frame_mask), k))
+
+
+def gumbel_like(values: Tensor) -> Tensor:
+    """Gumbel noise in the shape of `values`."""
+    return -torch.log(-torch.log(torch.rand_like(values).clamp_(1e-9, 1 - 1e-7)))
 
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:
@@ -185,7 +265,10 @@ def pool(features: Tensor, frame_mask: Tensor | None) -> Tensor:
     return torch.cat([mean, (variance + 1e-8).sqrt()], dim=-1)
 
 
-def selector_from_config(config: dict[str, object]) -> InputSelector | StaticSelector:
+Selector: TypeAlias = InputSelector | StaticSelector | GateSelector
+
+
+def selector_from_config(config: dict[str, object]) -> Selector:
     """Build a selector from its `config()`, with fresh weights."""
     values = dict(config)
     kind = values.pop("kind", None)
@@ -194,6 +277,8 @@ def selector_from_config(config: dict[str, object]) -> InputSelector | StaticSel
             return InputSelector(**values)  # type: ignore[arg-type]
         if kind == StaticSelector.kind:
             return StaticSelector.first(int(values["layers"]))  # type: ignore[call-overload]
+        if kind == GateSelector.kind:
+            return GateSelector(**values)  # type: ignore[arg-type]
     except (TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"the settings of the selector are damaged: {error}") from None
-    raise ValueError(f"unknown selector kind {kind!r}: expected 'input' or 'static'")
+    raise ValueError(f"unknown selector kind {kind!r}: expected 'input', 'static' or 'gates'")

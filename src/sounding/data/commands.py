@@ -27,6 +27,7 @@ from ..files import atomic_directory
 from ..progress import progress
 from .audio import Seconds
 from .folder import METADATA, SPLITS
+from .noise import colored, mix
 
 VERSION = 1  # to be raised whenever the same configuration gives other clips
 RATE = 16000  # of the clips, in Hz
@@ -217,22 +218,6 @@ def make_clip(config: CommandSet, split: str, index: int) -> tuple[np.ndarray, d
     return samples, {column: str(value) for column, value in zip(COLUMNS, values, strict=True)}
 
 
-def mix(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """Speech plus noise scaled so that their energies over the whole clip are `snr_db` apart.
-
-    Shape: [samples] both -> [samples].
-
-    Raises:
-        ValueError: unlike lengths, or one of them is silent.
-    """
-    if len(speech) != len(noise):
-        raise ValueError(f"{len(speech)} samples of speech, {len(noise)} of noise: give as many")
-    energies = np.square(speech).sum(), np.square(noise).sum()
-    if not min(energies) > 0:
-        raise ValueError("the speech or the noise is silent: a ratio of their energies needs both")
-    return speech + noise * np.sqrt(energies[0] / energies[1] * 10 ** (-snr_db / 10))
-
-
 def reverberate(speech: np.ndarray, seconds: Seconds, rng: np.random.Generator) -> np.ndarray:
     """Speech in a synthetic room: the direct sound, and noise that fades exponentially.
 
@@ -360,16 +345,14 @@ def _noise(kind: str, length: int, voices: tuple[str, ...], rng: np.random.Gener
     """Shape: [length], of any level."""
     if kind == "babble":
         return sum((_talker(length, voices, rng) for _ in range(TALKERS)), np.zeros(length))
-    white = rng.standard_normal(length)
-    if kind == "hum":  # of the mains, over a little white noise
-        frequency = rng.choice([50, 60]) * np.arange(1, 13)[:, None]
-        phase = rng.uniform(0, 2 * np.pi, (12, 1))
-        level = rng.uniform(0.2, 1, (12, 1))
-        tones = level * np.sin(2 * np.pi * frequency * np.arange(length) / RATE + phase)
-        return tones.sum(axis=0) + 0.05 * white
-    slope = {"white": 0.0, "pink": 0.5, "brown": 1.0}[kind]  # amplitude falls as frequency^-slope
-    frequency = np.fft.rfftfreq(length, 1 / RATE)
-    return np.fft.irfft(np.fft.rfft(white) * np.maximum(frequency, 50) ** -slope, length)
+    if kind != "hum":
+        return colored(kind, length, RATE, rng)
+    white = rng.standard_normal(length)  # hum of the mains, over a little white noise
+    frequency = rng.choice([50, 60]) * np.arange(1, 13)[:, None]
+    phase = rng.uniform(0, 2 * np.pi, (12, 1))
+    level = rng.uniform(0.2, 1, (12, 1))
+    tones = level * np.sin(2 * np.pi * frequency * np.arange(length) / RATE + phase)
+    return tones.sum(axis=0) + 0.05 * white
 
 
 def _talker(length: int, voices: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Layout: TypeAlias = Literal["time_first", "bins_first"]
 Progress: TypeAlias = Callable[[int, int], None]
+Change: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
 FeatureSet: TypeAlias = list[np.ndarray]  # float32, one [frames, bins] or [samples] a clip
 
 LIMIT_SECONDS: Seconds = 30.0  # of a clip, unless cut by max_seconds: the window of Whisper
@@ -62,6 +63,7 @@ def load_features(
     *,
     max_seconds: Seconds | None,
     rate: int | None = None,
+    change: Change | None = None,
     progress: Progress | None = None,
 ) -> FeatureSet:
     """Read clips and extract the features of each by itself.
@@ -69,6 +71,7 @@ def load_features(
     Args:
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
         rate: of the audio, in Hz; by default that of the extractor.
+        change: of the audio before the features, called with (index of the clip, audio).
         progress: called with (clips done, all clips).
 
     Shape: per clip as `extract`, in the order of `clips`.
@@ -84,14 +87,21 @@ def load_features(
             "Hz: leave `rate` out"
         )
     features = []
-    for done, clip in enumerate(clips, start=1):
-        if max_seconds is None:  # by the header: hours of audio are not decoded to be refused
-            check_length(round(duration(clip.path) * rate), rate, LIMIT_SECONDS, clip.path)
-        audio = read_audio(clip.path, rate=rate, max_seconds=max_seconds)
+    for index, clip in enumerate(clips):
+        audio = load_audio(clip, rate, max_seconds)
+        if change is not None:
+            audio = change(index, audio)
         features.append(extract(audio, extractor))
         if progress is not None:
-            progress(done, len(clips))
+            progress(index + 1, len(clips))
     return features
+
+
+def load_audio(clip: Clip, rate: int, max_seconds: Seconds | None) -> np.ndarray:
+    """The audio of a clip, refused where it is too long. Shape: [samples] float32."""
+    if max_seconds is None:  # by the header: hours of audio are not decoded to be refused
+        check_length(round(duration(clip.path) * rate), rate, LIMIT_SECONDS, clip.path)
+    return read_audio(clip.path, rate=rate, max_seconds=max_seconds)
 
 
 def collate(

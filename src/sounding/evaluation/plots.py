@@ -13,6 +13,7 @@ from .table import METHODS, sorted_rows
 
 COLORS = {
     "full": "#444444", "first": "#8c8c8c", "random": "#d98c1f", "early-exit": "#3b7dd8",
+    "dld": "#7a5c00", "i3d": "#1f9e89", "static": "#7b4fc9",
     "input": "#c2255c",
 }  # fmt: skip
 
@@ -23,7 +24,7 @@ def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed; the text says how to install it.
     """
-    figure, axes = _subplots(1, 1, (7, 4.5))
+    figure, axes = subplots(1, 1, (7, 4.5))
     axis = axes[0, 0]
     for method, name in METHODS.items():
         rows = [row for row in sorted_rows(sweep) if row.method == method]
@@ -61,7 +62,7 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
     if not panels:
         raise ValueError("the sweep has no budget at which the layers depend on the input")
     labels = np.array(sweep.masks["labels"])
-    figure, axes = _subplots(1, len(panels), (1.6 + 1.5 * len(panels), 6))
+    figure, axes = subplots(1, len(panels), (1.6 + 1.5 * len(panels), 6))
     for axis, (name, masks) in zip(axes[0], panels.items(), strict=True):
         ran = np.array([[digit == "1" for digit in mask] for mask in masks])
         order = np.lexsort((np.array(masks), labels))
@@ -79,7 +80,7 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
     _save(figure, path)
 
 
-def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

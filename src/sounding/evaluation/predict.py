@@ -6,32 +6,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..training.exits import ExitHeads
 from ..training.methods import random_masks
-from ..training.runs import Run
+from ..training.runs import Batch, Run
+
+CHOOSING = ("input", "static", "i3d")
+RANDOM = ("random", "dld")
 
 
 @torch.inference_mode()
 def predict(
-    run: Run, batch: dict[str, Tensor], k: int, random: Tensor | None = None
+    run: Run, batch: Batch, k: int | str, random: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits with `k` kept layers, and the layers that ran.
 
-    "input" asks its selector; "full" and "early-exit" keep the first k layers, the latter with
-    the head of that exit; "random" keeps the layers of the masks `random`, by default always the
-    same k random ones.
+    "input", "static" and "i3d" ask their selector; "full" and "early-exit" keep the first k
+    layers, the latter with the head of that exit; "random" and "dld" keep the layers of the masks
+    `random`, by default always the same k random ones.
+
+    Args:
+        k: or a mean budget ("mean:3"), for the methods that have one.
 
     Shape: random [batch, layers] bool -> [batch, labels] float, [batch, layers] bool.
     """
-    layers = run.dynamic.num_layers
+    dynamic, layers = run.dynamic, run.dynamic.num_layers
     if run.exits is not None:
-        outputs, executed = run.dynamic.layer_outputs(batch, k)
-        return run.exits(*outputs[-1], k), executed
-    if run.config.method == "input" or k == layers:
-        out = run.dynamic(**batch, budget=k)
-    elif run.config.method == "random":
+        return _exits(run, run.exits, batch, k)
+    if isinstance(k, str) or run.config.method in CHOOSING or k == layers:
+        out = dynamic(**batch, budget=k)
+    elif run.config.method in RANDOM:
         if random is None:
             random = random_masks(np.random.default_rng(0), 1, layers, k)[0]
-        out = run.dynamic(**batch, mask=random)
+        out = dynamic(**batch, mask=random)
     else:
-        out = run.dynamic(**batch, mask=torch.arange(layers) < k)
+        out = dynamic(**batch, mask=torch.arange(layers) < k)
     return out.logits, out.executed_layers
+
+
+def _exits(run: Run, exits: ExitHeads, batch: Batch, k: int | str) -> tuple[Tensor, Tensor]:
+    if isinstance(k, int):
+        outputs, executed = run.dynamic.layer_outputs(batch, k)
+        return exits(*outputs[-1], k), executed
+    outputs, executed = run.dynamic.layer_outputs(batch, budget=k)
+    state, frame_mask = outputs[-1]  # what skips a layer passes it unchanged
+    depths = executed.sum(1)
+    logits = torch.zeros(len(depths), len(run.labels))
+    for depth in depths.unique().tolist():
+        rows = (depths == depth).nonzero().squeeze(1)
+        valid = None if frame_mask is None else frame_mask[rows]
+        logits[rows] = exits(state[rows], valid, depth).float()
+    return logits, executed

@@ -23,7 +23,7 @@ from ..data.folder import AudioFolder
 from ..progress import progress
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance
-from .predict import predict
+from .predict import RANDOM, predict
 from .statistics import wilson
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
         method: "full", "first" (the first k layers of the model trained at full depth),
-            "random", "early-exit" or "input".
+            or the run's method.
         kept_layers: k, as asked for.
         metric, value, ci_low, ci_high: "accuracy" from 0 to 1, with its 95 % interval (Wilson)
             over the clips; for "random" the mean over the masks.
@@ -179,7 +179,7 @@ def _answers(
     Shape: -> [draws, clips] bool, [draws, clips, layers] bool, draws.
     """
     layers = run.dynamic.num_layers
-    random = run.config.method == "random" and k < layers
+    random = run.config.method in RANDOM and k < layers
     draws = DRAWS if random else 1
     masks = random_masks(np.random.default_rng([seed, k]), draws * len(features), layers, k)
     masks = masks.view(draws, len(features), layers)
@@ -201,7 +201,7 @@ def _row(run: Run, k: int, correct: np.ndarray, executed: Tensor, draws: int, ma
     method = run.config.method
     value = float(correct.mean())
     low, high = wilson(value, correct.shape[1])
-    cost = macs.of(executed.flatten(0, 1), selector=method == "input" and k < layers)
+    cost = macs.of(executed.flatten(0, 1), selector=method in ("input", "i3d") and k < layers)
     return Row(
         method="first" if method == "full" and k < layers else method,
         kept_layers=k,

@@ -15,7 +15,10 @@ METHODS = {  # in the order of the table; what people read
     "full": "full depth",
     "first": "first k layers",
     "random": "random dropping",
+    "dld": "random, distilled (DLD)",
+    "i3d": "gates (I3D)",
     "early-exit": "early exit",
+    "static": "static scores",
     "input": "input-driven",
 }
 COLUMNS = (

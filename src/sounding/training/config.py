@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-METHODS = ("input", "random", "early-exit", "full")
+METHODS = ("input", "static", "random", "dld", "i3d", "early-exit", "full")
 FREEZE = ("front-end", "encoder", "none")
-SKIP = ("identity", "norm")
+SKIP = ("identity", "norm", "adapter")
+GATES = ("global", "local")
 PRECISION = ("auto", "bf16", "fp32")
 
 
@@ -21,9 +22,11 @@ class TrainConfig:
 
     Attributes:
         backbone: a name of `sounding.weights`, a local path or a hub id.
-        method: "input" (the selector), "random" (a random mask per batch, each layer kept with
-            probability 0.5: LDASR), "early-exit" (a head after each layer, summed losses) or
-            "full" (full depth only).
+        method: "input" (the selector), "static" (learned scores that ignore the input, trained as
+            "input" is), "random" (a random mask per batch, each layer kept with probability 0.5:
+            LDASR), "dld" (as random, learning from the run `teacher`), "i3d" (gates by
+            Gumbel-softmax with a budget penalty), "early-exit" (a head after each layer, summed
+            losses) or "full" (full depth only).
         epochs: passes over the training clips; may be a fraction.
         batch_size: clips a step.
         seed: of the data order, the budgets, the noise and the new weights.
@@ -31,13 +34,19 @@ class TrainConfig:
         weight_decay: of AdamW, on matrices.
         lr_warmup: share of the steps with a rising learning rate.
         clip_norm: largest gradient norm.
-        random_share: share of the steps, at the start, that keep random layers in place of the
-            selector's (method "input").
-        distill: from 0 to 1, how much the reduced depth learns from the full depth's answers in
-            place of the labels (method "input").
-        noise_start, noise_end: scale of the selector's Gumbel noise over the training.
+        candidates: random masks beside the first k layers in each step, among which the selector
+            learns to choose (methods "input" and "static").
+        random_share: share of the steps, at the start, in which all candidates count alike for
+            the encoder; after it they count as the selector's probabilities say.
+        distill: from 0 to 1, how much a reduced depth learns from the full depth's answers in
+            place of the labels (methods "input" and "static").
+        selector_after: layers that run before the selector reads: 0 for the input features.
+        gates: "global" or "local" (method "i3d").
+        gate_penalty: weight of the squared distance of the mean gate to 0.5 (method "i3d").
+        teacher: a finished run of method "full" (method "dld").
+        noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
         freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
-        skip: what passes a skipped layer: "identity" or "norm".
+        skip: what passes a skipped layer: "identity", "norm" or "adapter" (a small learned map).
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
             "auto": bf16 where the processor computes with it natively.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
@@ -55,10 +64,14 @@ class TrainConfig:
     weight_decay: float = 0.01
     lr_warmup: float = 0.1
     clip_norm: float = 1.0
-    random_share: float = 0.3
+    candidates: int = 2
+    random_share: float = 1.0
     distill: float = 0.5
-    noise_start: float = 1.0
-    noise_end: float = 0.1
+    selector_after: int = 0
+    gates: str = "global"
+    gate_penalty: float = 5.0
+    teacher: str = ""
+    noise_share: float = 0.0
     freeze: str = "front-end"
     skip: str = "identity"
     precision: str = "auto"
@@ -70,6 +83,7 @@ class TrainConfig:
             ("method", METHODS),
             ("freeze", FREEZE),
             ("skip", SKIP),
+            ("gates", GATES),
             ("precision", PRECISION),
         ):
             if getattr(self, name) not in allowed:
@@ -83,7 +97,16 @@ class TrainConfig:
             raise ValueError(f"max_seconds must be above 0, or null; got {self.max_seconds!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more; got {self.seed!r}")
-        for name in ("lr_warmup", "random_share", "distill"):
+        for name in ("candidates", "selector_after", "gate_penalty"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
+        if (self.method == "dld") != bool(self.teacher):
+            raise ValueError(
+                'method "dld" needs teacher: a finished run of method "full"'
+                if self.method == "dld"
+                else f'teacher is for method "dld", not {self.method!r}'
+            )
+        for name in ("lr_warmup", "random_share", "distill", "noise_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
 

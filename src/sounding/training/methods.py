@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from ..core.selector import InputSelector, depth_prior
-from .runs import Run
-
-Batch = dict[str, Tensor]
+from ..core.plan import SampledGates
+from ..core.selector import GateSelector, depth_prior
+from .runs import Batch, Run
 
 
 @dataclass(frozen=True)
@@ -75,37 +75,113 @@ def train_early_exit(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tens
     return torch.stack(losses).mean()
 
 
-def train_input(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
-    """Full depth, and fewer layers that learn from it (the sandwich of arXiv 1903.05134).
+def train_dld(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+    """Random layers that imitate the embeddings of a frozen full model (DLD, arXiv 2601.16117)."""
+    assert run.teacher is not None
+    with torch.no_grad():
+        teacher, _ = run.teacher.dynamic.layer_outputs(batch)
+    seen: list[Tensor] = []
+    handle = run.dynamic.base.register_forward_hook(
+        lambda base, args, out: seen.append(out.last_hidden_state)
+    )
+    try:
+        loss = train_random(run, batch, labels, step)
+    finally:
+        handle.remove()
+    state, frame_mask = teacher[-1]
+    goal = run.dynamic.backbone.finish(run.teacher.dynamic.base, state, frame_mask)
+    distance = kl_div(
+        seen[0].float().log_softmax(-1),
+        goal.detach().float().log_softmax(-1),
+        log_target=True,
+        reduction="none",
+    ).sum(-1)
+    if frame_mask is None:
+        return loss + distance.mean()
+    return loss + distance[frame_mask].mean()
 
-    Each input has a budget of its own. The layers are random in the first part of the training
-    and the selector's in the rest.
+
+def train_i3d(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+    """Sampled gates, and a penalty on their mean (I3D, arXiv 2303.07624)."""
+    selector = run.dynamic.selector
+    assert isinstance(selector, GateSelector)
+    plan = SampledGates(selector)
+    loss = cross_entropy(run.dynamic.forward_plan(batch, plan).logits, labels)
+    mean = torch.stack(plan.soft).mean()
+    return loss + run.config.gate_penalty * (mean - 0.5).square()
+
+
+def train_choice(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+    """Every depth, and a selector that learns from the loss of each input under each candidate.
+
+    Full depth learns from the labels; the first k layers for every k, and some random masks of one
+    size, learn from the labels and from full depth's answers (a sandwich, arXiv 1903.05134, with
+    all sizes in it: shared prefixes run once). Among the candidates of that size the selector
+    spreads a probability by the sum of its layer scores, and lowers the expected loss. No
+    relaxation is needed, since all candidates ran.
     """
     config, dynamic = run.config, run.dynamic
     layers = dynamic.num_layers
-    full = dynamic(**batch).logits
-    loss = cross_entropy(full, labels)
+    k = int(step.rng.integers(1, max(2, layers)))
+    masks = first_masks(layers)
+    prior = depth_prior(layers).numpy()
+    prior[: config.selector_after] = np.inf  # these always run
+    drawn = random_masks(step.rng, config.candidates, layers, k, prior)
+    masks = torch.cat([masks, _new(drawn, masks[k - 1 : k])])
+    out = dynamic.forward_masks(batch, masks)
+    losses = _losses(out.logits, labels, layers - 1, config.distill)  # [masks, batch]
+    loss = losses[layers - 1].mean()
     if layers == 1:
         return loss
-    k = step.rng.integers(1, layers, size=len(labels))
+    rows = [k - 1, *range(layers, len(masks))]
+    budget = torch.full((len(labels),), k)
+    scores: Any = dynamic.selector.scores
+    scores = scores(out.features, out.frame_mask, budget)[:, config.selector_after :]
+    energy = scores @ masks[rows][:, config.selector_after :].float().T
+    share = energy.softmax(-1)  # [batch, candidates]
+    candidates = losses[rows].T
+    weight = share.detach()
     if step.position < config.random_share:
-        masks = random_masks(step.rng, len(labels), layers, k, depth_prior(layers).numpy())
-        fewer = dynamic(**batch, mask=masks).logits
-    else:
-        if isinstance(dynamic.selector, InputSelector):
-            share = (step.position - config.random_share) / max(1e-9, 1 - config.random_share)
-            dynamic.selector.noise = config.noise_start + share * (
-                config.noise_end - config.noise_start
-            )
-        fewer = dynamic(**batch, budget=k.tolist()).logits
-    teacher = full.detach().log_softmax(-1)
-    distance = kl_div(fewer.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
-    return loss + (1 - config.distill) * cross_entropy(fewer, labels) + config.distill * distance
+        weight = torch.full_like(weight, 1 / len(rows))
+    chosen = (weight * candidates).sum(1).mean()
+    expected = (share * candidates.detach()).sum(1).mean()
+    return loss + losses[: layers - 1].mean() + chosen + expected
+
+
+def first_masks(layers: int) -> Tensor:
+    """The first k layers for each k from 1. Shape: -> [layers, layers] bool."""
+    return torch.ones(layers, layers, dtype=torch.bool).tril()
+
+
+def _new(masks: Tensor, known: Tensor) -> Tensor:
+    """Those of `masks` that are not among the `known`, each once. Shape: [masks, layers]."""
+    seen = {tuple(mask) for mask in known.tolist()}
+    fresh = [m for m in dict.fromkeys(map(tuple, masks.tolist())) if m not in seen]
+    return torch.tensor(fresh, dtype=torch.bool).view(-1, masks.shape[1])
+
+
+def _losses(logits: Tensor, labels: Tensor, full: int, distill: float) -> Tensor:
+    """Of each input under each mask; the mask `full` learns from the labels only.
+
+    Shape: logits [masks, batch, labels] -> [masks, batch].
+    """
+    logits = logits.float()
+    count = len(logits)
+    hard = cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none").view(
+        count, -1
+    )
+    teacher = logits[full].detach().log_softmax(-1).expand_as(logits)
+    soft = kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1)
+    mixed = (1 - distill) * hard + distill * soft
+    return torch.where(torch.arange(count)[:, None] == full, hard, mixed)
 
 
 TRAIN: dict[str, Callable[[Run, Batch, Tensor, Step], Tensor]] = {
     "full": train_full,
     "random": train_random,
+    "dld": train_dld,
     "early-exit": train_early_exit,
-    "input": train_input,
+    "i3d": train_i3d,
+    "static": train_choice,
+    "input": train_choice,
 }

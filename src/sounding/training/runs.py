@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
 from .. import __version__
-from ..core.model import DynamicModel, load, wrap
-from ..data.features import FeatureSet, collate, extractor_layout, load_features
+from ..core.executor import active_call
+from ..core.model import DynamicModel, load, selector_width, wrap
+from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
+from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
 from ..data.folder import Clip
 from ..files import sha256
 from ..progress import progress
@@ -38,6 +40,7 @@ from .config import TrainConfig
 from .exits import ExitHeads
 
 EXITS = "exits.safetensors"
+Batch: TypeAlias = dict[str, Tensor]
 
 
 @dataclass
@@ -49,23 +52,37 @@ class Run:
     extractor: Any
     exits: ExitHeads | None
     info: dict[str, Any]
+    teacher: Run | None = None  # in training by method "dld"
+
+    def __post_init__(self) -> None:
+        if self.exits is not None:
+            self.dynamic.readout = self._exit
 
     @property
     def labels(self) -> list[str]:
         """The classes, in the order of the logits."""
         return list(self.info["labels"])
 
-    def read(self, clips: Sequence[Clip], title: str) -> FeatureSet:
-        """The features of clips, with progress under that title."""
+    def _exit(self, batch: Batch, state: Tensor, rows: Tensor, depth: int) -> Tensor:
+        """The answer of an early exit, as `DynamicModel.exit_logits`."""
+        call = active_call()
+        assert call is not None
+        assert self.exits is not None
+        frame_mask = call.frame_mask(state.shape[1])
+        return self.exits(state, None if frame_mask is None else frame_mask[rows], depth)
+
+    def read(self, clips: Sequence[Clip], title: str, change: Change | None = None) -> FeatureSet:
+        """The features of clips, with progress under that title; `change` as `load_features`."""
         with progress(title, len(clips)) as show:
             return load_features(
                 clips,
                 self.extractor,
                 max_seconds=self.config.max_seconds,
+                change=change,
                 progress=lambda done, total: show(done, ""),
             )
 
-    def collate(self, features: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    def collate(self, features: Sequence[np.ndarray]) -> Batch:
         """A batch as the model takes it, from the features of `load_features`."""
         batch = collate(features, *extractor_layout(self.extractor))
         if bool(batch["attention_mask"].all()):  # nothing is padded (AST: ever)
@@ -95,13 +112,30 @@ def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run
         ignore_mismatched_sizes=True,
         dtype=torch.float32,
     )
-    dynamic = wrap(model, "first" if config.method == "early-exit" else "input", skip=config.skip)
+    # Behind an exit nothing runs: there is no layer to stand in for.
+    dynamic = wrap(
+        model, "first", skip="identity" if config.method == "early-exit" else config.skip
+    )
+    dynamic.selector = _selector(config, dynamic)
     exits = None
     if config.method == "early-exit":
         width = dynamic.base.config.hidden_size
         exits = ExitHeads(dynamic.num_layers, width, len(labels))
     extractor = AutoFeatureExtractor.from_pretrained(path)
     return Run(config, dynamic, extractor, exits, {**info, "labels": labels})
+
+
+def _selector(config: TrainConfig, dynamic: DynamicModel) -> Any:
+    """What chooses the layers by the method; the first k where the method has no choice."""
+    layers, width = dynamic.num_layers, dynamic.base.config.hidden_size
+    if config.method == "input":
+        after = min(config.selector_after, layers - 1)
+        return InputSelector(width, layers, hidden=selector_width(width), after=after)
+    if config.method == "static":
+        return StaticSelector(depth_prior(layers), learn=True)
+    if config.method == "i3d":
+        return GateSelector(width, layers, hidden=selector_width(width), scope=config.gates)
+    return StaticSelector.first(layers)
 
 
 def load_run(directory: Path | str) -> Run:

@@ -18,13 +18,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.features import batches
-from ..data.folder import AudioFolder
+from ..data.features import batches, extract, load_audio
+from ..data.folder import AudioFolder, Clip
+from ..data.noise import add_noise
 from ..files import atomic_path, sha256, write_json, write_text
 from ..progress import progress
+from .answers import calibrate
 from .config import TrainConfig
 from .methods import TRAIN, Step
+from .precision import autocast, uses_bf16
 from .runs import EXITS, Run, load_run, new_run, provenance
+
+SNR_DB = (0.0, 20.0)  # of the noise in training
 
 
 class Interrupted(Exception):
@@ -53,26 +58,33 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
         return load_run(out)
     info = {"data": {"digest": folder.digest, "name": folder.root.name}, **provenance()}
     run = new_run(config, list(folder.labels), info)
+    if config.teacher:
+        run.teacher = _teacher(config, folder)
     clips = folder.split("train")
-    features = run.read(clips, "features")
+    source = _Source(run, clips)
     labels = torch.tensor([folder.label_index(clip) for clip in clips])
     state = TrainState(run, steps_in(config, len(clips)))
-    _fit(run, state, features, labels, out)
+    _fit(run, state, source, labels, out)
+    if any(clip.split == "validation" for clip in folder.clips):
+        features = run.read(folder.split("validation"), "read validation clips")
+        run.dynamic.mean_budgets = calibrate(run, features)
     _finish(run, state, out)
     return run
+
+
+def _teacher(config: TrainConfig, folder: AudioFolder) -> Run:
+    teacher = load_run(config.teacher)
+    if teacher.labels != list(folder.labels) or teacher.config.method != "full":
+        raise ValueError(
+            f"{config.teacher} is a run of method {teacher.config.method!r} with the classes "
+            f"{', '.join(teacher.labels)}: give one of method 'full' on the same data"
+        )
+    return teacher
 
 
 def steps_in(config: TrainConfig, clips: int) -> int:
     """Steps of a whole training on that many clips."""
     return max(1, math.ceil(config.epochs * math.ceil(clips / config.batch_size)))
-
-
-def uses_bf16(precision: str) -> bool:
-    """Whether a training computes in bf16 on this machine."""
-    if precision != "auto":
-        return precision == "bf16"
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 class TrainState:
@@ -130,17 +142,48 @@ class TrainState:
         return trained | dict(self.modules.named_buffers())
 
 
-def _fit(run: Run, state: TrainState, features: list[Any], labels: Tensor, out: Path) -> None:
+class _Source:
+    """Features of the training clips: made once, or in each step where noise is added."""
+
+    def __init__(self, run: Run, clips: list[Clip]) -> None:
+        self.run, self.config = run, run.config
+        self.rate = run.extractor.sampling_rate
+        self.features, self.audio = [], []
+        if not self.config.noise_share:
+            self.features = run.read(clips, "features")
+            return
+        with progress("read audio", len(clips)) as show:
+            for done, clip in enumerate(clips, start=1):
+                self.audio.append(load_audio(clip, self.rate, self.config.max_seconds))
+                show(done, "")
+
+    def lengths(self) -> list[int]:
+        return [len(clip) for clip in self.features or self.audio]
+
+    def batch(self, rows: list[int], step: int) -> dict[str, Tensor]:
+        if self.features:
+            return self.run.collate([self.features[row] for row in rows])
+        rng = np.random.default_rng([self.config.seed, step, 1])
+        made = []
+        for row in rows:
+            audio = self.audio[row]
+            if rng.random() < self.config.noise_share:
+                audio = add_noise(audio, rng.uniform(*SNR_DB), self.rate, rng)
+            made.append(extract(audio, self.run.extractor))
+        return self.run.collate(made)
+
+
+def _fit(run: Run, state: TrainState, source: _Source, labels: Tensor, out: Path) -> None:
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         state.load(checkpoint)
     state.modules.train()
-    order = _Order([len(f) for f in features], run.config)
+    order = _Order(source.lengths(), run.config)
     saved = time.monotonic()
     with _stop_signals() as stopped, progress(f"train {run.config.method}", state.total) as show:
         while state.step < state.total:
             rows = order[state.step]
-            batch = run.collate([features[i] for i in rows])
+            batch = source.batch(rows, state.step)
             state.losses.append(_one_step(run, state, batch, labels[rows]))
             state.step += 1
             show(state.step, f"loss {np.mean(state.losses[-20:]):.3f}")
@@ -160,7 +203,7 @@ def _one_step(run: Run, state: TrainState, batch: dict[str, Tensor], labels: Ten
     torch.manual_seed(config.seed * 1_000_003 + state.step)
     rng = np.random.default_rng([config.seed, state.step])
     step = Step(state.step, state.total, rng)
-    with torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(config.precision)):
+    with autocast(config.precision):
         loss = TRAIN[config.method](run, batch, labels, step)
     if not torch.isfinite(loss):
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .base import Backbone
 
@@ -19,6 +20,11 @@ class AST(Backbone):
 
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
         return owner.layernorm  # type: ignore[return-value]
+
+    def answer(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Any:
+        finished = self.finish(base, hidden, frame_mask)
+        pooled = (finished[:, 0] + finished[:, 1]) / 2  # the two class tokens
+        return BaseModelOutputWithPooling(last_hidden_state=finished, pooler_output=pooled)
 
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
         config = base.config

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..executor import activate, active_call
 
@@ -62,6 +63,20 @@ class Backbone:
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
         """The norm after the last layer; None where there is none."""
         return getattr(owner, "layer_norm", None)
+
+    def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """What the encoder makes of the state after its last layer: its final norm, mostly.
+
+        Shape: [batch, frames, width] -> that of the encoder's `last_hidden_state`.
+        """
+        norm = self.output_norm(self.owner(base))
+        return hidden if norm is None else norm(hidden)
+
+    def answer(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Any:
+        """What the encoder would return, given the state after its last layer: for its head."""
+        answer = BaseModelOutput(last_hidden_state=self.finish(base, hidden, frame_mask))
+        answer.attention_mask = None if frame_mask is None else frame_mask.int()
+        return answer
 
     def window(self, base: nn.Module) -> int | None:
         """Length of the fixed window of a model that takes no padding mask (Whisper), if any."""

@@ -39,6 +39,11 @@ class Wav2Vec2(Backbone):
         pre_norm = type(owner).__name__.endswith("StableLayerNorm")
         return owner.layer_norm if pre_norm else None  # type: ignore[return-value]
 
+    def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
+        hidden = super().finish(base, hidden, frame_mask)
+        adapter = getattr(base, "adapter", None)
+        return hidden if adapter is None else adapter(hidden)
+
     def install(self, base: Any) -> list[Any]:
         first = base.feature_extractor.conv_layers[0]
         if not isinstance(first.layer_norm, nn.GroupNorm):

@@ -26,6 +26,14 @@ class Wav2Vec2Bert(Backbone):
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
         return None
 
+    def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
+        if base.intermediate_ffn:
+            hidden = hidden + 0.5 * base.intermediate_ffn(hidden)
+        if base.adapter is not None:
+            mask = None if frame_mask is None else frame_mask.long()
+            hidden = base.adapter(hidden, attention_mask=mask)
+        return hidden
+
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
         width = base.config.feature_projection_input_dim
         return {"input_features": torch.randn(batch, int(50 * seconds), width)}

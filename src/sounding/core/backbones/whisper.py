@@ -31,6 +31,9 @@ class Whisper(Backbone):
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
         return (lengths - 1) // base.conv2.stride[0] + 1
 
+    def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
+        return fill_padding(super().finish(base, hidden, frame_mask), frame_mask)
+
     def window(self, base: Any) -> int:
         """In mel frames: 3000, which is 30 s."""
         stride = base.conv1.stride[0] * base.conv2.stride[0]
@@ -83,6 +86,6 @@ def _encode(
     )
     for layer in encoder.layers:
         hidden = layer(hidden, bias, **kwargs)
-    hidden = fill_padding(encoder.layer_norm(hidden), frame_mask)
+    hidden = call.backbone.finish(encoder, hidden, frame_mask)
     call.hidden_states = [fill_padding(state, frame_mask) for state in call.hidden_states]
     return BaseModelOutput(last_hidden_state=hidden)

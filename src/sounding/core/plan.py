@@ -1,0 +1,154 @@
+"""Plans: before each layer, which inputs run it.
+
+A plan is called with the index of a layer, the state that would enter it and the frame mask, once
+for each layer in order, and returns which inputs run the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .selector import Gates, GateSelector, gumbel_like
+
+# (index, state [batch, frames, width], frame mask) -> bool [batch] on the CPU, gate weight [batch]
+Plan: TypeAlias = Callable[[int, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+Choose: TypeAlias = Callable[[Tensor, Tensor | None], Gates]
+# (layers that ran, rows [n], state of these rows [n, frames, width]) -> logits
+Readout: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
+
+
+class UpFront:
+    """Chooses all layers at once, from the state after the first `after` layers, which all run.
+
+    With `after=0` the choice reads what enters layer 0.
+    """
+
+    def __init__(self, choose: Choose, after: int = 0) -> None:
+        self.choose, self.after = choose, after
+        self.gates = Gates(torch.empty(0))
+
+    def __call__(
+        self, index: int, state: Tensor, frame_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if index < self.after:
+            return torch.ones(state.shape[0], dtype=torch.bool), None
+        if index == self.after:
+            gates = self.choose(state, frame_mask)
+            self.gates = Gates(gates.mask.to("cpu"), gates.weight)
+        weight = self.gates.weight
+        return self.gates.mask[:, index], None if weight is None else weight[:, index]
+
+
+class SampledGates:
+    """Training of a `GateSelector`: every layer runs, and counts where its gate is open.
+
+    Attributes:
+        soft: the relaxed gates, [batch] for each layer, for the budget penalty.
+    """
+
+    def __init__(self, selector: GateSelector, temperature: float = 1.0) -> None:
+        self.selector, self.temperature = selector, temperature
+        self.soft: list[Tensor] = []
+        self._all = torch.empty(0)
+
+    def __call__(
+        self, index: int, state: Tensor, frame_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.selector.scope == "local":
+            logit = self.selector.logits(state, frame_mask, index)[:, 0]
+        else:
+            if index == 0:
+                self._all = self.selector.logits(state, frame_mask)
+            logit = self._all[:, index]
+        noisy = logit + gumbel_like(logit) - gumbel_like(logit)
+        soft = torch.sigmoid(noisy / self.temperature)
+        self.soft.append(soft)
+        weight = (noisy > 0).to(soft.dtype) + soft - soft.detach()
+        return torch.ones(state.shape[0], dtype=torch.bool), weight
+
+
+class LocalGates:
+    """Layer by layer, by the gates of a "local" `GateSelector`.
+
+    Args:
+        k: kept layers of each input, or None to keep all gates above the threshold.
+            Shape: [batch] int.
+    """
+
+    def __init__(self, selector: GateSelector, k: Tensor | None, threshold: float = 0.0) -> None:
+        self.selector, self.k, self.threshold = selector, k, threshold
+        self.used = torch.empty(0)
+
+    def __call__(
+        self, index: int, state: Tensor, frame_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if index == 0:
+            self.used = torch.zeros(state.shape[0], dtype=torch.long)
+        logit = self.selector.logits(state, frame_mask, index)[:, 0].to("cpu")
+        left = self.selector.layers - index
+        keep = logit > self.threshold
+        if self.k is None:
+            keep |= (self.used == 0) & (left == 1)  # at least one
+        else:
+            keep = (keep & (self.used < self.k)) | (self.k - self.used >= left)
+        self.used = self.used + keep
+        return keep, None
+
+
+def gates_above(selector: GateSelector, threshold: float) -> Plan:
+    """Keep the gates above a threshold, and the most open one at least."""
+    if selector.scope == "local":
+        return LocalGates(selector, None, threshold)
+
+    def choose(features: Tensor, frame_mask: Tensor | None) -> Gates:
+        logits = selector.logits(features, frame_mask)
+        best = torch.zeros_like(logits, dtype=torch.bool)
+        best.scatter_(1, logits.argmax(1, keepdim=True), True)
+        return Gates((logits > threshold) | best)
+
+    return UpFront(choose)
+
+
+class Progressive:
+    """Runs layer after layer until the answer is sure enough, input by input.
+
+    Args:
+        readout: the answer after some layers.
+        threshold: an input stops once its `confidence` reaches it.
+    """
+
+    def __init__(self, readout: Readout, threshold: float) -> None:
+        self.readout, self.threshold = readout, threshold
+        self.going = torch.empty(0, dtype=torch.bool)
+
+    def __call__(
+        self, index: int, state: Tensor, frame_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if index == 0:
+            self.going = torch.ones(state.shape[0], dtype=torch.bool)
+        elif bool(self.going.any()):
+            rows = self.going.nonzero().squeeze(1)
+            logits = self.readout(index, rows.to(state.device), state[rows])
+            valid = None
+            if frame_mask is not None and logits.ndim == 3:
+                valid = frame_mask[rows]
+            sure = confidence(logits, valid).to("cpu") >= self.threshold
+            self.going = self.going.clone()
+            self.going[rows[sure]] = False
+        return self.going, None
+
+
+def confidence(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+    """The probability of the likeliest class; for an answer a frame, its mean over valid frames.
+
+    Shape: [..., batch, labels], or [batch, frames, labels] with a frame mask -> [..., batch].
+    """
+    highest = logits.float().softmax(-1).amax(-1)
+    if frame_mask is None:
+        return highest
+    weight = frame_mask.to(highest.dtype)
+    return (highest * weight).sum(-1) / weight.sum(-1)

@@ -1,0 +1,176 @@
+"""A whole study: every method on every data set with every seed, measured and put in a report.
+
+OUT/DATA/VARIANT-SEED/   a run, and its measured.json
+OUT/report.html          with verdict.json and table.md beside it
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from ..data.folder import AudioFolder, load_folder
+from ..files import write_text
+from ..training.config import METHODS, TrainConfig
+from ..training.train import train
+from .html import write_report
+from .measure import measure
+from .study import FILE
+
+# name -> what differs from the settings of the study; the teacher comes first
+BASES: dict[str, dict[str, Any]] = {
+    method: {"method": method} for method in ("full", *(m for m in METHODS if m != "full"))
+}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "input-identity": {"method": "input", "skip": "identity"},
+    "input-after-1": {"method": "input", "selector_after": 1},
+    "input-shaped": {"method": "input", "random_share": 0.3},
+    "input-no-distill": {"method": "input", "distill": 0.0},
+    "input-depths-only": {"method": "input", "candidates": 0},
+}
+VARIANTS = {**BASES, **ABLATIONS}
+SKIPPING = ("input", "static")  # methods whose skip path is that of the study; others: identity
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What a study runs; loads from YAML.
+
+    Attributes:
+        settings: of `TrainConfig`, for every run.
+        data: name of a data set -> settings that differ for it.
+        variants: names of `VARIANTS`.
+        ablation_seeds: how many of the seeds an ablation gets.
+        seeds: of the trainings.
+        snr_db: name of a data set -> noise at which its test clips are measured again.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: tuple[str, ...] = tuple(BASES)
+    ablation_seeds: int = 1
+    seeds: tuple[int, ...] = (0, 1, 2)
+    snr_db: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.variants) - set(VARIANTS))
+        if unknown:
+            raise ValueError(f"unknown method {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+        if not self.variants or not self.seeds:
+            raise ValueError("a study needs one method and one seed at least")
+        if "dld" in self.variants and "full" not in self.variants:
+            raise ValueError("dld learns from the run of method full: add full")
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> StudyConfig:
+        """Raises ValueError for a file that is none, or unknown names in it."""
+        try:
+            read = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            for name in ("variants", "seeds"):
+                if name in read:
+                    read[name] = tuple(read[name])
+            return cls(**read)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+            raise ValueError(f"{path} is not the YAML of a study: {error}") from None
+
+    def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
+        """Of one run."""
+        values = {**self.settings, **self.data.get(data, {}), **VARIANTS[variant], "seed": seed}
+        if values["method"] not in SKIPPING:
+            values["skip"] = "identity"
+        if values["method"] == "dld":
+            values["teacher"] = str(place(out, data, "full", seed))
+        return TrainConfig.from_values(values)
+
+
+def place(out: Path, data: str, variant: str, seed: int) -> Path:
+    """The directory of one run."""
+    return out / data / f"{variant}-{seed}"
+
+
+def compare(
+    config: StudyConfig, folders: Sequence[Path | str], out: Path, *, keep_models: bool = True
+) -> list[str]:
+    """Train, measure, report. What is measured is not done again, so a killed study goes on.
+
+    Args:
+        keep_models: False removes a model once nothing needs it any more.
+
+    Returns:
+        The verdict lines.
+
+    Raises:
+        ValueError: as `train` and `write_report`; two folders of one name.
+        Interrupted: on SIGINT or SIGTERM, in a training, after saving a checkpoint.
+    """
+    loaded = [load_folder(folder) for folder in folders]
+    names = [folder.root.name for folder in loaded]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two data sets of one name ({', '.join(names)}): rename a folder")
+    cells = list(_cells(config, loaded))
+    for folder, variant, seed in cells:  # wrong settings fail before hours of work
+        config.train_config(folder.root.name, variant, seed, out)
+    console = Console(stderr=True)
+    started, worked = monotonic(), 0
+    for done, (folder, variant, seed) in enumerate(cells):
+        directory = place(out, folder.root.name, variant, seed)
+        if (directory / FILE).exists():
+            continue
+        left = (monotonic() - started) / worked * (len(cells) - done) / 60 if worked else None
+        console.rule(
+            f"{folder.root.name}: {variant}, seed {seed} ({done + 1} of {len(cells)}"
+            + (f", about {left:.0f} min left)" if left is not None else ")")
+        )
+        _one(config, folder, variant, seed, out)
+        worked += 1
+        if not keep_models:
+            _drop_models(config, folder.root.name, variant, seed, out)
+    return report(out)
+
+
+def report(out: Path) -> list[str]:
+    """The report of what is measured so far, in OUT."""
+    return write_report(
+        [out], out / "report.html", verdict=out / "verdict.json", table=out / "table.md"
+    )
+
+
+def _cells(
+    config: StudyConfig, folders: Iterable[AudioFolder]
+) -> Iterable[tuple[AudioFolder, str, int]]:
+    """All runs, one seed after the other, so that a part of a study is a study of fewer seeds."""
+    folders = list(folders)
+    for turn, seed in enumerate(config.seeds):
+        for folder in folders:
+            for variant in (v for v in VARIANTS if v in config.variants):
+                if variant in BASES or turn < config.ablation_seeds:
+                    yield folder, variant, seed
+
+
+def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out: Path) -> None:
+    name = folder.root.name
+    directory = place(out, name, variant, seed)
+    start = monotonic()
+    run = train(config.train_config(name, variant, seed, out), folder, directory)
+    trained = monotonic() - start
+    measured = measure(
+        run, folder, variant, snr_db=config.snr_db.get(name, ()), trained_seconds=trained
+    )
+    write_text(directory / FILE, json.dumps(measured, ensure_ascii=False) + "\n")
+
+
+def _drop_models(config: StudyConfig, data: str, variant: str, seed: int, out: Path) -> None:
+    """Remove the model of a run, and that of its teacher once both are measured."""
+    measured = {v for v in config.variants if (place(out, data, v, seed) / FILE).exists()}
+    for name in measured:
+        if name == "full" and "dld" in config.variants and "dld" not in measured:
+            continue
+        shutil.rmtree(place(out, data, name, seed) / "model", ignore_errors=True)

@@ -1,0 +1,484 @@
+"""Measures one run for a study: every rule of its method at every budget, clip by clip.
+
+The answers of a clip under all masks come from one tree of masks, so a rule only looks up the mask
+that it chooses; `check` runs some clips for real, at every budget, and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.budget import threshold_for
+from ..core.macs import Macs, count_macs
+from ..core.plan import confidence
+from ..core.selector import InputSelector, StaticSelector, top_k_mask
+from ..data.audio import duration
+from ..data.features import Change, FeatureSet
+from ..data.folder import AudioFolder, Clip
+from ..data.noise import add_noise
+from ..training.answers import (
+    answers,
+    depth_logits,
+    depth_table,
+    every_mask,
+    pooled,
+    stops,
+    study_batches,
+)
+from ..training.exits import HEAD_WIDTH
+from ..training.methods import first_masks, random_masks
+from ..training.precision import uses_bf16
+from ..training.runs import Run, provenance
+from .predict import RANDOM, predict
+from .search import best_static
+from .study import FORMAT
+
+DRAWS = 6  # random masks of each size
+CEILING_CLIPS = 240  # at most, for the ceiling
+CEILING_SNR_DB = 20.0  # of its two copies
+CHECKED = 8  # clips that are run for real
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Answered:
+    """Clips of a set under some masks.
+
+    Shape:
+        labels: [clips].
+        masks: [masks, layers] bool.
+        logits: [masks, clips, labels].
+        read: [clips, 2 * width], what a selector reads; None where nothing does.
+    """
+
+    labels: Tensor
+    masks: Tensor
+    logits: Tensor
+    read: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._index = {tuple(mask): i for i, mask in enumerate(self.masks.tolist())}
+
+    @property
+    def right(self) -> Tensor:
+        """Shape: [masks, clips] bool."""
+        return self.logits.argmax(-1) == self.labels
+
+    def index(self, masks: Tensor) -> Tensor:
+        """Where masks stand. Shape: [..., layers] -> [...] int."""
+        flat = [self._index[tuple(mask)] for mask in masks.reshape(-1, masks.shape[-1]).tolist()]
+        return torch.tensor(flat).view(masks.shape[:-1])
+
+    def under(self, masks: Tensor) -> Tensor:
+        """Whether each clip is right under its mask. Shape: [clips, layers] -> [clips] bool."""
+        return self.right[self.index(masks), torch.arange(len(self.labels))]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of a clip of median length, by part."""
+
+    macs: Macs
+    skip: int  # of one skipped layer
+    exit: int  # of one early exit's head
+    selector: bool  # whether the method asks one
+
+    def of(self, masks: Tensor, heads: Tensor | None = None) -> float:
+        """Mean per clip. Shape: masks [clips, layers]; heads [clips]: answers that were made."""
+        ran = masks.double() @ torch.tensor(self.macs.layers, dtype=torch.float64)
+        skipped = (~masks).sum(1) * self.skip
+        chose = ~masks.all(1) * (self.macs.selector if self.selector else 0)
+        made = torch.ones(len(masks)) if heads is None else heads
+        return float((self.macs.front_end + ran + skipped + chose + made * self.exit).mean())
+
+
+@dataclass
+class Known:
+    """What validation decides, for use on every set."""
+
+    static: dict[int, Tensor] = field(default_factory=dict)  # best mask of each size
+    thresholds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    center: Tensor | None = None  # mean features, for the constant control
+
+
+def measure(
+    run: Run,
+    folder: AudioFolder,
+    variant: str,
+    *,
+    snr_db: Sequence[float] = (),
+    seed: int = 0,
+    trained_seconds: float | None = None,
+) -> Json:
+    """All rows of a run on validation and test clips, as a `measured.json`; see `study`.
+
+    Args:
+        variant: its name in the comparison.
+        snr_db: the test clips are measured again with noise at each of these ratios.
+        seed: of the noise, the random masks and the shuffling; the same for all runs of a study.
+
+    Raises:
+        RuntimeError: what ran for real is not what was looked up.
+    """
+    start = monotonic()
+    validation = folder.split("validation")
+    features = run.read(validation, "read validation")
+    cost = _cost(run, features)
+    known = _known(run, features, _labels(folder, validation))
+    rows_of = partial(_set, run, folder, cost=cost, known=known, seed=seed)
+    sets = {"validation": rows_of(validation, features, all_masks=True)}
+    clips = folder.split("test")
+    features = run.read(clips, "read test")
+    sets["test"] = rows_of(clips, features, all_masks=True)
+    checked = check(run, features, sets["test"]["rows"])
+    if run.config.method == "input":
+        sets["test"]["rows"] += _ceiling(run, folder, clips, cost, seed)
+    for ratio in snr_db:
+        noisy = run.read(clips, f"read test at {ratio:g} dB", _noise(run, ratio, seed))
+        name = f"test at {ratio:g} dB"
+        sets[name] = rows_of(clips, noisy, all_masks=False)
+    return {
+        "format": FORMAT,
+        "method": run.config.method,
+        "variant": variant,
+        "seed": run.config.seed,
+        "layers": run.dynamic.num_layers,
+        "data": {"name": folder.root.name, "digest": folder.digest},
+        "labels": run.labels,
+        "config": asdict(run.config),
+        "steps": run.info.get("steps"),
+        "seconds": {"train": trained_seconds, "measure": monotonic() - start},
+        "precision": "bf16" if uses_bf16(run.config.precision) else "fp32",
+        "checked": checked,
+        "macs": {"full": cost.macs.full},
+        **provenance(),
+        "sets": sets,
+    }
+
+
+def _labels(folder: AudioFolder, clips: Sequence[Clip]) -> Tensor:
+    return torch.tensor([folder.label_index(clip) for clip in clips])
+
+
+def _noise(run: Run, snr_db: float, seed: int, copy: int = 0) -> Change:
+    rate = run.extractor.sampling_rate
+
+    def change(index: int, audio: np.ndarray) -> np.ndarray:
+        return add_noise(audio, snr_db, rate, np.random.default_rng([seed, index, copy]))
+
+    return change
+
+
+def _cost(run: Run, features: FeatureSet) -> Cost:
+    median = run.collate([sorted(features, key=len)[len(features) // 2]])
+    macs = count_macs(run.dynamic, median)
+    with torch.inference_mode():
+        (state, _), *_ = run.dynamic.layer_outputs(median, 1)[0]
+    frames, width = state.shape[1:]
+    exit_head = macs.head
+    if run.exits is not None:
+        exit_head = frames * HEAD_WIDTH * (width + len(run.labels))
+    chooses = run.config.method in ("input", "i3d")
+    return Cost(macs, run.dynamic.skip.macs(frames), exit_head, chooses)
+
+
+def _known(run: Run, features: FeatureSet, labels: Tensor) -> Known:
+    """What is decided on validation."""
+    method, layers = run.config.method, run.dynamic.num_layers
+    known = Known()
+    if method in (*RANDOM, "static", "input"):
+        known.static = best_static(run, features, labels)
+    if method == "input":
+        known.center = pooled(run, features).mean(0)
+        known.thresholds["mean"] = run.dynamic.mean_budgets
+    if method == "early-exit":
+        known.thresholds["mean"] = run.dynamic.mean_budgets
+        logits = depth_logits(run, features)[:-1]
+        known.thresholds["mean-entropy"] = depth_table(_certainty(logits), layers)
+    return known
+
+
+def _certainty(logits: Tensor) -> Tensor:
+    """Minus the entropy of the answer, in nats. Shape: [..., labels] -> [...]."""
+    return (logits.log_softmax(-1) * logits.softmax(-1)).sum(-1)
+
+
+SURENESS = {"mean": confidence, "mean-entropy": _certainty}
+
+
+def _set(
+    run: Run,
+    folder: AudioFolder,
+    clips: Sequence[Clip],
+    features: FeatureSet,
+    cost: Cost,
+    known: Known,
+    seed: int,
+    *,
+    all_masks: bool,
+) -> Json:
+    labels = _labels(folder, clips)
+    seconds = run.config.max_seconds or np.inf
+    described = {
+        "file": [clip.path.relative_to(folder.root).as_posix() for clip in clips],
+        "label": [clip.target for clip in clips],
+        "speaker": [clip.speaker for clip in clips],
+        "seconds": [round(min(duration(clip.path), seconds), 3) for clip in clips],
+    }
+    method = run.config.method
+    if method == "early-exit":
+        rows = _depth_rows(run, features, labels, cost, known)
+    elif method == "i3d":
+        rows = _gate_rows(run, features, labels, cost)
+    elif method == "input":
+        rows = _input_rows(run, features, labels, cost, known, seed, all_masks=all_masks)
+    else:
+        rows = _blind_rows(run, features, labels, cost, known, seed)
+    return {"clips": described, "rows": rows}
+
+
+def _row(
+    rule: str, budget: float, right: Tensor, masks: Tensor, cost: Cost, heads: Tensor | None = None
+) -> Json:
+    """A row.
+
+    Shape: right [clips] or [draws, clips] bool; masks [layers] or [clips, layers] bool.
+    """
+    clips = right.shape[-1]
+    return {
+        "rule": rule,
+        "budget": budget,
+        "correct": [_digits(draw) for draw in right.view(-1, clips)],
+        "masks": _digits(masks) if masks.ndim == 1 else [_digits(mask) for mask in masks],
+        "macs": cost.of(masks.expand(clips, -1), heads),
+    }
+
+
+def _digits(values: Tensor) -> str:
+    return "".join("1" if value else "0" for value in values.tolist())
+
+
+def _depth_rows(
+    run: Run, features: FeatureSet, labels: Tensor, cost: Cost, known: Known
+) -> list[Json]:
+    """Early exit: at fixed depths, and once the answer is sure enough."""
+    layers = run.dynamic.num_layers
+    depths = Answered(labels, first_masks(layers), depth_logits(run, features))
+    rows = [
+        _row("exact", k, depths.right[k - 1], depths.masks[k - 1], cost)
+        for k in range(1, layers + 1)
+    ]
+    return rows + _mean_rows(depths, cost, known)
+
+
+def _mean_rows(depths: Answered, cost: Cost, known: Known) -> list[Json]:
+    layers = depths.masks.shape[1]
+    rows = []
+    for rule, table in known.thresholds.items():
+        sureness = SURENESS[rule](depths.logits[:-1])
+        for mean in range(2, layers):
+            stop = stops(sureness, threshold_for(mean, table))
+            masks = first_masks(layers)[stop - 1]
+            heads = stop.clamp(max=layers - 1) + 1  # one after each layer, and the answer itself
+            rows.append(_row(rule, mean, depths.under(masks), masks, cost, heads))
+    return rows
+
+
+def _gate_rows(run: Run, features: FeatureSet, labels: Tensor, cost: Cost) -> list[Json]:
+    """I3D, run for real: its masks differ by input, and a local gate reads what ran before it."""
+    layers = run.dynamic.num_layers
+    budgets: list[tuple[str, int, int | str]] = [("exact", k, k) for k in range(1, layers + 1)]
+    if run.dynamic.mean_budgets:
+        budgets += [("mean", mean, f"mean:{mean}") for mean in range(2, layers)]
+    rows = []
+    for rule, budget, asked in budgets:
+        logits, masks = predict_all(run, features, asked)
+        rows.append(_row(rule, budget, logits.argmax(-1) == labels, masks, cost))
+    return rows
+
+
+def predict_all(run: Run, features: FeatureSet, budget: int | str) -> tuple[Tensor, Tensor]:
+    """`predict` for many clips, in the study's precision.
+
+    Shape: -> [clips, labels], [clips, layers] bool.
+    """
+    logits = torch.zeros(len(features), len(run.labels))
+    masks = torch.zeros(len(features), run.dynamic.num_layers, dtype=torch.bool)
+    for rows, batch in study_batches(run, features):
+        out, ran = predict(run, batch, budget)
+        logits[rows], masks[rows] = out.float(), ran
+    return logits, masks
+
+
+def _blind_rows(
+    run: Run, features: FeatureSet, labels: Tensor, cost: Cost, known: Known, seed: int
+) -> list[Json]:
+    """Methods whose masks ignore the input: a fixed mask, or random ones, and the best static."""
+    layers = run.dynamic.num_layers
+    exact = {k: _blind_masks(run, k, seed) for k in range(1, layers + 1)}
+    wanted = torch.cat([*exact.values(), *(mask[None] for mask in known.static.values())])
+    masks = torch.unique(wanted, dim=0)
+    under = Answered(labels, masks, answers(run, features, masks).logits)
+    rows = [_row("exact", k, under.right[under.index(m)], m[0], cost) for k, m in exact.items()]
+    return rows + _static_rows(under, cost, known)
+
+
+def _blind_masks(run: Run, k: int, seed: int) -> Tensor:
+    """Shape: [draws, layers] bool."""
+    layers, method = run.dynamic.num_layers, run.config.method
+    if method in RANDOM and k < layers:
+        return torch.unique(random_masks(np.random.default_rng([seed, k]), DRAWS, layers, k), dim=0)
+    if method == "static":
+        selector = run.dynamic.selector
+        assert isinstance(selector, StaticSelector)
+        return top_k_mask(selector.layer_scores.detach()[None], torch.tensor([k]))
+    return first_masks(layers)[k - 1][None]
+
+
+def _static_rows(under: Answered, cost: Cost, known: Known) -> list[Json]:
+    return [
+        _row("static", k, under.right[under.index(mask)], mask, cost)
+        for k, mask in sorted(known.static.items())
+    ]
+
+
+def _input_rows(
+    run: Run,
+    features: FeatureSet,
+    labels: Tensor,
+    cost: Cost,
+    known: Known,
+    seed: int,
+    *,
+    all_masks: bool,
+) -> list[Json]:
+    """The selector, its controls, the best static mask, the oracle, and mean budgets."""
+    layers = run.dynamic.num_layers
+    chosen = _choices(run, features, known, seed)
+    masks = every_mask(layers) if all_masks else None
+    if masks is None:
+        wanted = [first_masks(layers), *(mask[None] for mask in known.static.values())]
+        wanted += [m for by_budget in chosen.values() for m in by_budget.values()]
+        masks = torch.unique(torch.cat(wanted), dim=0)
+    found = answers(run, features, masks)
+    under = Answered(labels, masks, found.logits, found.pooled)
+    rows = [
+        _row(rule, k, under.under(m), m, cost)
+        for rule, by_budget in chosen.items()
+        for k, m in by_budget.items()
+    ]
+    rows += _static_rows(under, cost, known)
+    rows += [_row("oracle", k, *_oracle(under, k), cost) for k in range(1, layers)]
+    depths = Answered(labels, first_masks(layers), under.logits[under.index(first_masks(layers))])
+    return rows + _mean_rows(depths, cost, known)
+
+
+def _choices(
+    run: Run, features: FeatureSet, known: Known, seed: int
+) -> dict[str, dict[int, Tensor]]:
+    """Masks [clips, layers] by rule and k: the selector's, and those of its two controls."""
+    selector, layers = run.dynamic.selector, run.dynamic.num_layers
+    assert isinstance(selector, InputSelector)
+    assert known.center is not None
+    read = pooled(run, features)
+    turned = np.random.default_rng([seed, len(read)]).permutation(len(read))
+    other = np.empty_like(turned)
+    other[turned] = np.roll(turned, 1)  # one cycle through all clips: never the clip itself
+    fed = {"exact": read, "shuffled": read[other], "constant": known.center.expand_as(read)}
+    chosen: dict[str, dict[int, Tensor]] = {rule: {} for rule in fed}
+    for rule, seen in fed.items():
+        for k in range(1, layers):
+            chosen[rule][k] = _chosen(selector, seen, k)
+    chosen["exact"][layers] = torch.ones(len(read), layers, dtype=torch.bool)
+    return chosen
+
+
+@torch.inference_mode()
+def _chosen(selector: InputSelector, read: Tensor, k: int) -> Tensor:
+    """Shape: read [clips, 2 * width] -> [clips, layers] bool."""
+    budget = torch.full((len(read),), k)
+    return top_k_mask(selector.scores_of(read, budget), budget)
+
+
+def _oracle(under: Answered, k: int) -> tuple[Tensor, Tensor]:
+    """A mask that is right, if one of k layers is; otherwise the one of the lowest loss."""
+    masks = _lowest_loss(under, k, right_first=True)
+    return under.under(masks), masks
+
+
+def _lowest_loss(under: Answered, k: int, *, right_first: bool = False) -> Tensor:
+    """The mask of k layers that suits each clip best, by its label. Shape: -> [clips, layers]."""
+    rows = (under.masks.sum(1) == k).nonzero().squeeze(1)
+    log_p = under.logits[rows].log_softmax(-1)
+    goal = under.labels.expand(len(rows), -1)[..., None]
+    score = log_p.gather(-1, goal)[..., 0]
+    if right_first:
+        score = score + 1e6 * under.right[rows]
+    return under.masks[rows[score.argmax(0)]]
+
+
+def _ceiling(
+    run: Run, folder: AudioFolder, clips: Sequence[Clip], cost: Cost, seed: int
+) -> list[Json]:
+    """Masks chosen with the label on one noisy copy of a clip, scored on another.
+
+    Unlike the oracle it gains nothing from a lucky mask, only from what belongs to the clip.
+    """
+    layers = run.dynamic.num_layers
+    masks = every_mask(layers)
+    if masks is None:
+        return []
+    count = min(CEILING_CLIPS, len(clips))
+    index = np.linspace(0, len(clips) - 1, count).round().astype(int).tolist()
+    some = [clips[i] for i in index]
+    labels = _labels(folder, some)
+    first, second = (
+        answers(run, run.read(some, f"copy {copy}", _noise(run, CEILING_SNR_DB, seed, copy)), masks)
+        for copy in (1, 2)
+    )
+    chosen_on = Answered(labels, masks, first.logits)
+    scored_on = Answered(labels, masks, second.logits, second.pooled)
+    selector = run.dynamic.selector
+    assert isinstance(selector, InputSelector)
+    rows = []
+    for k in range(1, layers):
+        best = _lowest_loss(chosen_on, k)
+        own = _chosen(selector, second.pooled, k)
+        for rule, mask in (("ceiling", best), ("ceiling-reference", own)):
+            rows.append({**_row(rule, k, scored_on.under(mask), mask, cost), "clips": index})
+    return rows
+
+
+def check(run: Run, features: FeatureSet, rows: Sequence[Json]) -> Json:
+    """Run some clips for real at every budget and compare with the rows.
+
+    Raises:
+        RuntimeError: other layers ran than a row says, at an exact budget. A mean budget may
+            differ where an answer is on the edge of being sure enough.
+    """
+    some = np.linspace(0, len(features) - 1, min(CHECKED, len(features))).round().astype(int)
+    part = [features[i] for i in some]
+    same = total = 0
+    for row in rows:
+        if row["rule"] not in ("exact", "mean") or run.config.method in RANDOM:
+            continue
+        mean = row["rule"] == "mean"
+        budget = f"mean:{row['budget']}" if mean else row["budget"]
+        _, executed = predict_all(run, part, budget)
+        masks = row["masks"]
+        for clip, mask in zip(some.tolist(), executed, strict=True):
+            ran, expected = _digits(mask), masks if isinstance(masks, str) else masks[clip]
+            total += 1
+            same += ran == expected
+            if ran != expected and not mean:
+                raise RuntimeError(f"clip {clip}, k = {budget}: {ran} ran, the row has {expected}")
+    return {"clips": len(part), "runs": total, "same_layers": same}

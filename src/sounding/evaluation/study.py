@@ -1,0 +1,289 @@
+"""A study: the `measured.json` of many runs, read, checked, and put side by side.
+
+A row is named by its arm, that is variant and rule ("input", "shuffled"), and its budget.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = 1
+FILE = "measured.json"
+METHODS = ("full", "random", "early-exit", "static", "i3d", "dld", "input")
+OBJECTS = ("config", "seconds", "versions", "machine")
+HEADER = (*OBJECTS, "steps", "commit", "labels")
+
+Arm = tuple[str, str]  # variant, rule
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One rule of a run at one budget, on one set of clips.
+
+    Attributes:
+        budget: kept layers, or their mean that was asked for.
+        correct: [clips] share of the draws in which a clip was right; NaN: not measured.
+        masks: [measured clips, layers] bool, of the first draw.
+        macs: mean per clip, everything included.
+    """
+
+    rule: str
+    budget: float
+    correct: Floats
+    masks: NDArray[np.bool_]
+    macs: float
+
+    @property
+    def accuracy(self) -> float:
+        """From 0 to 1, over clips and draws."""
+        return float(np.nanmean(self.correct))
+
+    @property
+    def executed_layers(self) -> float:
+        """Mean number per clip."""
+        return float(self.masks.sum(1).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class ClipSet:
+    """Clips and the rows measured on them.
+
+    Attributes:
+        groups: "label" and "speaker" of each clip; empty texts where nobody knows.
+        seconds: [clips].
+        rows: by rule and budget.
+    """
+
+    files: list[str]
+    groups: dict[str, list[str]]
+    seconds: Floats
+    rows: dict[tuple[str, float], Row]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One trained run and all that was measured of it.
+
+    Attributes:
+        variant: the name in the comparison: the method's, or "input-NAME" for an ablation.
+        macs: of a median clip at full depth.
+        info: where the numbers come from: config, steps, seconds, versions, commit, ...
+    """
+
+    path: Path
+    method: str
+    variant: str
+    seed: int
+    layers: int
+    data: str
+    digest: str
+    macs: float
+    sets: dict[str, ClipSet]
+    info: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, path: Path | str) -> Measured:
+        """Read one file.
+
+        Raises:
+            ValueError: not such a file, or one that contradicts itself; the text says where.
+        """
+        path = Path(path)
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            if read["format"] != FORMAT:
+                raise ValueError(f"format {read['format']}, this version reads {FORMAT}")
+            if read["method"] not in METHODS:
+                raise ValueError(f"unknown method {read['method']!r}")
+            if any(not isinstance(read[key], dict) for key in OBJECTS):
+                raise ValueError(f"{', '.join(OBJECTS)} must be objects")
+            if not read["macs"]["full"] > 0:
+                raise ValueError("the MACs of full depth must be above 0")
+            layers = int(read["layers"])
+            return cls(
+                path=path,
+                method=read["method"],
+                variant=str(read["variant"]),
+                seed=int(read["seed"]),
+                layers=layers,
+                data=str(read["data"]["name"]),
+                digest=str(read["data"]["digest"]),
+                macs=float(read["macs"]["full"]),
+                sets={name: _clip_set(s, layers, name) for name, s in read["sets"].items()},
+                info={key: read[key] for key in HEADER},
+            )
+        except KeyError as error:
+            raise ValueError(f"{path} is no {FILE}: {error} is missing") from None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no {FILE}: {error}") from None
+
+
+def _clip_set(read: dict[str, Any], layers: int, name: str) -> ClipSet:
+    columns = read["clips"]
+    files = [str(file) for file in columns["file"]]
+    if not files or any(len(columns[c]) != len(files) for c in ("label", "speaker", "seconds")):
+        raise ValueError(f"set {name!r}: no clips, or columns of different lengths")
+    rows: dict[tuple[str, float], Row] = {}
+    for entry in read["rows"]:
+        row = _row(entry, len(files), layers, name)
+        if (row.rule, row.budget) in rows:
+            raise ValueError(f"set {name!r}: two rows {row.rule} {row.budget:g}")
+        rows[row.rule, row.budget] = row
+    groups = {c: ["" if x is None else str(x) for x in columns[c]] for c in ("label", "speaker")}
+    return ClipSet(files, groups, np.array(columns["seconds"], dtype=float), rows)
+
+
+def _row(read: dict[str, Any], clips: int, layers: int, name: str) -> Row:
+    rule, budget = str(read["rule"]), float(read["budget"])
+    where = f"set {name!r}, row {rule} {budget:g}"
+    measured = np.array(read.get("clips", range(clips)), dtype=int)
+    if not len(measured) or measured.min() < 0 or measured.max() >= clips:
+        raise ValueError(f"{where}: clips that are not in the set")
+    draws = _digits(read["correct"], len(measured), where)
+    correct = np.full(clips, np.nan)
+    correct[measured] = draws.mean(0)
+    one = isinstance(read["masks"], str)
+    masks = _digits([read["masks"]] if one else read["masks"], layers, where)
+    if not one and len(masks) != len(measured):
+        raise ValueError(f"{where}: {len(masks)} masks for {len(measured)} clips")
+    masks = np.broadcast_to(masks, (len(measured), layers))
+    return Row(rule, budget, correct, masks, float(read["macs"]))
+
+
+def _digits(texts: list[str], length: int, where: str) -> NDArray[np.bool_]:
+    """Texts of 0 and 1 as an array. Shape: -> [texts, length] bool."""
+    if not texts or any(len(text) != length or set(text) - {"0", "1"} for text in texts):
+        raise ValueError(f"{where}: expected texts of {length} digits 0 and 1")
+    return np.array([list(text) for text in texts]) == "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All runs of one data set, by method, then variant, then seed."""
+
+    data: str
+    runs: list[Measured]
+
+    @property
+    def layers(self) -> int:
+        """Of the encoder."""
+        return self.runs[0].layers
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """The method of each variant, methods first, then their ablations."""
+        found = {run.variant: run.method for run in self.runs}
+        return dict(sorted(found.items(), key=lambda item: item[0] != item[1]))
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the sets of clips, without "validation"."""
+        names = dict.fromkeys(name for run in self.runs for name in run.sets)
+        return [name for name in names if name != "validation"]
+
+    def clips(self, where: str) -> ClipSet:
+        """A set's clips; the rows are those of the first run that has it."""
+        return next(run.sets[where] for run in self.runs if where in run.sets)
+
+    def rows(self, where: str, arm: Arm, budget: float) -> dict[int, Row]:
+        """By seed."""
+        of = [run for run in self.runs if run.variant == arm[0] and where in run.sets]
+        key = (arm[1], budget)
+        return {r.seed: r.sets[where].rows[key] for r in of if key in r.sets[where].rows}
+
+    def budgets(self, where: str, arm: Arm) -> list[float]:
+        """Those that any seed was measured at, from small to large."""
+        of = [run for run in self.runs if run.variant == arm[0] and where in run.sets]
+        return sorted({b for run in of for rule, b in run.sets[where].rows if rule == arm[1]})
+
+    def correct(self, where: str, arm: Arm, budget: float) -> Floats:
+        """Of the clips that all seeds were measured on. Shape: -> [seeds, clips]."""
+        return _stack([row.correct for row in self.rows(where, arm, budget).values()])
+
+    def accuracy(self, where: str, arm: Arm, budget: float) -> float | None:
+        """Mean over the seeds; None where there is no such row."""
+        rows = self.rows(where, arm, budget)
+        return float(np.mean([row.accuracy for row in rows.values()])) if rows else None
+
+    def share(self, where: str, arm: Arm, budget: float) -> float:
+        """MACs as a share of full depth, mean over the seeds."""
+        rows, full = self.rows(where, arm, budget), {(r.variant, r.seed): r.macs for r in self.runs}
+        return float(np.mean([row.macs / full[arm[0], seed] for seed, row in rows.items()]))
+
+    def difference(
+        self, where: str, arm: Arm, budget: float, other: Arm, other_budget: float | None = None
+    ) -> Floats:
+        """`arm` minus `other`, clip by clip, for the seeds and clips that both have.
+
+        Args:
+            other_budget: by default the same.
+
+        Shape: -> [seeds, clips]; [0, 0] where they have nothing in common.
+        """
+        ours = self.rows(where, arm, budget)
+        theirs = self.rows(where, other, budget if other_budget is None else other_budget)
+        both = sorted(ours.keys() & theirs.keys())
+        return _stack([ours[seed].correct - theirs[seed].correct for seed in both])
+
+
+def _stack(values: list[Floats]) -> Floats:
+    if not values:
+        return np.zeros((0, 0))
+    stacked = np.stack(values)
+    return stacked[:, ~np.isnan(stacked).any(0)]
+
+
+def load_study(paths: Sequence[Path | str] | Path | str) -> list[Study]:
+    """Read files, or all `measured.json` below directories; one study for each data set.
+
+    Raises:
+        ValueError: no file, one that cannot be read, or runs that cannot be compared.
+    """
+    files = _files([paths] if isinstance(paths, str | Path) else paths)
+    runs = sorted((Measured.from_json(file) for file in files), key=_order)
+    if not runs:
+        raise ValueError(f"no {FILE} in {paths}")
+    names = dict.fromkeys(sorted(run.data for run in runs))
+    studies = [Study(name, [run for run in runs if run.data == name]) for name in names]
+    for study in studies:
+        _check(study)
+    return studies
+
+
+def _files(paths: Iterable[Path | str]) -> list[Path]:
+    found = [
+        p for path in map(Path, paths) for p in (path.rglob(FILE) if path.is_dir() else [path])
+    ]
+    return sorted({path.resolve() for path in found})
+
+
+def _order(run: Measured) -> tuple[int, str, int]:
+    return METHODS.index(run.method), run.variant, run.seed
+
+
+def _check(study: Study) -> None:
+    """Refuse runs of one data set that were not measured on the same clips."""
+    first, seen = study.runs[0], set()
+    for run in study.runs:
+        if (run.variant, run.seed) in seen:
+            raise ValueError(f"{run.path}: a second run of {run.variant}, seed {run.seed}")
+        seen.add((run.variant, run.seed))
+        for what, ours, theirs in (
+            ("layers", run.layers, first.layers),
+            ("labels", run.info["labels"], first.info["labels"]),
+            ("data digest", run.digest, first.digest),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{run.path}: other {what} than {first.path}")
+        for name, clips in run.sets.items():
+            known = study.clips(name)
+            if clips.files != known.files or clips.groups != known.groups:
+                raise ValueError(f"{run.path}: other clips of {name!r} than {first.path}")

@@ -1,0 +1,210 @@
+"""Does the input matter? The selector against the best mask that does not look, and controls."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from .diagnostics import areas
+from .statistics import paired_bootstrap
+from .study import Arm, Floats, Study
+
+INPUT: Arm = ("input", "exact")
+BLIND: tuple[Arm, ...] = (  # the same layers for every clip
+    ("input", "static"),
+    ("static", "exact"),
+    ("static", "static"),
+    ("random", "static"),
+    ("dld", "static"),
+)
+SEEDS = 3  # with fewer a verdict is preliminary
+
+
+def best_blind(study: Study, k: float) -> Arm | None:
+    """The blind mask of k layers with the highest validation accuracy, ties to the first.
+
+    Validation, because the best on the test clips would be lucky there.
+    """
+    found = {arm: study.accuracy("validation", arm, k) for arm in BLIND}
+    known = {arm: value for arm, value in found.items() if value is not None}
+    return max(known, key=lambda arm: round(known[arm], 9)) if known else None
+
+
+def gain(differences: Floats, against: Arm, level: float = 0.95) -> dict[str, Any] | None:
+    """Differences in points: mean, 95 % interval, that at `level`, and each seed by itself.
+
+    Shape: differences [seeds, clips]; None where there are none.
+    """
+    if not differences.size:
+        return None
+    plain = paired_bootstrap(differences)
+    wide = paired_bootstrap(differences, level=level)
+    seeds = 100 * differences.mean(1)
+    return {
+        "against": "/".join(against),
+        "gain": _points(plain.mean),
+        "low": _points(plain.low),
+        "high": _points(plain.high),
+        "low_corrected": _points(wide.low),
+        "high_corrected": _points(wide.high),
+        "seeds": len(seeds),
+        "by_seed": [round(float(x), 2) for x in seeds],
+        "spread": round(float(seeds.std(ddof=1)), 2) if len(seeds) > 1 else None,
+    }
+
+
+def _points(share: float) -> float:
+    return round(100 * share, 4)
+
+
+def judge(study: Study) -> dict[str, Any]:
+    """The verdict on one data set, as JSON; see `judge_set` for each of its sets.
+
+    "matters" and "seeds" are those of the test clips without noise.
+    """
+    sets = {where: judge_set(study, where) for where in study.sets}
+    test = sets.get("test", {"matters": None, "seeds": 0})
+    return {
+        "data": study.data,
+        "digest": study.runs[0].digest,
+        "seeds": test["seeds"],
+        "preliminary": test["seeds"] < SEEDS,
+        "matters": test["matters"],
+        "sets": sets,
+        "areas": {where: _areas(study, where) for where in ("validation", *study.sets)},
+    }
+
+
+def judge_set(study: Study, where: str) -> dict[str, Any]:
+    """The verdict on one set of clips.
+
+    A budget "matters" where the lower ends of the gains against the best blind mask and against
+    the selector with another clip's features are both above 0. The set as a whole: at one budget
+    at least, with intervals corrected for the number of budgets (Bonferroni). None: not tested.
+    """
+    exact = [k for k in study.budgets(where, INPUT) if k < study.layers]
+    level = 1 - 0.05 / max(1, len(exact))
+    budgets = {f"{k:g}": _exact(study, where, k, level) for k in exact}
+    tested = [b for b in budgets.values() if b["matters"] is not None]
+    pairs = [b[name] for b in tested for name in ("blind", "shuffled")]
+    means = study.budgets(where, ("input", "mean"))
+    full = study.difference(where, INPUT, study.layers, ("full", "exact"))
+    return {
+        "set": where,
+        "clips": len(study.clips(where).files),
+        "seeds": min((pair["seeds"] for pair in pairs), default=0),
+        "matters": any(b["matters_corrected"] for b in tested) if tested else None,
+        "level": level,
+        "budgets": budgets,
+        "mean_budgets": {f"{m:g}": _mean(study, where, m, 1 - 0.05 / len(means)) for m in means},
+        "full_depth": gain(full, ("full", "exact")),
+    }
+
+
+def _exact(study: Study, where: str, k: float, level: float) -> dict[str, Any]:
+    def against(arm: Arm | None) -> dict[str, Any] | None:
+        return arm and gain(study.difference(where, INPUT, k, arm), arm, level)
+
+    blind, shuffled = against(best_blind(study, k)), against(("input", "shuffled"))
+    result: dict[str, Any] = {
+        "blind": blind,
+        "shuffled": shuffled,
+        "constant": against(("input", "constant")),
+        "methods": {
+            v: against((v, "exact")) for v, m in study.variants.items() if v == m != "input"
+        },
+        "matters": None,
+        "matters_corrected": None,
+    }
+    if blind and shuffled:
+        result["matters"] = min(blind["low"], shuffled["low"]) > 0
+        result["matters_corrected"] = min(p["low_corrected"] for p in (blind, shuffled)) > 0
+    return result
+
+
+def _mean(study: Study, where: str, mean: float, level: float) -> dict[str, Any]:
+    """A mean budget: what really ran, against rules with as many layers for every clip."""
+    arm = ("input", "mean")
+    others = {
+        "blind": best_blind(study, mean),
+        "exact": INPUT,
+        "early-exit": ("early-exit", "mean"),
+    }
+    ran = [row.executed_layers for row in study.rows(where, arm, mean).values()]
+    return {
+        "executed": round(float(np.mean(ran)), 4),
+        "off": [round(layers / mean - 1, 4) for layers in ran],
+        **{
+            name: other and gain(study.difference(where, arm, mean, other), other, level)
+            for name, other in others.items()
+        },
+    }
+
+
+def _areas(study: Study, where: str) -> dict[str, Any]:
+    """Normalized areas of all arms, in percent: of the exact budgets and of the mean budgets."""
+    result = {}
+    for rules in (("exact",), ("mean", "mean-entropy")):
+        arms = [(variant, rule) for variant in study.variants for rule in rules]
+        (low, high), found = areas(study, where, arms)
+        result[rules[0]] = {
+            "range": [round(low, 4), round(high, 4)],
+            "areas": {
+                "/".join(arm): [_points(x) for x in paired_bootstrap(values)]
+                for arm, values in found.items()
+            },
+        }
+    return result
+
+
+def verdict_line(verdict: dict[str, Any]) -> str:
+    """One line of a data set for machines: VERDICT and JSON; gains in points."""
+    test = verdict["sets"].get("test", {"budgets": {}, "mean_budgets": {}})
+    line = {key: verdict[key] for key in ("data", "seeds", "matters")}
+    for name in ("budgets", "mean_budgets"):
+        line[name] = {
+            budget: {key: result["blind"][key] for key in ("gain", "low", "high")}
+            for budget, result in test[name].items()
+            if result["blind"]
+        }
+    return "VERDICT " + json.dumps({"set": "test", **line}, ensure_ascii=False)
+
+
+def in_words(verdict: dict[str, Any]) -> list[str]:
+    """Sentences for people, the answer first."""
+    test, data = verdict["sets"].get("test"), verdict["data"]
+    if test is None or test["matters"] is None:
+        return [f"Not tested on {data}: rows of the selector, of blind masks or of shuffled "
+                "features are missing."]  # fmt: skip
+    tested = {k: b for k, b in test["budgets"].items() if b["matters"] is not None}
+    sure = [k for k, b in tested.items() if b["matters_corrected"]]
+    hints = [k for k, b in tested.items() if b["matters"] and not b["matters_corrected"]]
+    worse = [k for k, b in tested.items() if b["blind"]["high"] < 0]
+    gains = [b["blind"]["gain"] for b in tested.values()]
+    if sure:
+        words = [
+            f"Yes: on {data} the input matters at k = {', '.join(sure)}. There the selector is "
+            "ahead of the best mask that does not look at the clip, and of itself with another "
+            "clip's features."
+        ]
+    else:
+        words = [
+            f"No: these runs do not show that the input matters on {data}. At no budget is the "
+            "selector clearly ahead of both the best mask that does not look at the clip and of "
+            "itself with another clip's features."
+        ]
+    most = max(b["blind"]["high_corrected"] for b in tested.values())
+    words.append(
+        f"Against the best blind mask it gains {min(gains):+.1f} to {max(gains):+.1f} points, by "
+        f"budget; corrected for {len(test['budgets'])} budgets, the intervals end at {most:+.1f} "
+        "points at most."
+    )
+    if hints:
+        words.append(f"At k = {', '.join(hints)} only the uncorrected intervals say so: a hint.")
+    if worse:
+        words.append(f"At k = {', '.join(worse)} it is behind the best blind mask.")
+    if verdict["preliminary"]:
+        words.append(f"PRELIMINARY: {verdict['seeds']} of {SEEDS} seeds.")
+    return words

@@ -1,0 +1,166 @@
+"""What a run answers to many clips: under many masks, at each depth, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.plan import confidence
+from ..core.selector import GateSelector, pool
+from ..data.features import FeatureSet, batches
+from .methods import first_masks
+from .precision import autocast
+from .runs import Batch, Run
+
+BATCH = 32
+STEP = 0.25  # between calibrated means
+
+
+class MaskAnswers(NamedTuple):
+    """Shape: logits [masks, clips, labels]; pooled [clips, 2 * width]: what a selector reads."""
+
+    logits: Tensor
+    pooled: Tensor
+
+
+def answers(run: Run, features: FeatureSet, masks: Tensor) -> MaskAnswers:
+    """The answers of a run's model to clips under each of several masks."""
+    logits: Tensor | None = None
+    pooled: Tensor | None = None
+    for rows, batch in study_batches(run, features):
+        out = run.dynamic.forward_masks(batch, masks)
+        read = pool(out.features.float(), out.frame_mask)
+        if logits is None or pooled is None:
+            logits = torch.zeros(len(masks), len(features), out.logits.shape[-1])
+            pooled = torch.zeros(len(features), read.shape[-1])
+        logits[:, rows] = out.logits.float()
+        pooled[rows] = read
+    assert logits is not None
+    assert pooled is not None
+    return MaskAnswers(logits, pooled)
+
+
+def depth_logits(run: Run, features: FeatureSet) -> Tensor:
+    """The answers after 1, 2, ... layers, by the exits where the run has them.
+
+    Shape: -> [layers, clips, labels].
+    """
+    if run.exits is None:
+        return answers(run, features, first_masks(run.dynamic.num_layers)).logits
+    parts = torch.zeros(run.dynamic.num_layers, len(features), len(run.labels))
+    for rows, batch in study_batches(run, features):
+        outputs, _ = run.dynamic.layer_outputs(batch)
+        for depth, (state, frame_mask) in enumerate(outputs, start=1):
+            parts[depth - 1, rows] = run.exits(state, frame_mask, depth).float()
+    return parts
+
+
+def pooled(run: Run, features: FeatureSet) -> Tensor:
+    """What the selector reads of each clip, pooled. Shape: -> [clips, 2 * width]."""
+    needed = max(1, getattr(run.dynamic.selector, "after", 0))
+    return answers(run, features, first_masks(run.dynamic.num_layers)[needed - 1][None]).pooled
+
+
+def gate_logits(run: Run, features: FeatureSet) -> Tensor:
+    """Of the "global" gates. Shape: -> [clips, layers]."""
+    selector = run.dynamic.selector
+    assert isinstance(selector, GateSelector)
+    layers = run.dynamic.num_layers
+    first = torch.arange(layers) < 1
+    made = torch.zeros(len(features), layers)
+    for rows, batch in study_batches(run, features):
+        read = run.dynamic.forward_masks(batch, first[None])
+        made[rows] = selector.logits(read.features, read.frame_mask)
+    return made
+
+
+def study_batches(run: Run, features: FeatureSet) -> Iterator[tuple[list[int], Batch]]:
+    """Clips of similar length together, in inference mode and the precision of the training."""
+    run.dynamic.eval()
+    order = sorted(range(len(features)), key=lambda index: len(features[index]))
+    with torch.inference_mode(), autocast(run.config.precision):
+        for places in batches(order, BATCH, seed=0, epoch=0, shuffle=False):
+            rows = [order[place] for place in places]
+            yield rows, run.collate([features[row] for row in rows])
+
+
+def stops(sureness: Tensor, threshold: float) -> Tensor:
+    """After how many layers each clip stops.
+
+    Shape: sureness [layers - 1, clips], after 1, 2, ... layers -> [clips] int.
+    """
+    sure = torch.cat([sureness >= threshold, torch.ones(1, sureness.shape[1], dtype=torch.bool)])
+    return sure.int().argmax(0) + 1
+
+
+def calibrate(run: Run, features: FeatureSet) -> list[tuple[float, float]]:
+    """Thresholds for the mean budgets from 1 to L, measured on these clips.
+
+    Returns:
+        [mean, threshold] by rising mean; see `DynamicModel.mean_budgets`. Empty for a run that has
+        nothing to decide by.
+    """
+    layers = run.dynamic.num_layers
+    if run.config.method == "i3d":
+        if run.config.gates == "local":
+            return []
+        logits = gate_logits(run, features)
+
+        def mean_at(threshold: float) -> float:
+            return float((logits > threshold).sum(1).clamp(min=1).float().mean())
+
+        return table(mean_at, logits.flatten(), layers, rising=False)
+    if run.config.method not in ("input", "early-exit") or layers == 1:
+        return []
+    sureness = confidence(depth_logits(run, features)[:-1])
+    return depth_table(sureness, layers)
+
+
+def depth_table(sureness: Tensor, layers: int) -> list[tuple[float, float]]:
+    """As `calibrate`, for inputs that stop once they are sure. Shape: [layers - 1, clips]."""
+    return table(
+        lambda threshold: float(stops(sureness, threshold).float().mean()),
+        sureness.flatten(),
+        layers,
+        rising=True,
+    )
+
+
+def table(
+    mean_at: Callable[[float], float], values: Tensor, layers: int, *, rising: bool
+) -> list[tuple[float, float]]:
+    """For each mean the threshold among `values` whose mean comes closest to it."""
+    ordered = np.unique(values.numpy())
+    edges = (ordered[1:] + ordered[:-1]) / 2
+    cuts = np.concatenate([[ordered[0] - 1], edges, [ordered[-1] + 1]])
+    wanted = np.arange(1, layers + STEP / 2, STEP)
+    found = []
+    for mean in wanted:
+        low, high = 0, len(cuts) - 1  # mean_at is monotone over the cuts
+        while low < high:
+            middle = (low + high) // 2
+            got = mean_at(float(cuts[middle]))
+            if (got < mean) if rising else (got > mean):
+                low = middle + 1
+            else:
+                high = middle
+        best = min(
+            (max(0, low - 1), low), key=lambda index: abs(mean_at(float(cuts[index])) - mean)
+        )
+        found.append((float(mean), float(cuts[best])))
+    return found
+
+
+def every_mask(layers: int, limit: int = 1023) -> Tensor | None:
+    """All masks with a layer at least, or None where they are more than `limit`.
+
+    Shape: -> [2^layers - 1, layers] bool.
+    """
+    if 2**layers - 1 > limit:
+        return None
+    numbers = torch.arange(1, 2**layers)
+    return (numbers[:, None] >> torch.arange(layers)) % 2 == 1

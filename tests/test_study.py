@@ -1,0 +1,438 @@
+"""A study of synthetic runs whose answer is known: on "helps" the input matters, on "idle" not."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sounding.evaluation.diagnostics import (
+    area_weights,
+    areas,
+    layer_use,
+    mask_variety,
+    regret,
+    terciles,
+    varying_arms,
+    worst_group,
+)
+from sounding.evaluation.html import accuracies, write_report
+from sounding.evaluation.statistics import paired_bootstrap
+from sounding.evaluation.study import METHODS, Measured, Study, load_study
+from sounding.evaluation.verdict import best_blind, in_words, judge, verdict_line
+
+LAYERS, CLIPS, HELP = 6, 240, 0.2
+LABELS = ["<script>alert(1)</script>", "R&D $x$", "sad"]
+SETS = {"validation": 0.0, "test": 0.0, "test at 10 dB": 0.1, "test at 0 dB": 0.2}
+VOID = {"meta", "br", "path", "use", "rect", "image"}
+
+
+class Maker:
+    """Writes the rows of one run: the same clips are hard for all methods and seeds."""
+
+    def __init__(self, method, seed, set_name, gain):
+        self.method, self.gain, self.noise = method, gain, SETS[set_name]
+        self.hard = np.random.default_rng(list(SETS).index(set_name)).uniform(size=CLIPS)
+        self.rng = np.random.default_rng([METHODS.index(method), seed, list(SETS).index(set_name)])
+
+    def row(self, rule, budget, better=0.0, clips=None, draws=1, vary=False):
+        chance = 0.3 + 0.1 * budget + better - self.noise
+        own = self.rng.normal(0, 0.05, (draws, CLIPS))
+        correct = ["".join("01"[int(x)] for x in line) for line in self.hard + own < chance]
+        kept = round(budget)
+        mask = "1" * kept + "0" * (LAYERS - kept)
+        masks = [mask if i % 2 else mask[::-1] for i in range(CLIPS)] if vary else mask
+        row = {"rule": rule, "budget": budget, "macs": 1e9 * (0.1 + 0.15 * budget)}
+        if clips is not None:
+            correct = ["".join(line[i] for i in clips) for line in correct]
+            masks = [masks[i] for i in clips] if vary else masks
+            row["clips"] = list(clips)
+        return {**row, "correct": correct, "masks": masks}
+
+    def rows(self):
+        looks = self.method == "input"
+        draws = 3 if self.method in ("random", "dld") else 1
+        rows = []
+        for k in range(1, LAYERS + 1):
+            better = self.gain if looks and k < LAYERS else 0.0
+            rows.append(self.row("exact", k, better, draws=draws, vary=looks))
+        for k in range(1, LAYERS):
+            if self.method in ("static", "random", "dld", "input"):
+                rows.append(self.row("static", k, 0.06 * (self.method == "static")))
+            if looks:
+                rows += [self.row("shuffled", k), self.row("constant", k)]
+                rows.append(self.row("oracle", k, 0.3, vary=True))
+                some = range(0, CLIPS, 3)
+                rows.append(self.row("ceiling", k, 0.1, clips=some, vary=True))
+                rows.append(self.row("ceiling-reference", k, clips=some, vary=True))
+        if self.method in ("early-exit", "input"):
+            rows += [self.row("mean", m, self.gain * looks, vary=True) for m in (2, 3.5, 4)]
+        if self.method == "early-exit":
+            rows.append(self.row("mean-entropy", 3))
+        return rows
+
+
+def measured(method, seed, data, *, variant=None, gain=None):
+    gain = HELP * (data == "helps") if gain is None else gain
+    rows = {name: Maker(method, seed, name, gain).rows() for name in SETS}
+    return {
+        "format": 1, "method": method, "variant": variant or method, "seed": seed,
+        "layers": LAYERS, "data": {"name": data, "digest": "d1"}, "labels": LABELS,
+        "config": {"method": method}, "steps": 400, "seconds": {"train": 60.0, "measure": 5.0},
+        "versions": {"torch": "2"}, "commit": "c0ffee", "machine": {"cpu": "a <b>", "threads": 1},
+        "macs": {"full": 1.0e9},
+        "sets": {name: {"clips": columns(), "rows": rows[name]} for name in SETS},
+    }  # fmt: skip
+
+
+def columns():
+    return {
+        "file": [f"{i}.wav" for i in range(CLIPS)],
+        "label": [LABELS[i % 3] for i in range(CLIPS)],
+        "speaker": [f"s{i % 7}" if i > 2 else "rare" for i in range(CLIPS)],
+        "seconds": [1 + i / 100 for i in range(CLIPS)],
+    }
+
+
+def write(root, run):
+    path = root / f"{run['data']['name']}-{run['variant']}-{run['seed']}" / "measured.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(run))
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    for data in ("helps", "idle"):
+        for seed in range(3):
+            for method in METHODS:
+                write(root, measured(method, seed, data))
+            write(root, measured("input", seed, data, variant="input-flat", gain=-0.1))
+    return root
+
+
+@pytest.fixture(scope="module")
+def studies(root):
+    return {study.data: study for study in load_study(root)}
+
+
+@pytest.fixture(scope="module")
+def verdicts(studies):
+    return {name: judge(study) for name, study in studies.items()}
+
+
+@pytest.fixture(scope="module")
+def page(root, tmp_path_factory):
+    pytest.importorskip("matplotlib")
+    out = tmp_path_factory.mktemp("report")
+    lines = write_report(root, out / "r.html", verdict=out / "v.json", table=out / "t.md")
+    return out, lines, (out / "r.html").read_text()
+
+
+def test_bootstrap_covers_a_known_difference():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        ours, theirs = rng.uniform(size=(2, 1, 200))
+        low, high = paired_bootstrap((ours < 0.7) * 1.0 - (theirs < 0.6))[1:]
+        hits += low <= 0.1 <= high
+    assert 0.91 <= hits / 300 <= 0.98
+
+
+@pytest.mark.parametrize(("level", "z"), [(0.95, 1.96), (0.99, 2.576)])
+def test_bootstrap_is_as_wide_as_the_normal_approximation(level, z):
+    values = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], (3, 700), p=[0.2, 0.5, 0.3])
+    mean, low, high = paired_bootstrap(values, level=level, resamples=8000)
+    assert mean == pytest.approx(values.mean())
+    width = 2 * z * values.mean(0).std() / 700**0.5
+    assert high - low == pytest.approx(width, rel=0.05)
+
+
+def test_bootstrap_of_no_difference_is_zero():
+    assert paired_bootstrap(np.zeros((3, 50))) == (0, 0, 0)
+    thirds = np.array([[1.0, 0], [-1, 1], [0, -1]])  # each clip adds up to 0 over the seeds
+    assert paired_bootstrap(thirds) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (5,), (3, 0)])
+def test_bootstrap_needs_seeds_and_clips(shape):
+    with pytest.raises(ValueError, match="seeds, clips"):
+        paired_bootstrap(np.zeros(shape))
+    with pytest.raises(ValueError, match="level"):
+        paired_bootstrap(np.zeros((1, 2)), level=95)
+
+
+def test_study_is_read_by_data_set_and_averages_draws_and_seeds(studies, root):
+    study = studies["helps"]
+    assert list(studies) == ["helps", "idle"]
+    assert list(study.variants) == [*METHODS, "input-flat"]
+    assert study.sets == list(SETS)[1:]
+    rows = study.rows("test", ("random", "exact"), 2)
+    assert list(rows) == [0, 1, 2]
+    raw = json.loads((root / "helps-random-1" / "measured.json").read_text())
+    entry = next(r for r in raw["sets"]["test"]["rows"] if (r["rule"], r["budget"]) == ("exact", 2))
+    assert len(entry["correct"]) == 3
+    assert rows[1].accuracy == pytest.approx("".join(entry["correct"]).count("1") / 3 / CLIPS)
+    mean = np.mean([row.accuracy for row in rows.values()])
+    assert study.accuracy("test", ("random", "exact"), 2) == pytest.approx(mean)
+    assert rows[1].executed_layers == 2
+    assert study.share("test", ("random", "exact"), 2) == pytest.approx(0.4)
+    assert study.accuracy("test", ("random", "none"), 2) is None
+
+
+def test_differences_are_paired_over_the_seeds_and_clips_that_both_have(studies):
+    study = studies["helps"]
+    ceiling = study.difference("test", ("input", "ceiling"), 2, ("input", "exact"))
+    assert ceiling.shape == (3, CLIPS // 3)
+    some = Study(study.data, [r for r in study.runs if r.variant != "static" or r.seed])
+    assert some.difference("test", ("input", "exact"), 2, ("static", "exact")).shape == (2, CLIPS)
+    assert study.difference("test", ("input", "exact"), 2, ("x", "exact")).size == 0
+
+
+def test_the_best_blind_mask_is_chosen_on_validation(studies):
+    study = studies["helps"]
+    assert best_blind(study, 3) == ("static", "static")
+    assert best_blind(study, 3.5) is None
+    twins = Study(study.data, [r for r in study.runs if r.variant == "input"])
+    assert best_blind(twins, 3) == ("input", "static")
+
+
+def test_the_input_matters_where_it_does_by_construction(verdicts):
+    verdict = verdicts["helps"]
+    assert verdict["matters"] is True
+    assert (verdict["seeds"], verdict["preliminary"]) == (3, False)
+    test = verdict["sets"]["test"]
+    assert test["level"] == pytest.approx(0.99)
+    for budget in ("1", "2", "3"):  # above that the accuracy reaches 1
+        result = test["budgets"][budget]
+        assert result["matters_corrected"]
+        assert result["blind"]["against"] == "static/static"
+        assert result["blind"]["gain"] == pytest.approx(100 * (HELP - 0.06), abs=6)
+        assert result["shuffled"]["gain"] == pytest.approx(100 * HELP, abs=6)
+        assert result["blind"]["low_corrected"] < result["blind"]["low"] < result["blind"]["gain"]
+    assert set(test["budgets"]["1"]["methods"]) == set(METHODS) - {"input"}
+    assert in_words(verdict)[0].startswith("Yes: on helps")
+    assert verdict["sets"]["test at 0 dB"]["matters"] is True
+
+
+def test_the_input_does_not_matter_where_it_does_not(verdicts):
+    verdict = verdicts["idle"]
+    assert verdict["matters"] is False
+    assert in_words(verdict)[0].startswith("No: these runs do not show")
+    for result in verdict["sets"]["test"]["budgets"].values():
+        assert abs(result["shuffled"]["gain"]) < 4
+    full = verdict["sets"]["test"]["full_depth"]
+    assert full["low"] <= full["gain"] <= full["high"]
+
+
+def test_mean_budgets_are_compared_at_as_many_layers(verdicts):
+    means = verdicts["helps"]["sets"]["test"]["mean_budgets"]
+    assert set(means) == {"2", "3.5", "4"}
+    assert means["2"]["blind"]["gain"] == pytest.approx(14, abs=6)
+    assert means["3.5"]["blind"] is means["3.5"]["exact"] is None
+    assert means["3.5"]["early-exit"]["seeds"] == 3
+    assert means["3.5"]["executed"] == 4
+    assert means["3.5"]["off"] == [pytest.approx(1 / 7, abs=1e-4)] * 3
+
+
+def test_the_verdict_is_json_on_one_line(verdicts):
+    line = verdict_line(verdicts["helps"])
+    assert "\n" not in line
+    read = json.loads(line.removeprefix("VERDICT "))
+    assert read.keys() == {"data", "set", "seeds", "matters", "budgets", "mean_budgets"}
+    assert read["budgets"]["1"].keys() == {"gain", "low", "high"}
+    assert json.loads(json.dumps(verdicts["helps"], allow_nan=False)) == verdicts["helps"]
+
+
+def test_few_seeds_and_missing_controls_are_said(studies):
+    runs = [run for run in studies["helps"].runs if run.seed == 0]
+    verdict = judge(Study("helps", runs))
+    assert verdict["preliminary"]
+    assert "PRELIMINARY: 1 of 3 seeds." in in_words(verdict)
+    verdict = judge(Study("helps", [run for run in runs if run.method != "input"]))
+    assert verdict["matters"] is None
+    assert in_words(verdict)[0].startswith("Not tested")
+    assert json.loads(verdict_line(verdict).removeprefix("VERDICT "))["budgets"] == {}
+
+
+def test_area_of_known_lines():
+    x = np.array([0.1, 0.5, 1.0])
+    assert area_weights(x, 0.1, 1.0).sum() == pytest.approx(1)
+    assert area_weights(x, 0.1, 1.0) @ x == pytest.approx(0.55)
+    assert area_weights(x, 0.3, 0.7) @ x == pytest.approx(0.5)
+
+
+def test_areas_share_a_range_and_follow_the_accuracy(studies):
+    study = studies["helps"]
+    arms = [(variant, "exact") for variant in study.variants]
+    (low, high), found = areas(study, "test", arms)
+    assert (low, high) == pytest.approx((0.25, 1.0))
+    assert found[arms[0]].shape == (3, CLIPS)
+    means = {arm[0]: area.mean() for arm, area in found.items()}
+    assert max(means, key=means.get) == "input"
+    assert min(means, key=means.get) == "input-flat"
+
+
+def test_mask_variety_of_known_masks():
+    masks = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=bool)
+    assert mask_variety(masks) == {
+        "distinct": 2, "entropy": 1.0, "commonest": 0.5, "collapsed": False,
+    }  # fmt: skip
+    assert mask_variety(masks[:2])["collapsed"] is True
+    assert mask_variety(masks[:2])["entropy"] == 0
+
+
+def test_layers_and_groups(studies):
+    study = studies["helps"]
+    arms = varying_arms(study, "test")
+    assert ("input", "exact") in arms
+    assert ("early-exit", "mean") in arms
+    assert not {("random", "exact"), ("static", "exact"), ("early-exit", "exact")} & set(arms)
+    use = layer_use(study, ("input", "exact"), 2)
+    assert list(use) == ["set", "label", "speaker", "duration"]
+    assert list(use["set"]) == study.sets
+    assert use["set"]["test"] == pytest.approx([0.5, 0.5, 0, 0, 0.5, 0.5])
+    assert set(use["duration"]) == {"short", "middle", "long"}
+    assert terciles(np.array([1.0, 2, 3])) == ["short", "middle", "long"]
+    name, worst = worst_group(study, "test", ("full", "exact"), 2, "speaker")
+    assert name in {f"s{i}" for i in range(7)}  # "rare" has three clips only
+    assert worst < study.accuracy("test", ("full", "exact"), 2)
+    assert worst_group(study, "test", ("full", "none"), 2, "label") is None
+
+
+def test_regret(studies):
+    found = regret(studies["idle"], "test", 2)
+    assert found["oracle"].mean == pytest.approx(0.3, abs=0.06)
+    assert found["ceiling"].mean == pytest.approx(0.1, abs=0.06)
+
+
+class Reader(HTMLParser):
+    """Notes what is loaded and whether every element is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads, self.tags, self.texts = [], [], set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v[:1] != "#"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v[:1] != "#"]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_the_report_loads_nothing_and_is_well_formed(page):
+    reader = Reader()
+    reader.feed(page[2])
+    assert reader.open == []
+    assert all(address.startswith("data:image/png") for address in reader.loads)
+    assert not re.search("https?://", page[2])
+    assert "script" not in reader.tags
+    assert LABELS[0] in "".join(reader.texts)
+    text = " ".join(reader.texts)
+    sections = ("Mean budgets", "Ablations", "Controls", "Masks by clip", "Noise", "Worst speaker")
+    for part in ("Verdict: helps", *sections, "c0ffee", "best on validation", "d1"):
+        assert part in text
+    assert text.index("Yes: on helps") < text.index("all methods")
+    assert "PRELIMINARY" not in text
+
+
+def test_the_report_comes_with_verdict_and_table(page, studies):
+    out, lines, _ = page
+    assert [json.loads(line.removeprefix("VERDICT "))["matters"] for line in lines] == [True, False]
+    read = json.loads((out / "v.json").read_text())
+    assert [v["data"] for v in read["verdicts"]] == ["helps", "idle"]
+    table = [line for line in (out / "t.md").read_text().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    head, rows = accuracies(studies["helps"], "test")
+    assert head[1] == "k = 1 (25 %)"
+    assert len(rows) == len(METHODS) + 1
+
+
+def test_a_report_of_one_run_is_possible_and_loud(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = write(tmp_path, measured("input", 0, "idle"))
+    (line,) = write_report(path, tmp_path / "r.html")
+    assert json.loads(line.removeprefix("VERDICT "))["seeds"] == 1
+    assert "PRELIMINARY: 1 of 3 seeds" in (tmp_path / "r.html").read_text()
+    other = write(tmp_path, measured("full", 0, "bare"))
+    write_report([other], tmp_path / "r.html")
+    assert "Not tested on bare" in (tmp_path / "r.html").read_text()
+
+
+def spoil(change):
+    run = measured("static", 0, "idle")
+    change(run, run["sets"]["test"], run["sets"]["test"]["rows"][0])
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run, clips, row: run.pop("sets"), "'sets' is missing"),
+        (lambda run, clips, row: run.update(format=2), "format 2, this version reads 1"),
+        (lambda run, clips, row: run.update(method="magic"), "unknown method 'magic'"),
+        (lambda run, clips, row: run.update(macs=[]), "is no measured.json"),
+        (lambda run, clips, row: run["macs"].update(full=0), "must be above 0"),
+        (lambda run, clips, row: run.update(machine="mine"), "must be objects"),
+        (lambda run, clips, row: run["data"].pop("digest"), "'digest' is missing"),
+        (lambda run, clips, row: row.update(correct=["01"]), "set 'test', row exact 1: expected"),
+        (lambda run, clips, row: row.update(correct=[]), "expected texts of 240 digits"),
+        (lambda run, clips, row: row.update(masks="11x000"), "texts of 6 digits 0 and 1"),
+        (lambda run, clips, row: row.update(masks=["110000"]), "1 masks for 240 clips"),
+        (lambda run, clips, row: row.update(clips=[999]), "clips that are not in the set"),
+        (lambda run, clips, row: clips["rows"].append(row), "two rows exact 1"),
+        (lambda run, clips, row: clips["clips"]["label"].pop(), "columns of different lengths"),
+    ],
+)
+def test_what_is_no_measured_file_is_said(tmp_path, change, message):
+    path = write(tmp_path, spoil(change))
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        Measured.from_json(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "meth'])
+def test_foreign_and_truncated_files(tmp_path, text):
+    (tmp_path / "measured.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is no measured\.json"):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run["sets"]["test"]["clips"]["file"].reverse(), "other clips of 'test'"),
+        (lambda run: run.update(labels=["x"]), "other labels"),
+        (lambda run: run["data"].update(digest="d2"), "other data digest"),
+    ],
+)
+def test_runs_that_cannot_be_compared(tmp_path, change, message):
+    write(tmp_path, measured("full", 0, "idle"))
+    run = measured("static", 0, "idle")
+    change(run)
+    write(tmp_path, run)
+    with pytest.raises(ValueError, match=message):
+        load_study(tmp_path)
+
+
+def test_two_runs_of_one_seed_and_no_runs(tmp_path):
+    with pytest.raises(ValueError, match=r"no measured\.json"):
+        load_study(tmp_path)
+    write(tmp_path, measured("full", 0, "idle"))
+    write(tmp_path / "again", measured("full", 0, "idle"))
+    with pytest.raises(ValueError, match="a second run of full, seed 0"):
+        load_study(tmp_path)
