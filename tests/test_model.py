@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import sounding
 from sounding.core.backbones import BACKBONES, Backbone
 from sounding.core.executor import LayerStack
 from sounding.core.selector import InputSelector, StaticSelector
+from sounding.files import sha256
 
 
 def choosy(name, **options):
@@ -267,6 +269,94 @@ def test_each_parameter_is_there_once():
     buffers = {f"selector.{name}" for name, _ in dynamic.selector.named_buffers()}
     saved = {f"model.{name}" for name in dynamic.model.state_dict()}
     assert set(dynamic.state_dict()) == expected | buffers | saved
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A dynamic model with adapters and mean budgets, and where it was saved."""
+    dynamic = choosy("whisper-classification", skip="adapter")
+    for parameter in dynamic.skip.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    dynamic.mean_budgets = [(1.0, 0.0), (2.0, 0.2205), (4.0, 1.5)]
+    dynamic.save_pretrained(tmp_path / "d")
+    return dynamic, tmp_path / "d"
+
+
+@torch.no_grad()
+def test_adapters_and_mean_budgets_are_saved(adapted):
+    dynamic, path = adapted
+    again = sounding.load(path)
+    assert again.skip.kind == "adapter"
+    assert again.mean_budgets == dynamic.mean_budgets
+    assert not any(module.training for module in again.modules())
+    state = again.skip.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in dynamic.skip.state_dict().items())
+    batch = inputs(dynamic.model, lengths=LENGTHS["whisper-classification"])
+    for budget in (1, 2, [1, 3, 4], None, "mean:1", "mean:2", "mean:3.5", "mean:4"):
+        before, after = (one(**batch, budget=budget) for one in (dynamic, again))
+        assert torch.equal(before.logits, after.logits)
+        assert torch.equal(before.executed_layers, after.executed_layers)
+    lower = sounding.load(path, dtype=torch.bfloat16)
+    batch = {k: v.bfloat16() for k, v in inputs(dynamic.model).items()}
+    assert lower(**batch, budget=2).executed_layers.sum(1).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "foreign", "not listed"])
+def test_damaged_adapters_are_refused(adapted, damage):
+    path = adapted[1] / "skip.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if damage == "missing":
+        path.unlink()
+    else:
+        cut = damage in ("cut", "not listed")
+        path.write_bytes(content[: len(content) // 2] if cut else content)
+    if damage == "foreign":  # listed as it is, but of another model
+        path.write_bytes((adapted[1] / "selector.safetensors").read_bytes())
+        change(adapted[1], lambda c: c["sha256"].update({path.name: sha256(path)}))
+    elif damage == "not listed":
+        change(adapted[1], lambda c: c["sha256"].pop(path.name))
+    with pytest.raises(ValueError, match=str(adapted[1])):
+        sounding.load(adapted[1])
+
+
+def change(path, edit):
+    config = json.loads((path / "sounding.json").read_text())
+    edit(config)
+    (path / "sounding.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        3,
+        "12",
+        ["12"],
+        {"1": 2},
+        [1.0],
+        [[1.0]],
+        [[1.0, 0.5, 2]],
+        [["one", 0.5]],
+        [[1.0, None]],
+        [[1.0, [0.5]]],
+        [[1.0, float("nan")]],
+        [[2.0, 0.5], [1.0, 0.2]],
+        [[1.0, 0.5], [1.0, 0.2]],
+    ],
+    ids=repr,
+)
+def test_mean_budgets_of_the_wrong_kind_are_refused(adapted, value):
+    change(adapted[1], lambda config: config.update(mean_budgets=value))
+    with pytest.raises(ValueError, match=str(adapted[1])):
+        sounding.load(adapted[1])
+
+
+@pytest.mark.parametrize("key", ["mean_budgets", "skip"])
+def test_a_description_that_lacks_a_part_is_refused(adapted, key):
+    change(adapted[1], lambda config: config.pop(key))
+    with pytest.raises(ValueError, match="lacks some of"):
+        sounding.load(adapted[1])
 
 
 def test_freezing_and_training_modes_reach_the_wrapped_model():

@@ -16,13 +16,15 @@ import pytest
 import tiny
 import torch
 import transformers as t
+from torch.nn.functional import cross_entropy
 
 import sounding
+from sounding.core.selector import depth_prior
 from sounding.data.folder import load_folder
 from sounding.training import train as module
 from sounding.training.config import METHODS, TrainConfig
-from sounding.training.methods import random_masks
-from sounding.training.runs import load_run
+from sounding.training.methods import Step, _losses, random_masks, train_choice, train_dld
+from sounding.training.runs import load_run, new_run
 from sounding.training.train import Interrupted, steps_in, train
 
 
@@ -74,6 +76,56 @@ def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
         assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
         log = (tmp_path / f"at{stop}" / "log.csv").read_text()
         assert log == (tmp_path / "whole" / "log.csv").read_text()
+
+
+def test_a_training_with_noise_and_adapters_stopped_at_any_step_ends_with_the_same_weights(
+    config, tones, tmp_path, monkeypatch
+):
+    config = replace(config, noise_share=1.0, skip="adapter", selector_after=1)
+    folder = load_folder(tones)
+    train(config, folder, tmp_path / "whole")
+    train(replace(config, noise_share=0.0), folder, tmp_path / "clean")
+    skip = "model/skip.safetensors"
+    step = module._one_step
+    for stop in (1, 6):
+        calls = []
+
+        def stopping(*args, calls=calls, stop=stop):
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            calls.append(0)
+            return step(*args)
+
+        monkeypatch.setattr(module, "_one_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, folder, tmp_path / f"at{stop}")
+        monkeypatch.setattr(module, "_one_step", step)
+        train(config, folder, tmp_path / f"at{stop}")
+        assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
+        both = [(tmp_path / name / skip).read_bytes() for name in (f"at{stop}", "whole")]
+        assert both[0] == both[1]
+        log = (tmp_path / f"at{stop}" / "log.csv").read_text()
+        assert log == (tmp_path / "whole" / "log.csv").read_text()
+    clean, whole = weights(tmp_path / "clean"), weights(tmp_path / "whole")
+    assert all(clean[name] != whole[name] for name in whole)
+    assert (tmp_path / "clean" / skip).read_bytes() != (tmp_path / "whole" / skip).read_bytes()
+
+
+def test_noise_is_new_in_each_step_and_only_on_its_share_of_the_clips(config, tones):
+    folder = load_folder(tones)
+    clips, rows = folder.split("train"), list(range(40))
+    batches = {}
+    for share in (0.0, 0.5, 1.0):
+        run = new_run(replace(config, noise_share=share), list(folder.labels), {})
+        source = module._Source(run, clips)
+        batches[share] = [source.batch(rows, step)["input_features"] for step in (3, 3, 4)]
+    clean = batches[0.0][0]
+    assert torch.equal(clean, batches[0.0][2])
+    for share, low, high in ((0.5, 8, 32), (1.0, 40, 40)):
+        one, again, next_one = batches[share]
+        assert torch.equal(one, again)
+        assert low <= int((one != clean).flatten(1).any(1).sum()) <= high
+        assert (one != next_one).flatten(1).any(1).sum() >= low
 
 
 def test_a_training_killed_at_random_moments_ends_with_the_same_weights(config, tones, tmp_path):
@@ -238,6 +290,116 @@ def test_random_masks_keep_exactly_k_and_every_layer_sometimes():
     assert random_masks(rng, 3, 4, [1, 2, 4]).sum(1).tolist() == [1, 2, 4]
 
 
+def test_full_depth_learns_from_labels_and_the_other_masks_from_its_answers_too():
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3])
+    hard = torch.stack([cross_entropy(one, labels, reduction="none") for one in logits])
+    teacher = logits[1].softmax(-1)
+    soft = (teacher * (teacher.log() - logits.log_softmax(-1))).sum(-1)
+    for distill in (0.0, 0.3, 1.0):
+        losses = _losses(logits, labels, 1, distill)
+        expected = (1 - distill) * hard + distill * soft
+        torch.testing.assert_close(losses[[0, 2]], expected[[0, 2]])
+        torch.testing.assert_close(losses[1], hard[1])
+    (gradient,) = torch.autograd.grad(losses[0].sum(), logits)
+    assert gradient[0].any()
+    assert not gradient[1:].any()  # nothing for who teaches
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_selector_learns_to_prefer_the_candidates_with_a_low_loss(config, tones, share):
+    """Down the gradient, the expected loss of the candidates falls, and adapters learn too."""
+    folder = load_folder(tones)
+    config = replace(config, random_share=share, skip="adapter", candidates=6)
+    run = new_run(config, list(folder.labels), {})
+    run.dynamic.train()
+    with torch.no_grad():
+        run.dynamic.model.classifier.weight.mul_(300)  # masks that differ in their losses
+    clips = folder.split("train")[:8]
+    batch = run.collate(run.read(clips, "clips"))
+    labels = torch.tensor([folder.label_index(clip) for clip in clips])
+    runs = [0] * 4
+    for index, layer in enumerate(run.dynamic.stack.layers):
+        layer.register_forward_hook(
+            lambda module, args, out, index=index: runs.__setitem__(index, runs[index] + 1)
+        )
+
+    def loss():
+        torch.manual_seed(0)
+        return train_choice(run, batch, labels, Step(0, 2, np.random.default_rng(3)))
+
+    before = loss()
+    assert runs[0] == 1
+    assert sum(runs) < 4 * 7
+    before.backward()
+    for name, parameter in (*run.dynamic.selector.named_parameters(), ("up", run.dynamic.skip.up)):
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    selector = run.dynamic.selector.eval()  # its running statistics stay as they are
+    values = []
+    for _ in range(5):
+        value = loss()
+        run.dynamic.zero_grad()
+        value.backward()
+        with torch.no_grad():
+            for parameter in selector.parameters():
+                parameter -= 0.2 * parameter.grad
+        values.append(value.item())
+    assert values[-1] < values[0]
+
+
+def test_learned_scores_are_trained_and_no_layer_is_read_after_that_is_not_there(
+    config, tones, tmp_path
+):
+    static = train(replace(config, method="static"), load_folder(tones), tmp_path / "static")
+    scores = static.dynamic.selector.layer_scores
+    assert not torch.allclose(scores, depth_prior(4), atol=1e-3)
+    again = load_run(tmp_path / "static")
+    assert torch.equal(again.dynamic.selector.layer_scores, scores)
+    late = replace(config, selector_after=9, epochs=0.2)
+    run = train(late, load_folder(tones), tmp_path / "late")
+    assert run.dynamic.selector.after == 3
+    assert load_run(tmp_path / "late").dynamic.selector.after == 3
+
+
+def test_imitating_itself_at_full_depth_costs_nothing(config, tones):
+    folder = load_folder(tones)
+    run = new_run(replace(config, method="dld", teacher="x"), list(folder.labels), {})
+    run.teacher = run
+    run.dynamic.eval()
+    clips = folder.split("train")[:4]  # of different lengths: padded
+    batch = run.collate(run.read(clips, "clips"))
+    labels = torch.tensor([folder.label_index(clip) for clip in clips])
+    full = cross_entropy(run.dynamic(**batch).logits, labels)
+    for seed in range(40):
+        mask = np.random.default_rng(seed).random(4) < 0.5
+        loss = train_dld(run, batch, labels, Step(0, 1, np.random.default_rng(seed)))
+        if mask.all():
+            torch.testing.assert_close(loss, full, rtol=1e-4, atol=1e-4)
+            break
+        if mask.any():
+            plain = run.dynamic(**batch, mask=torch.from_numpy(mask)).logits
+            assert loss > cross_entropy(plain, labels) + 1e-3
+    assert mask.all()
+
+
+@pytest.mark.parametrize("wrong", ["method", "labels", "none"])
+def test_a_teacher_that_does_not_fit_is_refused(config, tones, tmp_path, teacher, wrong):
+    folder = load_folder(tones)
+    config = replace(config, method="dld", teacher=teacher)
+    if wrong == "method":
+        random_run = replace(config, method="random", teacher="", epochs=0.2)
+        train(random_run, folder, tmp_path / "random")
+        config = replace(config, teacher=str(tmp_path / "random"))
+    elif wrong == "labels":
+        folder = replace(folder, labels=folder.labels[::-1])
+    else:
+        config = replace(config, teacher=str(tmp_path / "nothing"))
+    match = "is not a run" if wrong == "none" else "give one of method 'full' on the same data"
+    with pytest.raises(ValueError, match=match):
+        train(config, folder, tmp_path / "run")
+
+
 def test_steps_of_a_fraction_of_an_epoch():
     config = TrainConfig(batch_size=8)
     assert steps_in(replace(config, epochs=1), 17) == 3
@@ -249,7 +411,10 @@ def test_steps_of_a_fraction_of_an_epoch():
 
 
 def test_configuration_survives_yaml(tmp_path):
-    config = TrainConfig(lr_encoder=3e-5, max_seconds=2.5, method="random", seed=7)
+    config = TrainConfig(
+        lr_encoder=3e-5, max_seconds=2.5, method="dld", teacher="runs/full", seed=7,
+        gates="local", noise_share=0.5, candidates=3, selector_after=1, skip="adapter",
+    )  # fmt: skip
     (tmp_path / "c.yaml").write_text(config.to_yaml())
     assert TrainConfig.from_yaml(tmp_path / "c.yaml") == config
     assert TrainConfig.from_yaml(tmp_path / "c.yaml", seed="8").seed == 8
@@ -269,6 +434,20 @@ def test_configuration_survives_yaml(tmp_path):
         ({"distill": 2}, "distill is a share"),
         ({"max_seconds": -1}, "max_seconds"),
         ({"seed": -1}, "seed"),
+        ({"gates": "near"}, "gates is one of global, local"),
+        ({"precision": "fp16"}, "precision is one of auto, bf16, fp32"),
+        ({"method": "dld"}, 'method "dld" needs teacher'),
+        ({"teacher": "runs/full"}, "teacher is for method \"dld\", not 'input'"),
+        ({"noise_share": 1.5}, "noise_share is a share"),
+        ({"noise_share": float("nan")}, "noise_share is a share"),
+        ({"random_share": -0.1}, "random_share is a share"),
+        ({"lr_warmup": 2}, "lr_warmup is a share"),
+        ({"candidates": -1}, "candidates must be 0 or more"),
+        ({"candidates": 1.5}, "candidates takes an int"),
+        ({"selector_after": -1}, "selector_after must be 0 or more"),
+        ({"gate_penalty": -1}, "gate_penalty must be 0 or more"),
+        ({"gate_penalty": float("nan")}, "gate_penalty must be 0 or more"),
+        ({"budgets": [1, 2]}, "unknown setting budgets"),
     ],
 )
 def test_settings_that_make_no_sense(values, match):

@@ -11,8 +11,8 @@ from torch import nn
 
 import sounding
 from sounding.core.plan import UpFront
-from sounding.core.selector import Gates, InputSelector, StaticSelector
-from sounding.core.skip import SkipPath
+from sounding.core.selector import Gates, InputSelector, StaticSelector, pool
+from sounding.core.skip import RANK, SkipPath
 
 ALL = torch.tensor([m for m in itertools.product((False, True), repeat=4) if any(m)])
 SOME = ALL[[0, 3, 6, 8, 10, 13, 14]]
@@ -25,10 +25,8 @@ PADDED = [n for n in MODELS if n not in ("ast", "whisper-generation")]
 
 
 def lengths_of(name):
-    for part, lengths in (("whisper", [61, 98, 37]), ("2-bert", [9, 24, 17]), ("para", [41, 96, 73])):
-        if part in name:
-            return lengths
-    return [2100, 4000, 3333]
+    known = {"whisper": [61, 98, 37], "2-bert": [9, 24, 17], "parakeet": [41, 96, 73]}
+    return next((known[part] for part in known if part in name), [2100, 4000, 3333])
 
 
 def adapted(name, **options):
@@ -59,6 +57,17 @@ def count_runs(dynamic):
     for index, layer in enumerate(dynamic.stack.layers):
         layer.register_forward_hook(hook(index))
     return rows, runs
+
+
+def unlike(dynamic, batch):
+    """The same batch with inputs that differ in the mean over time too."""
+    value = batch[dynamic.main_input_name]
+    if value.ndim == 2:
+        value = value * torch.linspace(0.05, 3, len(value))[:, None]
+    else:
+        offset = torch.randn(value.shape, generator=torch.manual_seed(2))
+        value = value + 5 * offset.narrow(dynamic.backbone.time, 0, 1)
+    return {**batch, dynamic.main_input_name: value}
 
 
 def state_of(out):
@@ -209,7 +218,7 @@ def test_adapters_are_small_counted_and_trained():
     dynamic = adapted("ast")
     skip = dynamic.skip
     assert isinstance(skip, SkipPath)
-    assert skip.macs(10) == 2 * 10 * 16 * 32
+    assert skip.macs(10) == 2 * 10 * RANK * 32
     assert sounding.wrap(make("ast")).skip.macs(10) == 0
     hidden = torch.randn(2, 5, 32)
     expected = hidden * (1 + skip.scale[2]) + skip.shift[2] + hidden @ skip.down[2].T @ skip.up[2].T
@@ -237,6 +246,7 @@ def late(name="whisper-classification", after=1):
     dynamic = sounding.wrap(make(name), InputSelector(32, 4, after=after)).eval()
     torch.manual_seed(5)
     nn.init.normal_(dynamic.selector.score.weight, std=3.0)
+    nn.init.normal_(dynamic.selector.project.weight, std=0.5)
     return dynamic
 
 
@@ -244,7 +254,10 @@ def late(name="whisper-classification", after=1):
 def test_a_selector_after_layer_0_reads_its_state_and_layer_0_runs_once_for_all():
     dynamic = late()
     batch = inputs(dynamic.model, batch=6, lengths=[61, 98, 37, 50, 90, 70])
+    batch = unlike(dynamic, batch)
     features = dynamic.forward_masks(batch, MIXED)
+    pooled = pool(features.features, features.frame_mask)
+    dynamic.selector.center, dynamic.selector.spread = pooled.mean(0), pooled.std(0)
     rows, runs = count_runs(dynamic)
     k = torch.tensor([1, 2, 3, 4, 2, 3])
     out = dynamic(**batch, budget=k)
@@ -259,7 +272,8 @@ def test_a_selector_after_layer_0_reads_its_state_and_layer_0_runs_once_for_all(
         assert set(out.executed_layers[i].nonzero().flatten().tolist()) == set(
             order[i, : k[i]].tolist()
         )
-    assert len({tuple(mask) for mask in out.executed_layers[[1, 4]].tolist()}) > 1
+    two = dynamic(**batch, budget=2).executed_layers
+    assert len({tuple(mask) for mask in two.tolist()}) > 1
     for i in range(6):
         one = {key: value[i : i + 1] for key, value in batch.items()}
         assert torch.equal(dynamic(**one, budget=k[i]).executed_layers[0], out.executed_layers[i])
@@ -279,6 +293,15 @@ def test_one_layer_after_layer_0_is_layer_0_alone(training):
     gradient = dynamic.selector.score.weight.grad
     assert gradient is None or (gradient[0] == 0).all()
     assert (gradient is not None) is training
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_fewer_layers_than_the_selector_waits_for_are_the_first_ones(training):
+    dynamic = late(after=3).train(training)
+    rows, _ = count_runs(dynamic)
+    out = dynamic(**inputs(dynamic.model), budget=[1, 2, 4])
+    assert out.executed_layers.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    assert rows == [3, 2, 1, 1]
 
 
 def test_a_selector_after_all_layers_is_refused():

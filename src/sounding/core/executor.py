@@ -49,6 +49,7 @@ class Call:
     Attributes:
         plan: says before each layer which inputs run it; made anew for each pass.
         tree: the masks to run in place of a plan.
+        answer: what the encoder returns at once, while what follows it runs again.
 
     Shape:
         lengths: [batch] int: valid samples or feature frames of each input; None without padding.
@@ -62,6 +63,7 @@ class Call:
     plan: Callable[[], Plan]
     skip: SkipPath
     tree: Tree | None = None
+    answer: Any = None
     lengths: Tensor | None = None
     keep_hidden_states: bool = False
     hidden_states: list[Tensor] = field(default_factory=list)
@@ -145,13 +147,13 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         columns.append(keep)
         count = int(keep.sum())
         if count == len(keep):
-            hidden, extra = _run(layer, hidden, weight, kwargs)
+            hidden, extra = _run(call, index, hidden, weight, kwargs)
             ours = False
         elif count == 0:
             hidden = call.skip(index, layer, hidden)
         else:
             rows = keep.nonzero().squeeze(1).to(hidden.device)
-            ran, extra = _run_rows(call, layer, hidden, rows, weight, kwargs)
+            ran, extra = _run_rows(call, index, hidden, rows, weight, kwargs)
             rest = call.skip(index, layer, hidden)
             ran = ran.to(rest.dtype)
             if ours and rest is hidden:
@@ -184,7 +186,7 @@ def _run_tree(
         running = [m for m in members if tree.masks[m, index]]
         skipping = [m for m in members if not tree.masks[m, index]]
         if running:
-            ran, extra = _run(layers[index], state, None, kwargs)
+            ran, extra = _run(call, index, state, None, kwargs)
             walk(index + 1, ran, running)
         if skipping:
             walk(index + 1, call.skip(index, layers[index], state), skipping)
@@ -206,29 +208,31 @@ def _argument_names(forward: Callable[..., Any]) -> list[str]:
 
 def _run_rows(
     call: Call,
-    layer: nn.Module,
+    index: int,
     hidden: Tensor,
     rows: Tensor,
     weight: Tensor | None,
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Run `layer` on the inputs `rows`. Shape: -> [len(rows), frames, width]."""
+    """Run layer `index` on the inputs `rows`. Shape: -> [len(rows), frames, width]."""
     batch = hidden.shape[0]
     kwargs = {name: call.backbone.take(name, kwargs[name], rows, batch) for name in kwargs}
     weight = None if weight is None else weight.index_select(0, rows)
-    return _run(layer, hidden.index_select(0, rows), weight, kwargs)
+    return _run(call, index, hidden.index_select(0, rows), weight, kwargs)
 
 
 def _run(
-    layer: nn.Module, hidden: Tensor, weight: Tensor | None, kwargs: dict[str, Any]
+    call: Call, index: int, hidden: Tensor, weight: Tensor | None, kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Run `layer`; a tuple's first entry is the hidden states."""
+    """Run layer `index`; a tuple's first entry is the hidden states."""
+    layer = call.stack.layers[index]
     out = layer(hidden, **kwargs)
     out, extra = (out[0], tuple(out[1:])) if isinstance(out, tuple) else (out, ())
     if weight is not None:
-        # In value `out` where the gate is open and `hidden` where it is closed; in gradient that
-        # of the relaxed gate: out - hidden.
+        # In value `out` where the gate is open and what passes a skipped layer where it is closed;
+        # in gradient that of the relaxed gate: the difference of both.
+        rest = call.skip(index, layer, hidden)
         gate = (weight - weight.detach()).to(out.dtype)[:, None, None]
         is_open = (weight.detach() > 0.5)[:, None, None]
-        out = torch.where(is_open, out, hidden) + gate * (out - hidden)
+        out = torch.where(is_open, out, rest) + gate * (out - rest)
     return out, extra

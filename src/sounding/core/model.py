@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -90,6 +92,7 @@ class DynamicModel(nn.Module):
         self.readout: Readout = self.exit_logits
         self._handles = backbone.install(base)
         self._handles.append(base.register_forward_hook(_full_hidden_states))
+        self._handles.append(_Answering(base))
         self._layerdrop = _set_layerdrop(owner, 0.0)
 
     @property
@@ -211,6 +214,9 @@ class DynamicModel(nn.Module):
             batch: as the model takes it; what follows the encoder must return `logits`.
             masks: no two alike. Shape: [masks, layers] bool.
 
+        Raises:
+            ValueError: masks that are not allowed, or of which none runs what the selector reads
+                after; a model that has no logits, or needs all hidden states for them.
         """
         tree_masks = torch.stack([self._check_mask(mask, 1)[0] for mask in masks])
         if len(torch.unique(tree_masks, dim=0)) < len(tree_masks):
@@ -220,7 +226,9 @@ class DynamicModel(nn.Module):
         def leaf(index: int, state: Tensor) -> None:
             logits[index] = self.exit_logits(batch, state)
 
-        call = self._call(batch[self.model.main_input_name], None, None, batch)
+        inputs = batch[self.model.main_input_name]
+        call = self._call(inputs, None, None, batch)
+        self._refuse_padding(call, inputs)
         call.tree = Tree(tree_masks, leaf, getattr(self.selector, "after", 0))
         with activate(call):
             self.base(**{n: v for n, v in batch.items() if n in self._base_inputs()})
@@ -252,6 +260,10 @@ class DynamicModel(nn.Module):
         """
         call = active_call()
         assert call is not None  # only called by plans and trees
+        if getattr(self.model.config, "use_weighted_layer_sum", False):
+            raise ValueError(
+                "use_weighted_layer_sum answers from all hidden states: give a budget or a mask"
+            )
         frame_mask = call.frame_mask(state.shape[1])
         if rows is not None:
             size = len(batch[self.model.main_input_name])
@@ -260,8 +272,14 @@ class DynamicModel(nn.Module):
         if depth >= 0:
             for index in range(depth, self.num_layers):
                 state = self.skip(index, self.stack.layers[index], state)
-        with _answering(self.base, self.backbone.answer(self.base, state, frame_mask)):
-            return self.model(**batch).logits
+        call.answer = self.backbone.answer(self.base, state, frame_mask)
+        try:
+            out = self.model(**batch)
+        finally:
+            call.answer = None
+        if "logits" not in out:
+            raise ValueError(f"a {type(self.model).__name__} has no head that answers with logits")
+        return out.logits
 
     def _base_inputs(self) -> set[str]:
         return set(inspect.signature(type(self.base).forward).parameters)
@@ -279,6 +297,9 @@ class DynamicModel(nn.Module):
             encoded = self.base(inputs)
         return args[1:], kwargs | {"encoder_outputs": encoded}
 
+    def _has_decoder(self) -> bool:
+        return any(name.endswith("decoder") for name, _ in self.model.named_modules())
+
     def _wants_hidden_states(self, kwargs: dict[str, Any]) -> bool:
         return bool(kwargs.get("output_hidden_states", self.model.config.output_hidden_states))
 
@@ -287,8 +308,7 @@ class DynamicModel(nn.Module):
         window = self.backbone.window(self.base)
         if window is None or call.lengths is None or inputs.shape[-1] >= window:
             return
-        has_decoder = any(name.endswith("decoder") for name, _ in self.model.named_modules())
-        if has_decoder and bool((call.lengths < inputs.shape[-1]).any()):
+        if self._has_decoder() and bool((call.lengths < inputs.shape[-1]).any()):
             raise ValueError(
                 "Whisper's decoder cannot leave padding out: give it clips of one length, or all "
                 "padded to the 30 s window"
@@ -388,12 +408,17 @@ class DynamicModel(nn.Module):
         selector = self.selector
         if isinstance(selector, GateSelector) and selector.scope == "local":
             return lambda: LocalGates(selector, wanted)
-        return lambda: UpFront(choose, getattr(selector, "after", 0))
+        return lambda: UpFront(choose, getattr(selector, "after", 0), wanted)
 
     def _mean_plan(self, threshold: float, batch: dict[str, Any]) -> Callable[[], Plan]:
         selector = self.selector
         if isinstance(selector, GateSelector):
             return lambda: gates_above(selector, threshold)
+        if self._has_decoder():
+            raise ValueError(
+                "a mean budget stops by the answer after each layer, which a decoder does not give "
+                "there: give a budget of kept layers"
+            )
         tensors = {n: v for n, v in batch.items() if isinstance(v, Tensor) and n != "labels"}
 
         def readout(depth: int, rows: Tensor, state: Tensor) -> Tensor:
@@ -489,7 +514,7 @@ def unwrap(dynamic: DynamicModel) -> Any:
     owner = dynamic.backbone.owner(dynamic.base)
     if not isinstance(owner.layers, LayerStack):
         raise ValueError("this model is unwrapped already")
-    for handle in dynamic._handles:
+    for handle in reversed(dynamic._handles):
         handle.remove()
     owner.layers = dynamic._plain_layers[0]
     _set_layerdrop(owner, dynamic._layerdrop)
@@ -527,7 +552,7 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
         dynamic = wrap(model, selector, skip=config["skip"]).eval()
         if dynamic.skip.state_dict():
             dynamic.skip.load_state_dict(load_file(directory / SKIP))
-        dynamic.mean_budgets = [(float(m), float(t)) for m, t in config["mean_budgets"]]
+        dynamic.mean_budgets = _mean_budgets(config["mean_budgets"])
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{directory} cannot be loaded: {error}") from None
     if info["missing_keys"] or dynamic.num_layers != config["layers"]:
@@ -549,6 +574,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory / CONFIG} lacks some of {sorted(needed)}: it is damaged")
     if not isinstance(config["sha256"], dict) or SELECTOR not in config["sha256"]:
         raise ValueError(f"{directory / CONFIG} does not list its weight files: it is damaged")
+    if config["skip"] == "adapter" and SKIP not in config["sha256"]:
+        raise ValueError(f"{directory / CONFIG} does not list {SKIP}: it is damaged")
     if not isinstance(config["selector"], dict):
         raise ValueError(f"{directory / CONFIG} does not describe a selector: it is damaged")
     if config["format"] != FORMAT:
@@ -566,18 +593,37 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-@contextmanager
-def _answering(base: Any, answer: Any) -> Iterator[None]:
-    """Make the encoder return `answer`, as what follows it runs again."""
-    before = base.__dict__.get("forward")
-    base.forward = lambda *args, **kwargs: answer
-    try:
-        yield
-    finally:
-        if before is None:
-            del base.forward
-        else:
-            base.forward = before
+def _mean_budgets(pairs: Any) -> list[tuple[float, float]]:
+    """The thresholds of a description that was saved, or a `ValueError`."""
+    made = [(float(mean), float(threshold)) for mean, threshold in pairs]
+    means = [mean for mean, _ in made]
+    finite = all(math.isfinite(value) for pair in pairs for value in pair)  # and no text
+    if not finite or means != sorted(set(means)):
+        raise ValueError("its mean budgets are not [mean, threshold] by rising mean")
+    return made
+
+
+class _Answering:
+    """Makes an encoder return the `answer` of the call in progress, if it has one."""
+
+    def __init__(self, base: Any) -> None:
+        self.base, self.before = base, base.__dict__.get("forward")
+        plain_forward = base.forward
+
+        @functools.wraps(plain_forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = active_call()
+            if call is not None and call.base is base and call.answer is not None:
+                return call.answer
+            return plain_forward(*args, **kwargs)
+
+        base.forward = forward
+
+    def remove(self) -> None:
+        """Give the encoder the `forward` back that it had."""
+        del self.base.forward
+        if self.before is not None:
+            self.base.forward = self.before
 
 
 def _new_selector(kind: str, width: int, layers: int) -> nn.Module:

@@ -25,17 +25,24 @@ class UpFront:
     """Chooses all layers at once, from the state after the first `after` layers, which all run.
 
     With `after=0` the choice reads what enters layer 0.
+
+    Args:
+        k: kept layers of each input, where some may keep fewer than `after`: their first k run.
+            Shape: [batch] int.
     """
 
-    def __init__(self, choose: Choose, after: int = 0) -> None:
-        self.choose, self.after = choose, after
+    def __init__(self, choose: Choose, after: int = 0, k: Tensor | None = None) -> None:
+        self.choose, self.after, self.k = choose, after, k
         self.gates = Gates(torch.empty(0))
 
     def __call__(
         self, index: int, state: Tensor, frame_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if index < self.after:
-            return torch.ones(state.shape[0], dtype=torch.bool), None
+            keep = torch.ones(state.shape[0], dtype=torch.bool)
+            if self.k is not None:  # of one input, where the encoder runs again on a part
+                keep &= (self.k if len(self.k) == len(keep) else self.k[:1]) > index
+            return keep, None
         if index == self.after:
             gates = self.choose(state, frame_mask)
             self.gates = Gates(gates.mask.to("cpu"), gates.weight)
@@ -134,8 +141,9 @@ class Progressive:
             rows = self.going.nonzero().squeeze(1)
             logits = self.readout(index, rows.to(state.device), state[rows])
             valid = None
-            if frame_mask is not None and logits.ndim == 3:
-                valid = frame_mask[rows]
+            if logits.ndim == 3:  # an answer a frame
+                valid = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+                valid = valid if frame_mask is None else frame_mask[rows.to(frame_mask.device)]
             sure = confidence(logits, valid).to("cpu") >= self.threshold
             self.going = self.going.clone()
             self.going[rows[sure]] = False

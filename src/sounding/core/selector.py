@@ -107,6 +107,8 @@ class InputSelector(nn.Module):
     center: Tensor
     spread: Tensor
     seen: Tensor
+    fallback: Tensor
+    falls_back: Tensor
 
     def __init__(
         self,
@@ -133,6 +135,16 @@ class InputSelector(nn.Module):
         self.register_buffer("center", torch.zeros(2 * width))
         self.register_buffer("spread", torch.ones(2 * width))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        # of each k: scores that stand in for those of the input, and whether they do
+        self.register_buffer("fallback", torch.zeros(layers + 1, layers))
+        self.register_buffer("falls_back", torch.zeros(layers + 1, dtype=torch.bool))
+
+    def fall_back(self, k: int, mask: Tensor) -> None:
+        """Keep the layers of `mask` for every input whose budget is k. Shape: mask [layers]."""
+        if int(mask.sum()) != k or not bool(mask[: self.after].all()):
+            raise ValueError(f"a mask of {k} layers is needed, with the first {self.after} in it")
+        self.fallback[k] = mask.float()
+        self.falls_back[k] = True
 
     def config(self) -> dict[str, object]:
         """What `selector_from_config` needs to build this selector again."""
@@ -159,6 +171,7 @@ class InputSelector(nn.Module):
             pooled = pooled.to(self.project.weight.dtype)  # of a model cast as a whole
             hidden = torch.tanh(self.project(pooled) + self.budget(k))
             scores = self.score(hidden).float()
+            scores = torch.where(self.falls_back[k][:, None], self.fallback[k].float(), scores)
             scores[:, : self.after] = torch.inf  # these have run
             return scores
 
@@ -170,7 +183,8 @@ class InputSelector(nn.Module):
         noisy = scores + self.noise * gumbel_like(scores)
         mask = top_k_mask(noisy, k)
         free = noisy[:, self.after :]
-        soft = torch.softmax(free / self.temperature, dim=-1) * (k[:, None] - self.after)
+        soft = torch.softmax(free / self.temperature, dim=-1)
+        soft = soft * (k[:, None] - self.after).clamp(min=0)
         soft = nn.functional.pad(soft, (self.after, 0))
         return Gates(mask, mask + soft - soft.detach())
 

@@ -37,8 +37,8 @@ from ..training.exits import HEAD_WIDTH
 from ..training.methods import first_masks, random_masks
 from ..training.precision import uses_bf16
 from ..training.runs import Run, provenance
+from ..training.search import best_static
 from .predict import RANDOM, predict
-from .search import best_static
 from .study import FORMAT
 
 DRAWS = 6  # random masks of each size

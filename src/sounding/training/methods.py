@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch.nn.functional import cross_entropy, kl_div
 from ..core.plan import SampledGates
 from ..core.selector import GateSelector, depth_prior
 from .runs import Batch, Run
+
+# weights of full depth and of the candidates; that of the lower depths together is 1
+FULL, CANDIDATES = 0.2, 0.2
 
 
 @dataclass(frozen=True)
@@ -78,27 +82,33 @@ def train_early_exit(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tens
 def train_dld(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
     """Random layers that imitate the embeddings of a frozen full model (DLD, arXiv 2601.16117)."""
     assert run.teacher is not None
-    with torch.no_grad():
-        teacher, _ = run.teacher.dynamic.layer_outputs(batch)
-    seen: list[Tensor] = []
-    handle = run.dynamic.base.register_forward_hook(
-        lambda base, args, out: seen.append(out.last_hidden_state)
-    )
-    try:
+    with torch.no_grad(), _final_state(run.teacher) as goal:
+        outputs, _ = run.teacher.dynamic.layer_outputs(batch)
+    frame_mask = outputs[-1][1]
+    with _final_state(run) as state:
         loss = train_random(run, batch, labels, step)
-    finally:
-        handle.remove()
-    state, frame_mask = teacher[-1]
-    goal = run.dynamic.backbone.finish(run.teacher.dynamic.base, state, frame_mask)
     distance = kl_div(
-        seen[0].float().log_softmax(-1),
-        goal.detach().float().log_softmax(-1),
+        state[0].float().log_softmax(-1),
+        goal[0].float().log_softmax(-1),
         log_target=True,
         reduction="none",
     ).sum(-1)
     if frame_mask is None:
         return loss + distance.mean()
     return loss + distance[frame_mask].mean()
+
+
+@contextmanager
+def _final_state(run: Run) -> Iterator[list[Tensor]]:
+    """Collects what the encoder of a run puts out, its final norm applied."""
+    seen: list[Tensor] = []
+    handle = run.dynamic.base.register_forward_hook(
+        lambda base, args, out: seen.append(out.last_hidden_state)
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def train_i3d(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
@@ -125,7 +135,8 @@ def train_choice(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
     k = int(step.rng.integers(1, max(2, layers)))
     masks = first_masks(layers)
     prior = depth_prior(layers).numpy()
-    prior[: config.selector_after] = np.inf  # these always run
+    selector: Any = dynamic.selector
+    prior[: selector.after] = np.inf  # these always run
     drawn = random_masks(step.rng, config.candidates, layers, k, prior)
     masks = torch.cat([masks, _new(drawn, masks[k - 1 : k])])
     out = dynamic.forward_masks(batch, masks)
@@ -135,9 +146,8 @@ def train_choice(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
         return loss
     rows = [k - 1, *range(layers, len(masks))]
     budget = torch.full((len(labels),), k)
-    scores: Any = dynamic.selector.scores
-    scores = scores(out.features, out.frame_mask, budget)[:, config.selector_after :]
-    energy = scores @ masks[rows][:, config.selector_after :].float().T
+    scores = selector.scores(out.features, out.frame_mask, budget)[:, selector.after :]
+    energy = scores @ masks[rows][:, selector.after :].float().T
     share = energy.softmax(-1)  # [batch, candidates]
     candidates = losses[rows].T
     weight = share.detach()
@@ -145,7 +155,7 @@ def train_choice(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
         weight = torch.full_like(weight, 1 / len(rows))
     chosen = (weight * candidates).sum(1).mean()
     expected = (share * candidates.detach()).sum(1).mean()
-    return loss + losses[: layers - 1].mean() + chosen + expected
+    return FULL * loss + losses[: layers - 1].mean() + CANDIDATES * chosen + expected
 
 
 def first_masks(layers: int) -> Tensor:

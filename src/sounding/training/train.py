@@ -28,6 +28,7 @@ from .config import TrainConfig
 from .methods import TRAIN, Step
 from .precision import autocast, uses_bf16
 from .runs import EXITS, Run, load_run, new_run, provenance
+from .search import settle
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
 
@@ -66,8 +67,11 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     state = TrainState(run, steps_in(config, len(clips)))
     _fit(run, state, source, labels, out)
     if any(clip.split == "validation" for clip in folder.clips):
-        features = run.read(folder.split("validation"), "read validation clips")
+        held_out = folder.split("validation")
+        features = run.read(held_out, "read validation clips")
         run.dynamic.mean_budgets = calibrate(run, features)
+        if config.method == "input":
+            settle(run, features, torch.tensor([folder.label_index(clip) for clip in held_out]))
     _finish(run, state, out)
     return run
 

@@ -1,4 +1,4 @@
-"""The best static mask of each size, by search on the clips that are given."""
+"""What validation clips decide: the best static mask of each size, and whether to choose at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ..core.selector import InputSelector, top_k_mask
 from ..data.features import FeatureSet
-from ..training.answers import answers
-from ..training.runs import Run
+from .answers import answers, pooled
+from .runs import Run
 
 ALL = 1000  # up to so many masks of a size are all tried
 BEAM = 8  # masks of the next larger size whose parts are tried otherwise
@@ -40,12 +41,39 @@ def best_static(run: Run, features: FeatureSet, labels: Tensor) -> dict[int, Ten
     return best
 
 
+def settle(run: Run, features: FeatureSet, labels: Tensor) -> None:
+    """Let a selector choose at just those budgets where it beats the best static mask.
+
+    At the others it falls back on that mask, so that a choice which only fits the training clips
+    costs nothing.
+    """
+    selector = run.dynamic.selector
+    assert isinstance(selector, InputSelector)
+    best = best_static(run, features, labels)
+    read = pooled(run, features)
+    for k, mask in best.items():
+        if not bool(mask[: selector.after].all()):
+            continue  # a mask that this selector cannot give
+        budget = torch.full((len(read),), k)
+        with torch.inference_mode():
+            chosen = top_k_mask(selector.scores_of(read, budget), budget)
+        masks = torch.unique(torch.cat([chosen, mask[None]]), dim=0)
+        right = answers(run, features, masks).logits.argmax(-1) == labels
+        which = (chosen[:, None] == masks).all(-1).int().argmax(1)
+        own = right[which, torch.arange(len(labels))].sum()
+        static = right[(mask == masks).all(-1).nonzero()[0, 0]].sum()
+        if own <= static:
+            selector.fall_back(k, mask)
+
+
 def _ranked(
     run: Run, features: FeatureSet, labels: Tensor, masks: Iterable[Tensor]
 ) -> dict[int, list[Tensor]]:
     """Masks of each size, the best first."""
-    tried = torch.stack(list(masks))
-    logits = answers(run, features, tried).logits
+    tried = list(masks)
+    if not tried:
+        return {}
+    logits = answers(run, features, torch.stack(tried)).logits
     right = (logits.argmax(-1) == labels).double().mean(1)
     loss = cross_entropy(logits.flatten(0, 1), labels.repeat(len(tried)), reduction="none").view(
         len(tried), -1

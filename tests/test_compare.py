@@ -1,0 +1,259 @@
+"""A study end to end: every method trained, measured, compared; and what would catch a cheat."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sounding.cli import main
+from sounding.core.selector import StaticSelector
+from sounding.data.folder import load_folder
+from sounding.evaluation import compare as module
+from sounding.evaluation.compare import BASES, VARIANTS, StudyConfig, compare, place
+from sounding.evaluation.measure import check, measure
+from sounding.evaluation.study import FILE, load_study
+from sounding.training.answers import answers, every_mask
+from sounding.training.runs import load_run
+from sounding.training.search import best_static, settle
+from sounding.training.train import Interrupted
+
+
+@pytest.fixture(scope="module")
+def config(whisper, tones):
+    return StudyConfig(
+        settings={"backbone": str(whisper), "epochs": 2, "batch_size": 8, "skip": "adapter"},
+        seeds=(0,),
+        snr_db={tones.name: [0]},
+    )
+
+
+@pytest.fixture(scope="module")
+def out(config, tones, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    compare(config, [tones], out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def study(out):
+    return load_study([out])[0]
+
+
+@pytest.fixture(scope="module")
+def run(out, tones):
+    return load_run(place(out, tones.name, "input", 0))
+
+
+@pytest.fixture(scope="module")
+def features(run, tones):
+    return run.read(load_folder(tones).split("test"), "read")
+
+
+def rows(out, tones, variant, where="test"):
+    read = json.loads((place(out, tones.name, variant, 0) / FILE).read_text())
+    return {(row["rule"], row["budget"]): row for row in read["sets"][where]["rows"]}
+
+
+def test_every_method_has_its_rows_on_every_set(out, tones):
+    rules = {
+        "full": {"exact"},
+        "random": {"exact", "static"},
+        "dld": {"exact", "static"},
+        "static": {"exact", "static"},
+        "i3d": {"exact", "mean"},
+        "early-exit": {"exact", "mean", "mean-entropy"},
+        "input": {"exact", "mean", "static", "shuffled", "constant", "oracle"},
+    }
+    assert rules.keys() == BASES.keys()
+    for variant, expected in rules.items():
+        for where in ("validation", "test", "test at 0 dB"):
+            found = rows(out, tones, variant, where)
+            noise_free = {"ceiling", "ceiling-reference"}
+            assert {rule for rule, _ in found} - noise_free == expected, (variant, where)
+            assert {k for rule, k in found if rule == "exact"} == {1, 2, 3, 4}
+
+
+def test_exact_rows_have_exactly_k_layers(out, tones):
+    for variant in BASES:
+        for (rule, budget), row in rows(out, tones, variant).items():
+            if not rule.startswith("mean"):
+                masks = [row["masks"]] if isinstance(row["masks"], str) else row["masks"]
+                assert {mask.count("1") for mask in masks} == {budget}
+
+
+def test_what_is_looked_up_is_what_hooks_count(run, features, out, tones):
+    """The rows come out of a tree of masks; here the same budgets run for real."""
+    found = rows(out, tones, "input")
+    batch = run.collate(features)
+    for k in (1, 2, 3, 4):
+        counts = []
+        handles = [
+            layer.register_forward_hook(lambda m, a, o, c=counts: c.append(len(a[0])))
+            for layer in run.dynamic.stack.layers
+        ]
+        executed = run.dynamic(**batch, budget=k).executed_layers
+        for handle in handles:
+            handle.remove()
+        ran = ["".join("01"[int(x)] for x in mask) for mask in executed.tolist()]
+        assert ran == found["exact", k]["masks"]
+        assert sum(counts) == k * len(features)
+
+
+def test_a_row_that_does_not_fit_what_runs_is_refused(run, features, out, tones):
+    good = [row for row in rows(out, tones, "input").values() if row["rule"] == "exact"]
+    assert check(run, features, good)["same_layers"] == 8 * 4
+    wrong = {**good[0], "masks": ["0001"] * len(features)}
+    with pytest.raises(RuntimeError, match="ran, the row has 0001"):
+        check(run, features, [wrong])
+
+
+def test_the_oracle_is_never_below_any_choice_among_the_same_masks(study, out, tones):
+    for where in ("validation", "test"):
+        found = rows(out, tones, "input", where)
+        for k in (1, 2, 3):
+            oracle = np.array(list(found["oracle", k]["correct"][0])) == "1"
+            for rule in ("exact", "shuffled", "constant", "static"):
+                right = np.array(list(found[rule, k]["correct"][0])) == "1"
+                assert (oracle >= right).all()
+    assert study.data == tones.name
+
+
+def test_shuffled_features_change_the_masks_of_a_selector_that_reads_them(run, features, tones):
+    """With weights that make the choice follow the input, another clip's features show."""
+    folder = load_folder(tones)
+    before = {n: p.clone() for n, p in run.dynamic.selector.state_dict().items()}
+    try:
+        run.dynamic.selector.falls_back.zero_()
+        with torch.no_grad():
+            torch.nn.init.normal_(run.dynamic.selector.score.weight, std=3.0)
+            torch.nn.init.zeros_(run.dynamic.selector.score.bias)
+        made = measure(run, folder, "input")["sets"]["test"]["rows"]
+        masks = {(row["rule"], row["budget"]): row["masks"] for row in made}
+        assert masks["exact", 2] != masks["shuffled", 2]
+        assert sorted(masks["exact", 2]) == sorted(masks["shuffled", 2])  # only who gets them
+        assert len(set(masks["exact", 2])) > 1
+        assert len(set(masks["constant", 2])) == 1
+    finally:
+        run.dynamic.selector.load_state_dict(before)
+
+
+def test_a_selector_made_constant_equals_its_static_mask(run, features):
+    selector = run.dynamic.selector
+    weight, falls_back = selector.project.weight.clone(), selector.falls_back.clone()
+    try:
+        selector.falls_back.zero_()
+        with torch.no_grad():
+            selector.project.weight.zero_()
+        batch = run.collate(features)
+        chosen = run.dynamic(**batch, budget=2)
+        scores = selector.scores_of(torch.zeros(1, 2 * selector.width), torch.tensor([2]))
+        run.dynamic.selector = StaticSelector(scores[0].detach())
+        static = run.dynamic(**batch, budget=2)
+        assert chosen.executed_layers.equal(static.executed_layers)
+        assert chosen.logits.equal(static.logits)
+    finally:
+        run.dynamic.selector = selector
+        with torch.no_grad():
+            selector.project.weight.copy_(weight)
+            selector.falls_back.copy_(falls_back)
+
+
+def test_a_selector_falls_back_where_the_static_mask_is_as_good(run, features, tones):
+    """Whatever it learned, on validation it is never below the best static mask."""
+    folder = load_folder(tones)
+    clips = folder.split("validation")
+    labels = torch.tensor([folder.label_index(clip) for clip in clips])
+    some = run.read(clips, "read")
+    before = {n: p.clone() for n, p in run.dynamic.selector.state_dict().items()}
+    masks = every_mask(4)
+    right = answers(run, some, masks).logits.argmax(-1) == labels
+    try:
+        run.dynamic.selector.falls_back.zero_()
+        with torch.no_grad():
+            run.dynamic.selector.score.bias.copy_(torch.tensor([-9.0, 0, 9, 3]))  # a bad habit
+        settle(run, some, labels)
+        for k, best in best_static(run, some, labels).items():
+            out = run.dynamic(**run.collate(some), budget=k)
+            own = (out.logits.argmax(-1) == labels).sum()
+            assert own >= right[(masks == best).all(-1).nonzero()[0, 0]].sum()
+            if run.dynamic.selector.falls_back[k]:
+                assert (out.executed_layers == best).all()
+        assert run.dynamic.selector.falls_back[1:4].any()
+    finally:
+        run.dynamic.selector.load_state_dict(before)
+
+
+def test_the_best_static_mask_is_the_best_of_all(run, features, tones, monkeypatch):
+    folder = load_folder(tones)
+    labels = torch.tensor([folder.label_index(clip) for clip in folder.split("test")])
+    masks = every_mask(4)
+    right = (answers(run, features, masks).logits.argmax(-1) == labels).double().mean(1)
+    best = best_static(run, features, labels)
+    for k in (1, 2, 3):
+        under = {tuple(m): float(r) for m, r in zip(masks.tolist(), right, strict=True)}
+        ceiling = max(value for mask, value in under.items() if sum(mask) == k)
+        assert under[tuple(best[k].tolist())] == ceiling
+    monkeypatch.setattr("sounding.training.search.ALL", 3)  # too many of any size: beam only
+    beam = best_static(run, features, labels)
+    assert [int(beam[k].sum()) for k in (1, 2, 3)] == [1, 2, 3]
+    assert beam[3].equal(best[3])  # the first step of the beam tries them all
+
+
+def test_a_killed_study_goes_on_and_does_nothing_twice(config, tones, tmp_path, monkeypatch):
+    config = replace(config, variants=("full", "early-exit"), snr_db={})
+    trained = []
+
+    def interrupted(config, folder, out):
+        if trained:
+            raise Interrupted("stopped")
+        trained.append(out)
+        return train(config, folder, out)
+
+    train = module.train
+    monkeypatch.setattr(module, "train", interrupted)
+    with pytest.raises(Interrupted):
+        compare(config, [tones], tmp_path)
+    assert (place(tmp_path, tones.name, "full", 0) / FILE).exists()
+    monkeypatch.setattr(module, "train", lambda *args: [trained.append(args[2]), train(*args)][1])
+    (line,) = compare(config, [tones], tmp_path, keep_models=False)
+    assert [path.name for path in trained] == ["full-0", "early-exit-0"]
+    assert line.startswith("VERDICT {")
+    assert not list(tmp_path.rglob("model.safetensors"))
+    compare(config, [tones], tmp_path, keep_models=False)
+    assert len(trained) == 2
+
+
+def test_command_line(out, tones, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["report", str(out), "--out", str(page), "--table", str(tmp_path / "t.md")]) == 0
+    assert "VERDICT {" in capsys.readouterr().out
+    assert tones.name in page.read_text()
+    base = ["compare", "--data", str(tones), "--out", str(tmp_path / "s")]
+    for wrong, text in (
+        (["--methods", "magic"], "unknown method magic; known: full"),
+        (["--methods", "dld"], "add full"),
+        (["--seeds", "one"], "--seeds takes numbers"),
+        (["--set", "epochs=never"], "epochs takes a float"),
+        (["--config", str(tmp_path / "none.yaml")], "is not the YAML of a study"),
+    ):
+        assert main([*base, *wrong]) == 2
+        assert text in capsys.readouterr().err
+    assert main([*base, "--data", str(tones), str(tones)]) == 2
+    assert "two data sets of one name" in capsys.readouterr().err
+
+
+def test_study_configuration_from_yaml(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("seeds: [3]\nvariants: [full, dld]\ndata: {a: {epochs: 7}}\n")
+    config = StudyConfig.from_yaml(path)
+    made = config.train_config("a", "dld", 3, Path("o"))
+    assert (made.epochs, made.teacher, made.seed) == (7.0, "o/a/full-3", 3)
+    path.write_text("sedes: [3]")
+    with pytest.raises(ValueError, match="sedes"):
+        StudyConfig.from_yaml(path)
+    assert set(BASES) < set(VARIANTS)
