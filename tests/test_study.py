@@ -233,7 +233,8 @@ def test_mean_budgets_are_compared_at_as_many_layers(verdicts):
     means = verdicts["helps"]["sets"]["test"]["mean_budgets"]
     assert set(means) == {"2", "3.5", "4"}
     assert means["2"]["blind"]["gain"] == pytest.approx(14, abs=6)
-    assert means["3.5"]["blind"] is means["3.5"]["exact"] is None
+    # it ran 4 layers for every clip, so it stands against rows of 4 layers, not of 3.5
+    assert means["3.5"]["exact"]["gain"] < 0
     assert means["3.5"]["early-exit"]["seeds"] == 3
     assert means["3.5"]["executed"] == 4
     assert means["3.5"]["off"] == [pytest.approx(1 / 7, abs=1e-4)] * 3

@@ -166,14 +166,21 @@ class InputSelector(nn.Module):
 
     def scores_of(self, pooled: Tensor, k: Tensor) -> Tensor:
         """As `scores`, from features that are pooled. Shape: pooled [batch, 2 * width]."""
+        scores = self._free_scores(pooled, k)
+        scores = torch.where(self.falls_back[k][:, None], self.fallback[k].float(), scores)
+        scores[:, : self.after] = torch.inf  # these have run
+        return scores
+
+    def outputs(self, pooled: Tensor, k: Tensor) -> Tensor:
+        """Of the MLP. Shape: pooled [batch, 2 * width], k [batch] -> [batch, outputs] float32."""
         with _no_autocast(pooled.device.type):
             pooled = (pooled - self.center) / self.spread
             pooled = pooled.to(self.project.weight.dtype)  # of a model cast as a whole
             hidden = torch.tanh(self.project(pooled) + self.budget(k))
-            scores = self.score(hidden).float()
-            scores = torch.where(self.falls_back[k][:, None], self.fallback[k].float(), scores)
-            scores[:, : self.after] = torch.inf  # these have run
-            return scores
+            return self.score(hidden).float()
+
+    def _free_scores(self, pooled: Tensor, k: Tensor) -> Tensor:
+        return self.outputs(pooled, k)
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
         """Choose `k[i]` layers for input i. Shapes as in `scores`."""
@@ -197,6 +204,41 @@ class InputSelector(nn.Module):
             center.lerp_(pooled.mean(0).to(center.dtype), rate)
             deviation = (pooled - center).square().mean(0).sqrt().clamp(min=1e-3)
             spread.lerp_(deviation.to(spread.dtype), rate)
+
+
+class LibrarySelector(InputSelector):
+    """Picks one of a few masks for each budget, in place of scoring each layer.
+
+    A small library of masks is as cheap as scores and can hold layers that only go together
+    (IG-Pruning, arXiv 2511.02213, has one mask for each cluster of inputs).
+
+    Args:
+        size: masks for each budget. The others as `InputSelector`.
+
+    Shape: library [layers + 1, size, layers] bool: at k, masks of k layers.
+    """
+
+    kind = "library"
+    library: Tensor
+
+    def __init__(self, width: int, layers: int, hidden: int = 64, *, size: int = 4, **rest: Any):
+        super().__init__(width, layers, hidden, **rest)
+        self.size = size
+        self.score = nn.Linear(hidden, size)
+        nn.init.normal_(self.score.weight, std=0.01)
+        first = torch.arange(layers) < torch.arange(layers + 1)[:, None]
+        self.register_buffer("library", first[:, None].repeat(1, size, 1))
+
+    def config(self) -> dict[str, object]:
+        """What `selector_from_config` needs to build this selector again."""
+        return {**super().config(), "size": self.size}
+
+    def _free_scores(self, pooled: Tensor, k: Tensor) -> Tensor:
+        return self.library[k, self.outputs(pooled, k).argmax(-1)].float()
+
+    def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
+        """As `InputSelector.forward`, in training too: the choice of a mask has no gradient."""
+        return Gates(top_k_mask(self.scores(features, frame_mask, k), k))
 
 
 class GateSelector(nn.Module):
@@ -289,10 +331,14 @@ def selector_from_config(config: dict[str, object]) -> Selector:
     try:
         if kind == InputSelector.kind:
             return InputSelector(**values)  # type: ignore[arg-type]
+        if kind == LibrarySelector.kind:
+            return LibrarySelector(**values)  # type: ignore[arg-type]
         if kind == StaticSelector.kind:
             return StaticSelector.first(int(values["layers"]))  # type: ignore[call-overload]
         if kind == GateSelector.kind:
             return GateSelector(**values)  # type: ignore[arg-type]
     except (TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"the settings of the selector are damaged: {error}") from None
-    raise ValueError(f"unknown selector kind {kind!r}: expected 'input', 'static' or 'gates'")
+    raise ValueError(
+        f"unknown selector kind {kind!r}: expected 'input', 'library', 'static' or 'gates'"
+    )

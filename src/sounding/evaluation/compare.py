@@ -34,10 +34,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "input-after-1": {"method": "input", "selector_after": 1},
     "input-shaped": {"method": "input", "random_share": 0.3},
     "input-no-distill": {"method": "input", "distill": 0.0},
+    "input-search": {"method": "input", "selector_fit": "search"},
+    "input-search-after-1": {"method": "input", "selector_fit": "search", "selector_after": 1},
+    "input-library": {"method": "input", "selector_fit": "library"},
     "input-depths-only": {"method": "input", "candidates": 0},
 }
 VARIANTS = {**BASES, **ABLATIONS}
-SKIPPING = ("input", "static")  # methods whose skip path is that of the study; others: identity
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,6 @@ class StudyConfig:
     def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
         """Of one run."""
         values = {**self.settings, **self.data.get(data, {}), **VARIANTS[variant], "seed": seed}
-        if values["method"] not in SKIPPING:
-            values["skip"] = "identity"
         if values["method"] == "dld":
             values["teacher"] = str(place(out, data, "full", seed))
         return TrainConfig.from_values(values)

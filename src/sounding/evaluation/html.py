@@ -21,7 +21,7 @@ from .figures import (
 from .statistics import Interval, paired_bootstrap, wilson
 from .study import Arm, Study, load_study
 from .table import METHODS
-from .verdict import INPUT, SEEDS, in_words, judge, verdict_line
+from .verdict import INPUT, SEEDS, exact_points, in_words, judge, verdict_line
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --loud: #c2255c; }
@@ -256,7 +256,8 @@ def _means(study: Study, verdict: dict[str, Any]) -> tuple[Table, str]:
                 ran = [r.executed_layers for r in study.rows(where, arm, m).values()]
                 got = sum(ran) / len(ran)
                 off = max(abs(x / m - 1) for x in ran)
-                exact = _difference(study, where, arm, m, (arm[0], "exact"))
+                over = study.over(where, arm, m, exact_points(study, where, arm[0]))
+                exact = _interval(paired_bootstrap(over)) if over.size else "-"
                 means = verdict["sets"][where]["mean_budgets"] if arm == ("input", "mean") else {}
                 others = [
                     _gain(means[f"{m:g}"][o]) if means else "" for o in ("blind", "early-exit")
@@ -267,13 +268,11 @@ def _means(study: Study, verdict: dict[str, Any]) -> tuple[Table, str]:
                              share, accuracy, exact, *others])  # fmt: skip
     head = ["method/rule", "set", "asked", "got", "worst off", "MACs", "accuracy", "over exact",
             "over blind", "over early exit"]  # fmt: skip
-    note = "Layers asked for on average, and got; gains over as many layers for every clip."
+    note = (
+        "Layers asked for on average, and got. Gains are over others at as many executed layers "
+        "(between their budgets interpolated), so running more than asked gains nothing."
+    )
     return (head, rows), note
-
-
-def _difference(study: Study, where: str, arm: Arm, budget: float, other: Arm) -> str:
-    found = study.difference(where, arm, budget, other)
-    return _interval(paired_bootstrap(found)) if found.size else "-"
 
 
 def _interval(found: Interval) -> str:

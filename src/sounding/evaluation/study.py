@@ -21,6 +21,7 @@ OBJECTS = ("config", "seconds", "versions", "machine")
 HEADER = (*OBJECTS, "steps", "commit", "labels")
 
 Arm = tuple[str, str]  # variant, rule
+Point = tuple[Arm, float]  # and a budget
 Floats = NDArray[np.float64]
 
 
@@ -232,6 +233,31 @@ class Study:
         theirs = self.rows(where, other, budget if other_budget is None else other_budget)
         both = sorted(ours.keys() & theirs.keys())
         return _stack([ours[seed].correct - theirs[seed].correct for seed in both])
+
+    def over(self, where: str, arm: Arm, budget: float, points: Sequence[Point]) -> Floats:
+        """`arm` minus others at as many executed layers, clip by clip, seed by seed.
+
+        Args:
+            points: rows of the others; between two of them their answers are interpolated by the
+                mean number of layers that really ran, so that a mean budget which runs more than
+                it was asked for gains nothing by that.
+
+        Shape: -> [seeds, clips]; [0, 0] where they have nothing in common.
+        """
+        others = [self.rows(where, *point) for point in points]
+        differences = []
+        for seed, row in self.rows(where, arm, budget).items():
+            known = sorted((r[seed] for r in others if seed in r), key=lambda r: r.executed_layers)
+            layers = [other.executed_layers for other in known]
+            if not known or not layers[0] <= row.executed_layers <= layers[-1]:
+                continue
+            high = int(np.searchsorted(layers, row.executed_layers))
+            low = max(0, high - 1)
+            width = layers[high] - layers[low]
+            share = (row.executed_layers - layers[low]) / width if width else 0.0
+            between = (1 - share) * known[low].correct + share * known[high].correct
+            differences.append(row.correct - between)
+        return _stack(differences)
 
 
 def _stack(values: list[Floats]) -> Floats:

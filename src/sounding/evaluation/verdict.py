@@ -9,7 +9,7 @@ import numpy as np
 
 from .diagnostics import areas
 from .statistics import paired_bootstrap
-from .study import Arm, Floats, Study
+from .study import Arm, Floats, Point, Study
 
 INPUT: Arm = ("input", "exact")
 BLIND: tuple[Arm, ...] = (  # the same layers for every clip
@@ -125,22 +125,32 @@ def _exact(study: Study, where: str, k: float, level: float) -> dict[str, Any]:
 
 
 def _mean(study: Study, where: str, mean: float, level: float) -> dict[str, Any]:
-    """A mean budget: what really ran, against rules with as many layers for every clip."""
+    """A mean budget: what really ran, against others at as many executed layers."""
     arm = ("input", "mean")
-    others = {
-        "blind": best_blind(study, mean),
-        "exact": INPUT,
-        "early-exit": ("early-exit", "mean"),
+    blind = [(best_blind(study, k), k) for k in range(1, study.layers)]
+    full: list[Point] = [(INPUT, study.layers)]
+    rivals: dict[str, tuple[Arm, list[Point]]] = {
+        "blind": (("blind", "static"), [(a, k) for a, k in blind if a is not None] + full),
+        "exact": (INPUT, exact_points(study, where, "input")),
+        "early-exit": (
+            ("early-exit", "mean"),
+            [(("early-exit", "mean"), m) for m in study.budgets(where, ("early-exit", "mean"))],
+        ),
     }
     ran = [row.executed_layers for row in study.rows(where, arm, mean).values()]
     return {
         "executed": round(float(np.mean(ran)), 4),
         "off": [round(layers / mean - 1, 4) for layers in ran],
         **{
-            name: other and gain(study.difference(where, arm, mean, other), other, level)
-            for name, other in others.items()
+            name: gain(study.over(where, arm, mean, points), other, level)
+            for name, (other, points) in rivals.items()
         },
     }
+
+
+def exact_points(study: Study, where: str, variant: str) -> list[Point]:
+    """The exact budgets of a variant."""
+    return [((variant, "exact"), k) for k in study.budgets(where, (variant, "exact"))]
 
 
 def _areas(study: Study, where: str) -> dict[str, Any]:

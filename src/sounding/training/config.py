@@ -11,8 +11,9 @@ import yaml
 
 METHODS = ("input", "static", "random", "dld", "i3d", "early-exit", "full")
 FREEZE = ("front-end", "encoder", "none")
-SKIP = ("identity", "norm", "adapter")
+SKIP = ("auto", "identity", "norm", "adapter")
 GATES = ("global", "local")
+SELECTOR_FIT = ("joint", "search", "library")
 PRECISION = ("auto", "bf16", "fp32")
 
 
@@ -41,12 +42,15 @@ class TrainConfig:
         distill: from 0 to 1, how much a reduced depth learns from the full depth's answers in
             place of the labels (methods "input" and "static").
         selector_after: layers that run before the selector reads: 0 for the input features.
+        selector_fit: "joint" (with the encoder), or after it to the losses of all masks: "search"
+            (a score for each layer) or "library" (a choice among a few masks) (method "input").
         gates: "global" or "local" (method "i3d").
         gate_penalty: weight of the squared distance of the mean gate to 0.5 (method "i3d").
         teacher: a finished run of method "full" (method "dld").
         noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
         freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
-        skip: what passes a skipped layer: "identity", "norm" or "adapter" (a small learned map).
+        skip: what passes a skipped layer: "identity", "norm", "adapter" (a small learned map), or
+            "auto": "adapter" for the methods "input" and "static", otherwise "identity".
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
             "auto": bf16 where the processor computes with it natively.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
@@ -68,12 +72,13 @@ class TrainConfig:
     random_share: float = 1.0
     distill: float = 0.5
     selector_after: int = 0
+    selector_fit: str = "joint"
     gates: str = "global"
     gate_penalty: float = 5.0
     teacher: str = ""
     noise_share: float = 0.0
     freeze: str = "front-end"
-    skip: str = "identity"
+    skip: str = "auto"
     precision: str = "auto"
     max_seconds: float | None = None
     checkpoint_seconds: float = 60.0
@@ -84,6 +89,7 @@ class TrainConfig:
             ("freeze", FREEZE),
             ("skip", SKIP),
             ("gates", GATES),
+            ("selector_fit", SELECTOR_FIT),
             ("precision", PRECISION),
         ):
             if getattr(self, name) not in allowed:
@@ -109,6 +115,15 @@ class TrainConfig:
         for name in ("lr_warmup", "random_share", "distill", "noise_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
+
+    @property
+    def skip_path(self) -> str:
+        """What `skip` means for the method; behind an early exit there is nothing to skip."""
+        if self.method == "early-exit":
+            return "identity"
+        if self.skip != "auto":
+            return self.skip
+        return "adapter" if self.method in ("input", "static") else "identity"
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `from_values` takes back."""

@@ -112,10 +112,7 @@ def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run
         ignore_mismatched_sizes=True,
         dtype=torch.float32,
     )
-    # Behind an exit nothing runs: there is no layer to stand in for.
-    dynamic = wrap(
-        model, "first", skip="identity" if config.method == "early-exit" else config.skip
-    )
+    dynamic = wrap(model, "first", skip=config.skip_path)
     dynamic.selector = _selector(config, dynamic)
     exits = None
     if config.method == "early-exit":

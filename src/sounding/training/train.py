@@ -18,13 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.features import batches, extract, load_audio
+from ..data.features import FeatureSet, batches, extract, load_audio
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise
 from ..files import atomic_path, sha256, write_json, write_text
 from ..progress import progress
 from .answers import calibrate
 from .config import TrainConfig
+from .fit import CLIPS as FIT_CLIPS
+from .fit import SNR_DB as FIT_SNR_DB
+from .fit import fit_selector
 from .methods import TRAIN, Step
 from .precision import autocast, uses_bf16
 from .runs import EXITS, Run, load_run, new_run, provenance
@@ -66,6 +69,8 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     labels = torch.tensor([folder.label_index(clip) for clip in clips])
     state = TrainState(run, steps_in(config, len(clips)))
     _fit(run, state, source, labels, out)
+    if config.method == "input" and config.selector_fit != "joint":
+        fit_selector(run, *_for_fit(run, clips, labels))
     if any(clip.split == "validation" for clip in folder.clips):
         held_out = folder.split("validation")
         features = run.read(held_out, "read validation clips")
@@ -74,6 +79,17 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
             settle(run, features, torch.tensor([folder.label_index(clip) for clip in held_out]))
     _finish(run, state, out)
     return run
+
+
+def _for_fit(run: Run, clips: list[Clip], labels: Tensor) -> tuple[FeatureSet, Tensor]:
+    """Some training clips, with noise, for the second stage."""
+    seed, rate = run.config.seed, run.extractor.sampling_rate
+    rows = np.random.default_rng(seed).permutation(len(clips))[:FIT_CLIPS].tolist()
+
+    def change(index: int, audio: np.ndarray) -> np.ndarray:
+        return add_noise(audio, FIT_SNR_DB, rate, np.random.default_rng([seed, index, 2]))
+
+    return run.read([clips[row] for row in rows], "read for the selector", change), labels[rows]
 
 
 def _teacher(config: TrainConfig, folder: AudioFolder) -> Run:

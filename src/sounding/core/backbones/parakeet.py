@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..executor import active_call
 from .base import Backbone
 
 
@@ -25,5 +26,18 @@ class Parakeet(Backbone):
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
         return None
 
+    def install(self, base: Any) -> list[Any]:
+        return [base.subsampling.register_forward_pre_hook(_zero_padding)]
+
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
         return {"input_features": torch.randn(batch, int(100 * seconds), base.config.num_mel_bins)}
+
+
+def _zero_padding(subsampling: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Zeros behind the end of a clip, as without padding: the first convolution reads over it."""
+    call = active_call()
+    if call is None or call.lengths is None:
+        return None
+    features, *rest = args
+    valid = torch.arange(features.shape[1], device=features.device) < call.lengths[:, None]
+    return (features * valid.unsqueeze(-1).to(features.dtype), *rest)
