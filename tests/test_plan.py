@@ -231,10 +231,6 @@ def test_confidence_is_the_highest_probability_and_for_frames_its_mean_over_the_
     )
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="evaluation/predict.py reads the last state, which Whisper's final norm has changed",
-)
 def test_a_run_with_exits_answers_a_mean_budget_by_the_exit_where_each_input_stopped(
     tones, whisper, tmp_path
 ):

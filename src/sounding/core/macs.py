@@ -78,7 +78,7 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
     layers = [b - a for a, b in pairwise(marks)]
     return Macs(
         front_end=marks[0] // 2,
-        selector=selector.get_total_flops() // 2,
+        selector=selector.get_total_flops() // 2 * getattr(dynamic.selector, "reads", 1),
         layers=tuple(flops // 2 for flops in layers),
         head=(counter.get_total_flops() - marks[-1]) // 2,
     )

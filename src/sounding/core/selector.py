@@ -264,6 +264,7 @@ class GateSelector(nn.Module):
         if scope not in ("global", "local"):
             raise ValueError(f'scope is "global" or "local"; got {scope!r}')
         self.width, self.layers, self.hidden, self.scope = width, layers, hidden, scope
+        self.reads = layers if scope == "local" else 1  # how often it reads the state
         copies = layers if scope == "local" else 1
         self.project = nn.ModuleList(nn.Linear(2 * width, hidden) for _ in range(copies))
         outputs = 1 if scope == "local" else layers

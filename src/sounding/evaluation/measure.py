@@ -26,6 +26,7 @@ from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise
 from ..training.answers import (
     answers,
+    calibrate,
     depth_logits,
     depth_table,
     every_mask,
@@ -133,6 +134,8 @@ def measure(
     validation = folder.split("validation")
     features = run.read(validation, "read validation")
     cost = _cost(run, features)
+    # thresholds for the precision that this study computes in
+    run.dynamic.mean_budgets = calibrate(run, features, run.config.precision)
     known = _known(run, features, _labels(folder, validation))
     rows_of = partial(_set, run, folder, cost=cost, known=known, seed=seed)
     sets = {"validation": rows_of(validation, features, all_masks=True)}

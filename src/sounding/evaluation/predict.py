@@ -48,11 +48,11 @@ def _exits(run: Run, exits: ExitHeads, batch: Batch, k: int | str) -> tuple[Tens
         outputs, executed = run.dynamic.layer_outputs(batch, k)
         return exits(*outputs[-1], k), executed
     outputs, executed = run.dynamic.layer_outputs(batch, budget=k)
-    state, frame_mask = outputs[-1]  # what skips a layer passes it unchanged
     depths = executed.sum(1)
     logits = torch.zeros(len(depths), len(run.labels))
     for depth in depths.unique().tolist():
         rows = (depths == depth).nonzero().squeeze(1)
+        state, frame_mask = outputs[depth - 1]
         valid = None if frame_mask is None else frame_mask[rows]
         logits[rows] = exits(state[rows], valid, depth).float()
     return logits, executed

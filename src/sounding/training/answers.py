@@ -27,11 +27,17 @@ class MaskAnswers(NamedTuple):
     pooled: Tensor
 
 
-def answers(run: Run, features: FeatureSet, masks: Tensor) -> MaskAnswers:
-    """The answers of a run's model to clips under each of several masks."""
+def answers(
+    run: Run, features: FeatureSet, masks: Tensor, precision: str | None = None
+) -> MaskAnswers:
+    """The answers of a run's model to clips under each of several masks.
+
+    Args:
+        precision: by default that of the training, here and below.
+    """
     logits: Tensor | None = None
     pooled: Tensor | None = None
-    for rows, batch in study_batches(run, features):
+    for rows, batch in study_batches(run, features, precision):
         out = run.dynamic.forward_masks(batch, masks)
         read = pool(out.features.float(), out.frame_mask)
         if logits is None or pooled is None:
@@ -44,15 +50,15 @@ def answers(run: Run, features: FeatureSet, masks: Tensor) -> MaskAnswers:
     return MaskAnswers(logits, pooled)
 
 
-def depth_logits(run: Run, features: FeatureSet) -> Tensor:
+def depth_logits(run: Run, features: FeatureSet, precision: str | None = None) -> Tensor:
     """The answers after 1, 2, ... layers, by the exits where the run has them.
 
     Shape: -> [layers, clips, labels].
     """
     if run.exits is None:
-        return answers(run, features, first_masks(run.dynamic.num_layers)).logits
+        return answers(run, features, first_masks(run.dynamic.num_layers), precision).logits
     parts = torch.zeros(run.dynamic.num_layers, len(features), len(run.labels))
-    for rows, batch in study_batches(run, features):
+    for rows, batch in study_batches(run, features, precision):
         outputs, _ = run.dynamic.layer_outputs(batch)
         for depth, (state, frame_mask) in enumerate(outputs, start=1):
             parts[depth - 1, rows] = run.exits(state, frame_mask, depth).float()
@@ -65,24 +71,26 @@ def pooled(run: Run, features: FeatureSet) -> Tensor:
     return answers(run, features, first_masks(run.dynamic.num_layers)[needed - 1][None]).pooled
 
 
-def gate_logits(run: Run, features: FeatureSet) -> Tensor:
+def gate_logits(run: Run, features: FeatureSet, precision: str | None = None) -> Tensor:
     """Of the "global" gates. Shape: -> [clips, layers]."""
     selector = run.dynamic.selector
     assert isinstance(selector, GateSelector)
     layers = run.dynamic.num_layers
     first = torch.arange(layers) < 1
     made = torch.zeros(len(features), layers)
-    for rows, batch in study_batches(run, features):
+    for rows, batch in study_batches(run, features, precision):
         read = run.dynamic.forward_masks(batch, first[None])
         made[rows] = selector.logits(read.features, read.frame_mask)
     return made
 
 
-def study_batches(run: Run, features: FeatureSet) -> Iterator[tuple[list[int], Batch]]:
-    """Clips of similar length together, in inference mode and the precision of the training."""
+def study_batches(
+    run: Run, features: FeatureSet, precision: str | None = None
+) -> Iterator[tuple[list[int], Batch]]:
+    """Clips of similar length together, in inference mode."""
     run.dynamic.eval()
     order = sorted(range(len(features)), key=lambda index: len(features[index]))
-    with torch.inference_mode(), autocast(run.config.precision):
+    with torch.inference_mode(), autocast(precision or run.config.precision):
         for places in batches(order, BATCH, seed=0, epoch=0, shuffle=False):
             rows = [order[place] for place in places]
             yield rows, run.collate([features[row] for row in rows])
@@ -97,7 +105,7 @@ def stops(sureness: Tensor, threshold: float) -> Tensor:
     return sure.int().argmax(0) + 1
 
 
-def calibrate(run: Run, features: FeatureSet) -> list[tuple[float, float]]:
+def calibrate(run: Run, features: FeatureSet, precision: str = "fp32") -> list[tuple[float, float]]:
     """Thresholds for the mean budgets from 1 to L, measured on these clips.
 
     Returns:
@@ -108,7 +116,7 @@ def calibrate(run: Run, features: FeatureSet) -> list[tuple[float, float]]:
     if run.config.method == "i3d":
         if run.config.gates == "local":
             return []
-        logits = gate_logits(run, features)
+        logits = gate_logits(run, features, precision)
 
         def mean_at(threshold: float) -> float:
             return float((logits > threshold).sum(1).clamp(min=1).float().mean())
@@ -116,7 +124,7 @@ def calibrate(run: Run, features: FeatureSet) -> list[tuple[float, float]]:
         return table(mean_at, logits.flatten(), layers, rising=False)
     if run.config.method not in ("input", "early-exit") or layers == 1:
         return []
-    sureness = confidence(depth_logits(run, features)[:-1])
+    sureness = confidence(depth_logits(run, features, precision)[:-1])
     return depth_table(sureness, layers)
 
 
