@@ -360,7 +360,12 @@ def test_the_report_comes_with_verdict_and_table(page, studies):
     assert len({line.count("|") for line in table}) == 1
     head, rows = accuracies(studies["helps"], "test")
     assert head[1] == "k = 1 (25 %)"
-    assert len(rows) == len(METHODS) + 1
+    cells = {row[0]: row for row in rows}
+    assert {"full depth", "input-driven", "static scores, best static mask"} <= cells.keys()
+    assert "masks ±" in cells["random dropping"][2]
+    assert cells["input-driven, mean budget"][1] == "-"
+    assert cells["input-driven, mean budget"][2].endswith("at 2.00")
+    assert cells["early exit, mean budget by entropy"][3].endswith("at 3.00")
 
 
 def test_a_report_of_one_run_is_possible_and_loud(tmp_path):

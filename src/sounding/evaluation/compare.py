@@ -30,6 +30,7 @@ BASES: dict[str, dict[str, Any]] = {
     method: {"method": method} for method in ("full", *(m for m in METHODS if m != "full"))
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "i3d-local": {"method": "i3d", "gates": "local"},
     "input-identity": {"method": "input", "skip": "identity"},
     "input-after-1": {"method": "input", "selector_after": 1},
     "input-shaped": {"method": "input", "random_share": 0.3},

@@ -36,6 +36,12 @@ svg text { fill: currentColor; } .loud { border-left: .4rem solid var(--loud); p
   background: var(--soft); font-weight: 600; } pre { overflow-x: auto; background: var(--soft);
   padding: .5rem; font-size: .8rem; } .answer { font-size: 1.15rem; font-weight: 600; }
 """
+RULES = {  # of the table of accuracies, and what they add to the name of a method
+    "exact": "",
+    "static": ", best static mask",
+    "mean": ", mean budget",
+    "mean-entropy": ", mean budget by entropy",
+}
 Table = tuple[Sequence[str], list[Sequence[object]]]  # head, rows
 
 
@@ -172,7 +178,8 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
     parts.append(
         _paragraph(
             "Mean over seeds, 95 % interval (Wilson, over clips), ± standard deviation over seeds "
-            "(of three seeds it is itself rough). In the head: MACs as a share of full depth."
+            '(of three seeds it is itself rough); "masks ±": over random masks; "at": the mean number '
+            "of layers that ran. In the head: MACs as a share of full depth, of the first method."
         )
     )
     sections = {
@@ -196,14 +203,17 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
 
 
 def accuracies(study: Study, where: str) -> Table:
-    """Every variant at every exact budget."""
-    arms: list[Arm] = [(variant, "exact") for variant in study.variants]
+    """Every variant at every budget: exact, mean, and the best static mask of its model."""
+    arms: list[Arm] = [(variant, rule) for variant in study.variants for rule in RULES]
     budgets = sorted({b for arm in arms for b in study.budgets(where, arm)})
     head = ["method"]
     for b in budgets:
         first = next(arm for arm in arms if study.rows(where, arm, b))
         head.append(f"k = {b:g} ({100 * study.share(where, first, b):.0f} %)")
-    rows = [[_name(study, arm[0]), *(_cell(study, where, arm, b) for b in budgets)] for arm in arms]
+    rows = [
+        [_name(study, arm[0]) + RULES[arm[1]], *(_cell(study, where, arm, b) for b in budgets)]
+        for arm in arms
+    ]
     return head, [row for row in rows if set(row[1:]) != {"-"}]
 
 
@@ -216,7 +226,13 @@ def _cell(study: Study, where: str, arm: Arm, budget: float) -> str:
     low, high = wilson(mean, study.correct(where, arm, budget).shape[1])
     spread = (sum((s - mean) ** 2 for s in seeds) / max(1, len(seeds) - 1)) ** 0.5
     text = f"{100 * mean:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-    return text + (f" ±{100 * spread:.1f}" if len(seeds) > 1 else "")
+    text += f" ±{100 * spread:.1f}" if len(seeds) > 1 else ""
+    masks = [row.spread for row in rows.values() if row.spread is not None]
+    if masks:
+        text += f", masks ±{100 * sum(masks) / len(masks):.1f}"
+    if arm[1].startswith("mean"):
+        text += f" at {sum(row.executed_layers for row in rows.values()) / len(rows):.2f}"
+    return text
 
 
 def _name(study: Study, variant: str) -> str:

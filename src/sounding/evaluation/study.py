@@ -34,6 +34,7 @@ class Row:
         correct: [clips] share of the draws in which a clip was right; NaN: not measured.
         masks: [measured clips, layers] bool, of the first draw.
         macs: mean per clip, everything included.
+        spread: standard deviation of the accuracy over the draws of masks; None for one draw.
     """
 
     rule: str
@@ -41,6 +42,7 @@ class Row:
     correct: Floats
     masks: NDArray[np.bool_]
     macs: float
+    spread: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -156,7 +158,8 @@ def _row(read: dict[str, Any], clips: int, layers: int, name: str) -> Row:
     if not one and len(masks) != len(measured):
         raise ValueError(f"{where}: {len(masks)} masks for {len(measured)} clips")
     masks = np.broadcast_to(masks, (len(measured), layers))
-    return Row(rule, budget, correct, masks, float(read["macs"]))
+    spread = float(draws.mean(1).std(ddof=1)) if len(draws) > 1 else None
+    return Row(rule, budget, correct, masks, float(read["macs"]), spread)
 
 
 def _digits(texts: list[str], length: int, where: str) -> NDArray[np.bool_]:
