@@ -178,8 +178,8 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
     parts.append(
         _paragraph(
             "Mean over seeds, 95 % interval (Wilson, over clips), ± standard deviation over seeds "
-            '(of three seeds it is itself rough); "masks ±": over random masks; "at": the mean number '
-            "of layers that ran. In the head: MACs as a share of full depth, of the first method."
+            "(of three seeds it is itself rough), masks ± over random masks, at: layers that ran "
+            "in the mean. In the head: MACs as a share of full depth, of the first method."
         )
     )
     sections = {
