@@ -9,7 +9,7 @@ from tiny import AST, MODELS, inputs, make
 from torch.utils.flop_counter import FlopCounterMode
 
 import sounding
-from sounding.core.macs import _SDPA, Macs, count_macs, example_inputs
+from sounding.core.macs import _SDPA, Macs, count_macs, example_inputs, summary
 
 BASE = {  # of every family, its model in the default configuration
     "wav2vec2": (t.Wav2Vec2Model, t.Wav2Vec2Config()),
@@ -69,6 +69,16 @@ def test_the_parts_add_up_and_what_ran_is_counted():
     assert macs.of(torch.tensor([True, False, True]), selector=False) == 145
     two = torch.tensor([[True, True, True], [False, True, False]])
     assert macs.of(two) == 106 + (60 + 20) / 2
+
+
+def test_what_stands_in_for_a_skipped_layer_is_counted():
+    macs = Macs(front_end=100, selector=1, layers=(10, 20, 30), head=5, skip=2)
+    assert macs.of(torch.tensor([[True, False, False]])) == 100 + 10 + 2 * 2 + 5 + 1
+    assert macs.of(torch.ones(1, 3, dtype=torch.bool), selector=False) == macs.full == 165
+    dynamic = sounding.wrap(make("whisper-classification"), skip="adapter")
+    counted = count_macs(dynamic)
+    assert counted.skip == dynamic.skip.macs(50) > 0
+    assert "a skip" in summary(dynamic)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,12 +15,17 @@ from .model import DynamicModel
 
 @dataclass(frozen=True)
 class Macs:
-    """MACs of one input, by part. Elementwise work (norms, activations) is not counted."""
+    """MACs of one input, by part. Elementwise work (norms, activations) is not counted.
+
+    Attributes:
+        skip: of what stands in for one skipped layer.
+    """
 
     front_end: int
     selector: int
     layers: tuple[int, ...]
     head: int
+    skip: int = 0
 
     @property
     def full(self) -> int:
@@ -36,7 +41,8 @@ class Macs:
         """Mean MACs per input of what ran. Shape: executed [batch, layers] or [layers], bool."""
         executed = executed.double().reshape(-1, len(self.layers))
         ran = float((executed @ torch.tensor(self.layers, dtype=torch.float64)).mean())
-        return self.front_end + ran + self.head + (self.selector if selector else 0)
+        skipped = self.skip * float((1 - executed).sum(1).mean())
+        return self.front_end + ran + skipped + self.head + (self.selector if selector else 0)
 
 
 @torch.no_grad()
@@ -70,7 +76,9 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
         selector = FlopCounterMode(display=False, custom_mapping=_SDPA)
         with selector:
             one = torch.ones(1, dtype=torch.long, device=features[0].device)
-            dynamic.selector(features[0], None, one)
+            # its scores, since a selector that falls back has nothing to compute
+            read: Any = getattr(dynamic.selector, "scores", dynamic.selector)
+            read(features[0], None, one)
     finally:
         for handle in handles:
             handle.remove()
@@ -81,6 +89,7 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
         selector=selector.get_total_flops() // 2 * getattr(dynamic.selector, "reads", 1),
         layers=tuple(flops // 2 for flops in layers),
         head=(counter.get_total_flops() - marks[-1]) // 2,
+        skip=dynamic.skip.macs(features[0].shape[1]),
     )
 
 
@@ -105,6 +114,9 @@ def summary(dynamic: DynamicModel, seconds: float = 1.0) -> str:
         (f"layer {i}", n, m) for i, (n, m) in enumerate(zip(in_layers, macs.layers, strict=True))
     ]
     parts += [("head", 0, macs.head), ("selector", selector, macs.selector)]
+    if macs.skip:
+        adapters = sum(p.numel() for p in dynamic.skip.parameters()) // len(layers)
+        parts.append(("a skip", adapters, macs.skip))
     for name, parameters, cost in parts:
         count = "above" if name == "head" else f"{parameters:,}"
         lines.append(f"{name:<12}{count:>14}{cost:>18,}{100 * cost / macs.full:>9.3f} %")

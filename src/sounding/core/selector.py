@@ -184,6 +184,9 @@ class InputSelector(nn.Module):
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
         """Choose `k[i]` layers for input i. Shapes as in `scores`."""
+        known = not self.training and not k.is_meta
+        if known and bool(self.falls_back[k].all()):
+            return Gates(self.fallback[k] > 0.5)  # nothing to read
         scores = self.scores(features, frame_mask, k)
         if not self.training:
             return Gates(top_k_mask(scores, k))

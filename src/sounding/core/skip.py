@@ -53,8 +53,8 @@ class SkipPath(nn.Module):
             return norm(hidden)
         weights = (self.scale, self.shift, self.down, self.up)
         scale, shift, down, up = (weight[index].to(hidden.dtype) for weight in weights)
-        low_rank = nn.functional.linear(nn.functional.linear(hidden, down), up)
-        return hidden + hidden * scale + shift + low_rank
+        low_rank = nn.functional.linear(nn.functional.linear(hidden, down), up, shift)
+        return torch.addcmul(low_rank.to(hidden.dtype), hidden, 1 + scale)
 
     def macs(self, frames: int) -> int:
         """Multiply-accumulates of one skipped layer for one input of so many frames."""

@@ -89,14 +89,13 @@ class Cost:
     """Multiply-accumulates of a clip of median length, by part."""
 
     macs: Macs
-    skip: int  # of one skipped layer
     exit: int  # of one early exit's head
     selector: bool  # whether the method asks one
 
     def of(self, masks: Tensor, heads: Tensor | None = None) -> float:
         """Mean per clip. Shape: masks [clips, layers]; heads [clips]: answers that were made."""
         ran = masks.double() @ torch.tensor(self.macs.layers, dtype=torch.float64)
-        skipped = (~masks).sum(1) * self.skip
+        skipped = (~masks).sum(1) * self.macs.skip
         chose = ~masks.all(1) * (self.macs.selector if self.selector else 0)
         made = torch.ones(len(masks)) if heads is None else heads
         return float((self.macs.front_end + ran + skipped + chose + made * self.exit).mean())
@@ -184,14 +183,14 @@ def _noise(run: Run, snr_db: float, seed: int, copy: int = 0) -> Change:
 def _cost(run: Run, features: FeatureSet) -> Cost:
     median = run.collate([sorted(features, key=len)[len(features) // 2]])
     macs = count_macs(run.dynamic, median)
-    with torch.inference_mode():
-        (state, _), *_ = run.dynamic.layer_outputs(median, 1)[0]
-    frames, width = state.shape[1:]
     exit_head = macs.head
     if run.exits is not None:
+        with torch.inference_mode():
+            (state, _), *_ = run.dynamic.layer_outputs(median, 1)[0]
+        frames, width = state.shape[1:]
         exit_head = frames * HEAD_WIDTH * (width + len(run.labels))
     chooses = run.config.method in ("input", "i3d")
-    return Cost(macs, run.dynamic.skip.macs(frames), exit_head, chooses)
+    return Cost(macs, exit_head, chooses)
 
 
 def _known(run: Run, features: FeatureSet, labels: Tensor) -> Known:
