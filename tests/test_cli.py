@@ -37,8 +37,9 @@ def test_train_sweep_run_and_inspect(run, tones, tmp_path, capsys):
     assert main(command) == 0
     assert "input-driven" in capsys.readouterr().out
     rows = json.loads(files["json"].read_text())["rows"]
-    assert [row["kept_layers"] for row in rows] == [1, 2, 3, 4]
-    assert len(list(csv.reader(files["csv"].open()))) == 5
+    kept = [(row["method"], row["kept_layers"]) for row in rows]
+    assert kept == [("input", k) for k in (1, 2, 3, 4)] + [("input-mean", k) for k in (2, 3)]
+    assert len(list(csv.reader(files["csv"].open()))) == 7
     assert files["md"].read_text().startswith("---\n")
 
     clips = [str(tones / "test0.wav"), str(tones / "test1.wav")]
@@ -47,13 +48,21 @@ def test_train_sweep_run_and_inspect(run, tones, tmp_path, capsys):
     assert [answer["kept_layers"] for answer in answers] == [3, 3]
     assert [len(answer["executed_layers"]) for answer in answers] == [3, 3]
 
+    assert main(["run", str(run), *clips, "--budget", "mean:2", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(a["kept_layers"] == len(a["executed_layers"]) for a in answers)
+    assert main(["run", str(run), *clips, "--budget", "mean:9"]) == 2
+    assert "mean budget" in capsys.readouterr().err
+
     assert main(["inspect", str(run)]) == 0
     out = capsys.readouterr().out
     assert "layer 3" in out
     assert "selector" in out
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["run"], ["inspect"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["sweep"], ["run"], ["inspect"], ["compare"], ["report"], ["demo"]]
+)
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

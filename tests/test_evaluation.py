@@ -56,6 +56,7 @@ def of(runs, method):
 def test_every_method_has_a_row_for_each_budget(result):
     rows = {(row.method, row.kept_layers) for row in result.rows}
     both = {(m, k) for m in METHODS if m != "full" for k in (1, 2, 3, 4)}
+    both |= {(f"{m}-mean", k) for m in ("input", "early-exit", "i3d") for k in (2, 3)}
     assert rows == both | {("first", 1), ("first", 2), ("first", 3), ("full", 4)}
 
 
@@ -63,7 +64,11 @@ def test_rows_have_what_is_promised(result):
     for row in result.rows:
         assert row.metric == "accuracy"
         assert 0 <= row.ci_low <= row.value <= row.ci_high <= 1
-        assert row.executed_layers == row.kept_layers == pytest.approx(sum(row.layer_use))
+        assert row.executed_layers == pytest.approx(sum(row.layer_use))
+        if row.method.endswith("-mean"):
+            assert row.latency_ms is None
+            continue
+        assert row.executed_layers == row.kept_layers
         assert row.latency_ms > 0
         assert row.macs_share <= 1.01
     full = [row for row in result.rows if row.kept_layers == 4]
@@ -140,7 +145,8 @@ def test_full_depth_of_a_run_is_its_plain_model(runs, folder):
 def test_masks_of_each_input_are_in_the_json(result, tmp_path):
     write_sweep(result, json=tmp_path / "s.json")
     read = json.loads((tmp_path / "s.json").read_text())
-    assert set(read["masks"]) == {"files", "labels", "input/1", "input/2", "input/3"}
+    means = {f"{m}-mean/{k}" for m in ("input", "early-exit", "i3d") for k in (2, 3)}
+    assert set(read["masks"]) == {"files", "labels", "input/1", "input/2", "input/3"} | means
     assert all(mask.count("1") == 2 and len(mask) == 4 for mask in read["masks"]["input/2"])
     assert len(read["masks"]["files"]) == len(read["masks"]["input/2"]) == 16
     assert Sweep.from_json(tmp_path / "s.json") == result

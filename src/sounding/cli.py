@@ -204,7 +204,7 @@ def _add_run(commands: Any) -> None:
     )
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("clips", nargs="+", metavar="CLIP", help="audio files")
-    parser.add_argument("--budget", help="kept layers: 3, 0.5 or 50%%; default: full depth")
+    parser.add_argument("--budget", help="kept layers: 3, 0.5, 50%% or mean:3; default: full")
     parser.add_argument("--max-seconds", type=float, help="use only the start of longer clips")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.set_defaults(command=_run)

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ..core.budget import Budget, kept_layers
+from ..core.budget import Budget, kept_layers, mean_layers
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
@@ -22,7 +22,7 @@ class Answer:
 
     Attributes:
         probability: of `label`, by the model.
-        kept_layers: k, as asked for.
+        kept_layers: k, as asked for; with a mean budget, as many as ran.
         executed_layers: indexes of the layers that really ran.
         milliseconds: of the model, without reading the file.
     """
@@ -54,20 +54,24 @@ def classify(
         AudioError: a file that cannot be used, when its turn comes.
     """
     layers = run.dynamic.num_layers
-    (k,) = kept_layers(budget, layers=layers, batch=1)
+    asked: int | str
+    if isinstance(budget, str) and mean_layers(budget, layers=layers) is not None:
+        asked = budget
+    else:
+        (asked,) = kept_layers(budget, layers=layers, batch=1)
     for file in files:
         features = load_features(
             [Clip(Path(file), "", "test")], run.extractor, max_seconds=max_seconds
         )
         start = perf_counter()
-        logits, executed = predict(run, run.collate(features), k)
+        logits, executed = predict(run, run.collate(features), asked)
         milliseconds = 1000 * (perf_counter() - start)
         probability, index = logits.softmax(-1)[0].max(-1)
         yield Answer(
             file=str(file),
             label=run.labels[int(index)],
             probability=float(probability),
-            kept_layers=k,
+            kept_layers=asked if isinstance(asked, int) else int(executed.sum()),
             executed_layers=executed[0].nonzero().squeeze(1).tolist(),
             layers=layers,
             milliseconds=milliseconds,

@@ -14,6 +14,7 @@ from .table import METHODS, sorted_rows
 COLORS = {
     "full": "#444444", "first": "#8c8c8c", "random": "#d98c1f", "early-exit": "#3b7dd8",
     "dld": "#7a5c00", "i3d": "#1f9e89", "static": "#7b4fc9",
+    "i3d-mean": "#7fd1c3", "early-exit-mean": "#8fb8ec", "input-mean": "#e884a8",
     "input": "#c2255c",
 }  # fmt: skip
 
@@ -54,11 +55,14 @@ def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
 def plot_layers(sweep: Sweep, path: Path | str) -> None:
     """The layers that ran for each clip, a panel a budget; clips of a class stand together.
 
+    Budgets at which all clips run the same layers are left out, if there are others.
+
     Raises:
         ValueError: the sweep has no input-driven rows.
         ModuleNotFoundError: as `plot_accuracy`.
     """
-    panels = {name: masks for name, masks in sweep.masks.items() if name.startswith("input/")}
+    panels = {n: m for n, m in sweep.masks.items() if n.split("/")[0] in ("input", "input-mean")}
+    panels = {n: m for n, m in panels.items() if len(set(m)) > 1} or panels
     if not panels:
         raise ValueError("the sweep has no budget at which the layers depend on the input")
     labels = np.array(sweep.masks["labels"])
@@ -69,7 +73,8 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
         axis.imshow(
             ran[order], aspect="auto", interpolation="nearest", cmap="PuRd", vmin=0, vmax=1.2
         )
-        axis.set_title(f"k = {name.partition('/')[2]}")
+        method, _, k = name.partition("/")
+        axis.set_title(f"mean {k}" if method.endswith("-mean") else f"k = {k}")
         axis.set_xticks(range(ran.shape[1]))
         axis.set_xlabel("layer")
         names, first, counts = np.unique(labels[order], return_index=True, return_counts=True)

@@ -35,8 +35,8 @@ class Row:
 
     Attributes:
         method: "full", "first" (the first k layers of the model trained at full depth),
-            or the run's method.
-        kept_layers: k, as asked for.
+            or the run's method; with "-mean" behind it for mean budgets.
+        kept_layers: k, as asked for; the mean asked for where the method ends in "-mean".
         metric, value, ci_low, ci_high: "accuracy" from 0 to 1, with its 95 % interval (Wilson)
             over the clips; for "random" the mean over the masks.
         macs: multiply-accumulates of a clip of median length, the selector's included.
@@ -117,6 +117,7 @@ def sweep(
     clips = folder.split(split)
     labels = np.array([folder.label_index(clip) for clip in clips])
     rows: list[Row] = []
+    means: list[Row] = []
     masks = {"files": [c.path.relative_to(folder.root).as_posix() for c in clips]}
     masks["labels"] = [clip.target for clip in clips]
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
@@ -131,9 +132,14 @@ def sweep(
                 rows.append(row)
                 timed.append((run, k, median))
                 if row.method == "input" and k < run.dynamic.num_layers:
-                    masks[f"input/{k}"] = ["".join(map(str, m)) for m in executed[0].int().tolist()]
+                    masks[f"input/{k}"] = _texts(executed[0])
                 show(k, f"{row.method} k={k} {row.value:.3f}")
-    rows = _with_latency(rows, timed, rounds, seed)
+        for mean in range(2, run.dynamic.num_layers) if run.dynamic.mean_budgets else ():
+            budget = f"mean:{mean}"
+            correct, executed, _ = _answers(run, features, labels, budget, batch_size, seed)
+            means.append(_mean_row(run, mean, correct, executed, macs))
+            masks[f"{means[-1].method}/{mean}"] = _texts(executed[0])
+    rows = _with_latency(rows, timed, rounds, seed) + means  # whose time depends on the clip
     header = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {"name": folder.root.name, "digest": folder.digest, "split": split},
@@ -172,17 +178,19 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def _answers(
-    run: Run, features: FeatureSet, labels: np.ndarray, k: int, batch_size: int, seed: int
+    run: Run, features: FeatureSet, labels: np.ndarray, k: int | str, batch_size: int, seed: int
 ) -> tuple[np.ndarray, Tensor, int]:
     """Whether each clip was right, and the layers that ran, for each draw of random masks.
 
     Shape: -> [draws, clips] bool, [draws, clips, layers] bool, draws.
     """
     layers = run.dynamic.num_layers
-    random = run.config.method in RANDOM and k < layers
-    draws = DRAWS if random else 1
-    masks = random_masks(np.random.default_rng([seed, k]), draws * len(features), layers, k)
-    masks = masks.view(draws, len(features), layers)
+    masks: Tensor | None = None
+    draws = 1
+    if isinstance(k, int) and run.config.method in RANDOM and k < layers:
+        draws = DRAWS
+        masks = random_masks(np.random.default_rng([seed, k]), draws * len(features), layers, k)
+        masks = masks.view(draws, len(features), layers)
     correct = np.zeros((draws, len(features)), dtype=bool)
     executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
@@ -190,7 +198,7 @@ def _answers(
         for rows in batches(order, batch_size, seed=0, epoch=0, shuffle=False):
             index = [order[i] for i in rows]
             batch = run.collate([features[i] for i in index])
-            logits, ran = predict(run, batch, k, masks[draw, index])
+            logits, ran = predict(run, batch, k, None if masks is None else masks[draw, index])
             correct[draw, index] = logits.argmax(-1).numpy() == labels[index]
             executed[draw, index] = ran
     return correct, executed, draws
@@ -217,6 +225,21 @@ def _row(run: Run, k: int, correct: np.ndarray, executed: Tensor, draws: int, ma
         layer_use=executed.double().mean((0, 1)).tolist(),
         draws=draws,
     )
+
+
+def _mean_row(run: Run, mean: int, correct: np.ndarray, executed: Tensor, macs: Macs) -> Row:
+    row = _row(run, mean, correct, executed, 1, macs)
+    cost = row.macs
+    if run.config.method != "i3d":  # an answer after each layer, to see whether it is sure
+        depth = executed[0].sum(1).double()
+        cost += macs.head * float(depth.clamp(max=run.dynamic.num_layers - 1).mean())
+        cost -= macs.selector if run.config.method == "input" else 0
+    return replace(row, method=f"{run.config.method}-mean", macs=cost, macs_share=cost / macs.full)
+
+
+def _texts(masks: Tensor) -> list[str]:
+    """One text of 0 and 1 a clip. Shape: masks [clips, layers]."""
+    return ["".join(map(str, mask)) for mask in masks.int().tolist()]
 
 
 def _with_latency(

@@ -17,9 +17,12 @@ METHODS = {  # in the order of the table; what people read
     "random": "random dropping",
     "dld": "random, distilled (DLD)",
     "i3d": "gates (I3D)",
+    "i3d-mean": "gates (I3D), mean k",
     "early-exit": "early exit",
+    "early-exit-mean": "early exit, mean k",
     "static": "static scores",
     "input": "input-driven",
+    "input-mean": "input-driven, mean k",
 }
 COLUMNS = (
     "method",
@@ -42,7 +45,7 @@ def sorted_rows(sweep: Sweep) -> list[Row]:
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         METHODS[row.method],
-        str(row.kept_layers),
+        f"{row.executed_layers:.2f}" if row.method.endswith("-mean") else str(row.kept_layers),
         f"{100 * row.value:.1f} %",
         f"{100 * row.ci_low:.1f}-{100 * row.ci_high:.1f}",
         f"{row.macs / 1e6:,.0f} M",
