@@ -15,14 +15,14 @@ METHODS = {  # in the order of the table; what people read
     "full": "full depth",
     "first": "first k layers",
     "random": "random dropping",
-    "dld": "random, distilled (DLD)",
+    "dld": "random (DLD)",
     "i3d": "gates (I3D)",
-    "i3d-mean": "gates (I3D), mean k",
+    "i3d-mean": "I3D, mean",
     "early-exit": "early exit",
-    "early-exit-mean": "early exit, mean k",
+    "early-exit-mean": "early exit, mean",
     "static": "static scores",
     "input": "input-driven",
-    "input-mean": "input-driven, mean k",
+    "input-mean": "input, mean",
 }
 COLUMNS = (
     "method",
