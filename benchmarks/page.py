@@ -14,11 +14,8 @@ from sounding.files import write_text
 HERE = Path(__file__).parent
 STUDY = HERE / "results" / "study"
 DATA = {"fsdd": "spoken digits", "wakewords": "wake words", "ravdess": "emotions in speech"}
-OLD = (
-    "Measured before the input method trained on a tree of masks (commit ddb0315): kept until it is "
-    "measured again.\n\n"
-)
-STALE = dict.fromkeys(DATA, OLD)
+OLD = """Measured before the input method trained on a tree of masks (commit ddb0315): kept until it
+is measured again."""
 INTRO = """# Benchmarks
 
 Written by `python benchmarks/page.py` from the files in `results/`; every figure there has the
@@ -83,7 +80,9 @@ def real_data(name: str, what: str) -> str:
     command = " ".join([f"benchmarks/real_data.sh DATA/{name} {config['epochs']:g}", *extra])
     return f"""## {name}: {what}
 
-{STALE.get(name, "")}`{command}` (Whisper-base, {sweep.header["clips"]} test clips, {origin(sweep.header)})
+{OLD}
+
+`{command}` (Whisper-base, {sweep.header["clips"]} test clips, {origin(sweep.header)})
 
 {verdict(sweep)}
 {markdown(sweep)}
