@@ -255,10 +255,29 @@ def test_every_family_with_a_classifier_trains_from_a_local_path(name, tones, tm
     assert again.dynamic.config.id2label == {0: "high", 1: "low"}
 
 
-def test_a_backbone_without_a_classification_model_is_refused(tones, tmp_path):
-    tiny.make("moonshine-model").save_pretrained(tmp_path / "backbone")
-    with pytest.raises(ValueError, match="no audio classification model for 'moonshine'"):
-        train(TrainConfig(backbone=str(tmp_path / "backbone")), load_folder(tones), tmp_path / "r")
+@pytest.mark.parametrize("name", ["moonshine-model", "parakeet-encoder"])
+@pytest.mark.parametrize("method", ["input", "early-exit"])
+def test_an_encoder_without_a_classifier_of_its_own_gets_one(name, method, tones, tmp_path):
+    tiny.make(name).save_pretrained(tmp_path / "backbone")
+    extractor = t.Wav2Vec2FeatureExtractor(do_normalize=False)
+    if name == "parakeet-encoder":
+        extractor = t.ParakeetFeatureExtractor(feature_size=32)
+    extractor.save_pretrained(tmp_path / "backbone")
+    config = TrainConfig(
+        backbone=str(tmp_path / "backbone"), method=method, epochs=0.4, batch_size=8
+    )
+    folder = load_folder(tones)
+    run = train(config, folder, tmp_path / "run")
+    again = load_run(tmp_path / "run")
+    batch = again.collate(again.read(folder.split("test")[:3], "read"))
+    assert type(again.dynamic.model).__name__ == "EncoderForAudioClassification"
+    assert not any("decoder" in key for key, _ in again.dynamic.model.named_parameters())
+    for budget in (1, None, "mean:2"):
+        with torch.no_grad():
+            assert again.dynamic(**batch, budget=budget).logits.equal(
+                run.dynamic(**batch, budget=budget).logits
+            )
+    assert again.dynamic.config.id2label == {0: "high", 1: "low"}
 
 
 def test_training_learns_and_its_selector_too(config, tones, tmp_path):

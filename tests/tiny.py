@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import transformers as t
 
+from sounding.core.heads import EncoderClassifierConfig, EncoderForAudioClassification
+
 W2V = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48,
     "conv_dim": (16, 16, 16), "conv_kernel": (10, 3, 3), "conv_stride": (5, 4, 4),
@@ -42,6 +44,14 @@ PARAKEET = {
     "num_mel_bins": 32, "subsampling_conv_channels": 8, "conv_kernel_size": 5, "layerdrop": 0.0,
 }  # fmt: skip
 
+
+def classifier(**values) -> EncoderClassifierConfig:
+    """Of our own head on a tiny Moonshine."""
+    return EncoderClassifierConfig(
+        backbone={"model_type": "moonshine", **values}, classifier_proj_size=16, num_labels=5
+    )
+
+
 # name -> (model class, config class, config values)
 MODELS = {
     "wav2vec2-post": (t.Wav2Vec2ForSequenceClassification, t.Wav2Vec2Config, POST),
@@ -77,6 +87,7 @@ MODELS = {
     "whisper-generation": (t.WhisperForConditionalGeneration, t.WhisperConfig, WHISPER),
     "moonshine-generation": (t.MoonshineForConditionalGeneration, t.MoonshineConfig, MOONSHINE),
     "moonshine-model": (t.MoonshineModel, t.MoonshineConfig, MOONSHINE),
+    "moonshine-classification": (EncoderForAudioClassification, classifier, MOONSHINE),
     "ast": (t.ASTForAudioClassification, t.ASTConfig, AST),
     "parakeet-encoder": (t.ParakeetEncoder, t.ParakeetEncoderConfig, PARAKEET),
     "parakeet-ctc": (

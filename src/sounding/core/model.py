@@ -21,6 +21,7 @@ from ..files import atomic_directory, recover, sha256, write_json
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers, mean_layers, threshold_for
 from .executor import Call, LayerStack, Tree, activate, active_call, plain
+from .heads import EncoderForAudioClassification
 from .plan import LocalGates, Plan, Progressive, UpFront, gates_above
 from .selector import (
     Gates,
@@ -326,7 +327,7 @@ class DynamicModel(nn.Module):
         Raises:
             ValueError: a model or a selector that `load` could not build again.
         """
-        if getattr(transformers, type(self.model).__name__, None) is not type(self.model):
+        if _model_class(type(self.model).__name__) is not type(self.model):
             raise ValueError(
                 f"load cannot build a {type(self.model).__name__} again, as transformers has none: "
                 "save dynamic.model by its own means, and the state_dict of dynamic.selector"
@@ -539,7 +540,7 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
                 f"{path} is not the file that was saved (its sha256 differs): it is damaged or "
                 "was changed; restore it, or train again"
             )
-    model_class: Any = getattr(transformers, str(config["model"]), None)
+    model_class: Any = _model_class(str(config["model"]))
     known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if not known:
         raise ValueError(f"{directory / CONFIG}: {config['model']!r} is not a transformers model")
@@ -560,6 +561,13 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
             f"{directory}: config.json does not fit the weights: it is damaged or was changed"
         )
     return dynamic
+
+
+def _model_class(name: str) -> Any:
+    """Of `transformers`, or ours; None where there is none."""
+    if name == EncoderForAudioClassification.__name__:
+        return EncoderForAudioClassification
+    return getattr(transformers, name, None)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

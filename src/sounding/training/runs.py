@@ -25,10 +25,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+)
 
 from .. import __version__
 from ..core.executor import active_call
+from ..core.heads import EncoderForAudioClassification
 from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
 from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
@@ -94,24 +100,11 @@ def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run
     """A backbone with a new classification head and selector, by the seed of `config`.
 
     Raises:
-        ValueError: an unknown backbone, one without a classification model, or an unsupported one.
+        ValueError: an unknown or an unsupported backbone.
     """
     path = resolve(config.backbone)
     torch.manual_seed(config.seed)
-    names = dict(enumerate(labels))
-    settings = AutoConfig.from_pretrained(path)
-    if type(settings) not in AutoModelForAudioClassification._model_mapping:
-        raise ValueError(
-            f"transformers has no audio classification model for {settings.model_type!r}: "
-            "choose another backbone"
-        )
-    model = AutoModelForAudioClassification.from_pretrained(
-        path,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-        ignore_mismatched_sizes=True,
-        dtype=torch.float32,
-    )
+    model = _classifier(str(path), labels)
     dynamic = wrap(model, "first", skip=config.skip_path)
     dynamic.selector = _selector(config, dynamic)
     exits = None
@@ -120,6 +113,18 @@ def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run
         exits = ExitHeads(dynamic.num_layers, width, len(labels))
     extractor = AutoFeatureExtractor.from_pretrained(path)
     return Run(config, dynamic, extractor, exits, {**info, "labels": labels})
+
+
+def _classifier(path: str, labels: list[str]) -> Any:
+    """The pretrained model in `path` with a new head: that of `transformers`, or ours."""
+    names = dict(enumerate(labels))
+    naming = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    if type(AutoConfig.from_pretrained(path)) in AutoModelForAudioClassification._model_mapping:
+        return AutoModelForAudioClassification.from_pretrained(
+            path, ignore_mismatched_sizes=True, dtype=torch.float32, **naming
+        )
+    model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    return EncoderForAudioClassification.of(model, **naming)
 
 
 def _selector(config: TrainConfig, dynamic: DynamicModel) -> Any:
