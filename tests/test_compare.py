@@ -66,8 +66,8 @@ def test_every_method_has_its_rows_on_every_set(out, tones):
         "dld": {"exact", "static"},
         "static": {"exact", "static"},
         "i3d": {"exact", "mean"},
-        "early-exit": {"exact", "mean", "mean-entropy"},
-        "input": {"exact", "mean", "static", "shuffled", "constant", "oracle"},
+        "early-exit": {"exact", "mean", "mean-shuffled", "mean-entropy"},
+        "input": {"exact", "mean", "mean-shuffled", "static", "shuffled", "constant", "oracle"},
     }
     assert rules.keys() == BASES.keys()
     for variant, expected in rules.items():
@@ -102,6 +102,14 @@ def test_what_is_looked_up_is_what_hooks_count(run, features, out, tones):
         ran = ["".join("01"[int(x)] for x in mask) for mask in executed.tolist()]
         assert ran == found["exact", k]["masks"]
         assert sum(counts) == k * len(features)
+
+
+def test_shuffled_depths_are_the_same_depths_of_other_clips(out, tones):
+    found = rows(out, tones, "input")
+    for mean in (2, 3):
+        own, other = found["mean", mean]["masks"], found["mean-shuffled", mean]["masks"]
+        assert sorted(own) == sorted(other)
+        assert own != other or len(set(own)) == 1
 
 
 def test_a_row_that_does_not_fit_what_runs_is_refused(run, features, out, tones):

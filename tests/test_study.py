@@ -70,6 +70,7 @@ class Maker:
                 rows.append(self.row("ceiling-reference", k, clips=some, vary=True))
         if self.method in ("early-exit", "input"):
             rows += [self.row("mean", m, self.gain * looks, vary=True) for m in (2, 3.5, 4)]
+            rows += [self.row("mean-shuffled", m, vary=True) for m in (2, 3.5, 4)]
         if self.method == "early-exit":
             rows.append(self.row("mean-entropy", 3))
         return rows
@@ -203,7 +204,8 @@ def test_the_best_blind_mask_is_chosen_on_validation(studies):
 
 def test_the_input_matters_where_it_does_by_construction(verdicts):
     verdict = verdicts["helps"]
-    assert verdict["matters"] is True
+    assert verdict["matters"] is verdict["depth_matters"] is True
+    assert any("how many layers run it matters, at mean 2" in text for text in in_words(verdict))
     assert (verdict["seeds"], verdict["preliminary"]) == (3, False)
     test = verdict["sets"]["test"]
     assert test["level"] == pytest.approx(0.99)
@@ -221,7 +223,7 @@ def test_the_input_matters_where_it_does_by_construction(verdicts):
 
 def test_the_input_does_not_matter_where_it_does_not(verdicts):
     verdict = verdicts["idle"]
-    assert verdict["matters"] is False
+    assert verdict["matters"] is verdict["depth_matters"] is False
     assert in_words(verdict)[0].startswith("No: these runs do not show")
     for result in verdict["sets"]["test"]["budgets"].values():
         assert abs(result["shuffled"]["gain"]) < 4
@@ -244,7 +246,15 @@ def test_the_verdict_is_json_on_one_line(verdicts):
     line = verdict_line(verdicts["helps"])
     assert "\n" not in line
     read = json.loads(line.removeprefix("VERDICT "))
-    assert read.keys() == {"data", "set", "seeds", "matters", "budgets", "mean_budgets"}
+    assert read.keys() == {
+        "data",
+        "set",
+        "seeds",
+        "matters",
+        "depth_matters",
+        "budgets",
+        "mean_budgets",
+    }
     assert read["budgets"]["1"].keys() == {"gain", "low", "high"}
     assert json.loads(json.dumps(verdicts["helps"], allow_nan=False)) == verdicts["helps"]
 

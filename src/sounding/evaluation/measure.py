@@ -238,7 +238,7 @@ def _set(
     }
     method = run.config.method
     if method == "early-exit":
-        rows = _depth_rows(run, features, labels, cost, known)
+        rows = _depth_rows(run, features, labels, cost, known, seed)
     elif method == "i3d":
         rows = _gate_rows(run, features, labels, cost)
     elif method == "input":
@@ -270,7 +270,7 @@ def _digits(values: Tensor) -> str:
 
 
 def _depth_rows(
-    run: Run, features: FeatureSet, labels: Tensor, cost: Cost, known: Known
+    run: Run, features: FeatureSet, labels: Tensor, cost: Cost, known: Known, seed: int
 ) -> list[Json]:
     """Early exit: at fixed depths, and once the answer is sure enough."""
     layers = run.dynamic.num_layers
@@ -279,10 +279,11 @@ def _depth_rows(
         _row("exact", k, depths.right[k - 1], depths.masks[k - 1], cost)
         for k in range(1, layers + 1)
     ]
-    return rows + _mean_rows(depths, cost, known)
+    return rows + _mean_rows(depths, cost, known, seed)
 
 
-def _mean_rows(depths: Answered, cost: Cost, known: Known) -> list[Json]:
+def _mean_rows(depths: Answered, cost: Cost, known: Known, seed: int) -> list[Json]:
+    """Each clip stops by itself; as a control ("mean-shuffled") where another clip stopped."""
     layers = depths.masks.shape[1]
     rows = []
     for rule, table in known.thresholds.items():
@@ -292,6 +293,9 @@ def _mean_rows(depths: Answered, cost: Cost, known: Known) -> list[Json]:
             masks = first_masks(layers)[stop - 1]
             heads = stop.clamp(max=layers - 1) + 1  # one after each layer, and the answer itself
             rows.append(_row(rule, mean, depths.under(masks), masks, cost, heads))
+            if rule == "mean":
+                masks = masks[_others(len(masks), seed)]
+                rows.append(_row("mean-shuffled", mean, depths.under(masks), masks, cost, heads))
     return rows
 
 
@@ -381,7 +385,7 @@ def _input_rows(
     rows += _static_rows(under, cost, known)
     rows += [_row("oracle", k, *_oracle(under, k), cost) for k in range(1, layers)]
     depths = Answered(labels, first_masks(layers), under.logits[under.index(first_masks(layers))])
-    return rows + _mean_rows(depths, cost, known)
+    return rows + _mean_rows(depths, cost, known, seed)
 
 
 def _choices(
@@ -392,16 +396,25 @@ def _choices(
     assert isinstance(selector, InputSelector)
     assert known.center is not None
     read = pooled(run, features)
-    turned = np.random.default_rng([seed, len(read)]).permutation(len(read))
-    other = np.empty_like(turned)
-    other[turned] = np.roll(turned, 1)  # one cycle through all clips: never the clip itself
-    fed = {"exact": read, "shuffled": read[other], "constant": known.center.expand_as(read)}
+    fed = {
+        "exact": read,
+        "shuffled": read[_others(len(read), seed)],
+        "constant": known.center.expand_as(read),
+    }
     chosen: dict[str, dict[int, Tensor]] = {rule: {} for rule in fed}
     for rule, seen in fed.items():
         for k in range(1, layers):
             chosen[rule][k] = _chosen(selector, seen, k)
     chosen["exact"][layers] = torch.ones(len(read), layers, dtype=torch.bool)
     return chosen
+
+
+def _others(count: int, seed: int) -> Tensor:
+    """For each clip another one: a cycle through all of them. Shape: -> [count] int."""
+    turned = np.random.default_rng([seed, count]).permutation(count)
+    other = np.empty_like(turned)
+    other[turned] = np.roll(turned, 1)
+    return torch.from_numpy(other)
 
 
 @torch.inference_mode()

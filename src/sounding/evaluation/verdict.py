@@ -19,6 +19,7 @@ BLIND: tuple[Arm, ...] = (  # the same layers for every clip
     ("random", "static"),
     ("dld", "static"),
 )
+Gain = dict[str, Any]
 SEEDS = 3  # with fewer a verdict is preliminary
 
 
@@ -32,7 +33,7 @@ def best_blind(study: Study, k: float) -> Arm | None:
     return max(known, key=lambda arm: round(known[arm], 9)) if known else None
 
 
-def gain(differences: Floats, against: Arm, level: float = 0.95) -> dict[str, Any] | None:
+def gain(differences: Floats, against: Arm, level: float = 0.95) -> Gain | None:
     """Differences in points: mean, 95 % interval, that at `level`, and each seed by itself.
 
     Shape: differences [seeds, clips]; None where there are none.
@@ -65,13 +66,14 @@ def judge(study: Study) -> dict[str, Any]:
     "matters" and "seeds" are those of the test clips without noise.
     """
     sets = {where: judge_set(study, where) for where in study.sets}
-    test = sets.get("test", {"matters": None, "seeds": 0})
+    test = sets.get("test", {"matters": None, "depth_matters": None, "seeds": 0})
     return {
         "data": study.data,
         "digest": study.runs[0].digest,
         "seeds": test["seeds"],
         "preliminary": test["seeds"] < SEEDS,
         "matters": test["matters"],
+        "depth_matters": test["depth_matters"],
         "sets": sets,
         "areas": {where: _areas(study, where) for where in ("validation", *study.sets)},
     }
@@ -83,6 +85,7 @@ def judge_set(study: Study, where: str) -> dict[str, Any]:
     A budget "matters" where the lower ends of the gains against the best blind mask and against
     the selector with another clip's features are both above 0. The set as a whole: at one budget
     at least, with intervals corrected for the number of budgets (Bonferroni). None: not tested.
+    "depth_matters" says the same of the mean budgets, where the input chooses how many layers run.
     """
     exact = [k for k in study.budgets(where, INPUT) if k < study.layers]
     level = 1 - 0.05 / max(1, len(exact))
@@ -90,6 +93,8 @@ def judge_set(study: Study, where: str) -> dict[str, Any]:
     tested = [b for b in budgets.values() if b["matters"] is not None]
     pairs = [b[name] for b in tested for name in ("blind", "shuffled")]
     means = study.budgets(where, ("input", "mean"))
+    by_mean = {f"{m:g}": _mean(study, where, m, 1 - 0.05 / len(means)) for m in means}
+    depths = [b["matters_corrected"] for b in by_mean.values() if b["matters"] is not None]
     full = study.difference(where, INPUT, study.layers, ("full", "exact"))
     return {
         "set": where,
@@ -98,7 +103,8 @@ def judge_set(study: Study, where: str) -> dict[str, Any]:
         "matters": any(b["matters_corrected"] for b in tested) if tested else None,
         "level": level,
         "budgets": budgets,
-        "mean_budgets": {f"{m:g}": _mean(study, where, m, 1 - 0.05 / len(means)) for m in means},
+        "depth_matters": any(depths) if depths else None,
+        "mean_budgets": by_mean,
         "full_depth": gain(full, ("full", "exact")),
     }
 
@@ -108,20 +114,15 @@ def _exact(study: Study, where: str, k: float, level: float) -> dict[str, Any]:
         return arm and gain(study.difference(where, INPUT, k, arm), arm, level)
 
     blind, shuffled = against(best_blind(study, k)), against(("input", "shuffled"))
-    result: dict[str, Any] = {
+    return {
         "blind": blind,
         "shuffled": shuffled,
         "constant": against(("input", "constant")),
         "methods": {
             v: against((v, "exact")) for v, m in study.variants.items() if v == m != "input"
         },
-        "matters": None,
-        "matters_corrected": None,
+        **_matters(blind, shuffled),
     }
-    if blind and shuffled:
-        result["matters"] = min(blind["low"], shuffled["low"]) > 0
-        result["matters_corrected"] = min(p["low_corrected"] for p in (blind, shuffled)) > 0
-    return result
 
 
 def _mean(study: Study, where: str, mean: float, level: float) -> dict[str, Any]:
@@ -138,13 +139,28 @@ def _mean(study: Study, where: str, mean: float, level: float) -> dict[str, Any]
         ),
     }
     ran = [row.executed_layers for row in study.rows(where, arm, mean).values()]
+    other = ("input", "mean-shuffled")
+    shuffled = gain(study.difference(where, arm, mean, other), other, level)
+    found = {
+        name: gain(study.over(where, arm, mean, points), rival, level)
+        for name, (rival, points) in rivals.items()
+    }
     return {
         "executed": round(float(np.mean(ran)), 4),
         "off": [round(layers / mean - 1, 4) for layers in ran],
-        **{
-            name: gain(study.over(where, arm, mean, points), other, level)
-            for name, (other, points) in rivals.items()
-        },
+        **found,
+        "shuffled": shuffled,
+        **_matters(found["blind"], shuffled),
+    }
+
+
+def _matters(blind: Gain | None, shuffled: Gain | None) -> dict[str, bool | None]:
+    """Whether both gains are above 0, by the plain and by the corrected intervals."""
+    if not (blind and shuffled):
+        return {"matters": None, "matters_corrected": None}
+    return {
+        "matters": min(blind["low"], shuffled["low"]) > 0,
+        "matters_corrected": min(blind["low_corrected"], shuffled["low_corrected"]) > 0,
     }
 
 
@@ -172,7 +188,7 @@ def _areas(study: Study, where: str) -> dict[str, Any]:
 def verdict_line(verdict: dict[str, Any]) -> str:
     """One line of a data set for machines: VERDICT and JSON; gains in points."""
     test = verdict["sets"].get("test", {"budgets": {}, "mean_budgets": {}})
-    line = {key: verdict[key] for key in ("data", "seeds", "matters")}
+    line = {key: verdict[key] for key in ("data", "seeds", "matters", "depth_matters")}
     for name in ("budgets", "mean_budgets"):
         line[name] = {
             budget: {key: result["blind"][key] for key in ("gain", "low", "high")}
@@ -180,6 +196,25 @@ def verdict_line(verdict: dict[str, Any]) -> str:
             if result["blind"]
         }
     return "VERDICT " + json.dumps({"set": "test", **line}, ensure_ascii=False)
+
+
+def _depth_in_words(test: dict[str, Any]) -> list[str]:
+    tested = {m: b for m, b in test["mean_budgets"].items() if b["matters"] is not None}
+    if not tested:
+        return []
+    sure = [m for m, b in tested.items() if b["matters_corrected"]]
+    best = max(tested, key=lambda m: tested[m]["blind"]["gain"])
+    found = tested[best]["blind"]
+    gains = (
+        f"at mean {best} it gains {found['gain']:+.1f} points over the best blind masks at as many "
+        f"layers (95 % interval {found['low']:+.1f} to {found['high']:+.1f})."
+    )
+    if sure:
+        return [
+            f"Where the input decides how many layers run it matters, at mean {', '.join(sure)}: "
+            + gains
+        ]
+    return ["Where the input decides how many layers run, that is not shown to matter: " + gains]
 
 
 def in_words(verdict: dict[str, Any]) -> list[str]:
@@ -211,6 +246,7 @@ def in_words(verdict: dict[str, Any]) -> list[str]:
         f"budget; corrected for {len(test['budgets'])} budgets, the intervals end at {most:+.1f} "
         "points at most."
     )
+    words += _depth_in_words(test)
     if hints:
         words.append(f"At k = {', '.join(hints)} only the uncorrected intervals say so: a hint.")
     if worse:
