@@ -43,7 +43,7 @@ def teacher(whisper, tones, tmp_path_factory):
 
 
 def weights(run_directory):
-    names = ("model/model.safetensors", "model/selector.safetensors", "exits.safetensors")
+    names = ("model/model.safetensors", "model/selector.safetensors", "model/exits.safetensors")
     return {
         name: (run_directory / name).read_bytes()
         for name in names
@@ -212,11 +212,11 @@ def test_a_damaged_checkpoint_is_refused(config, tones, tmp_path, monkeypatch, d
 
 def test_damaged_exits_are_refused(config, tones, tmp_path):
     train(replace(config, method="early-exit", epochs=1), load_folder(tones), tmp_path / "run")
-    path = tmp_path / "run" / "exits.safetensors"
+    path = tmp_path / "run" / "model" / "exits.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"exits\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"exits\.safetensors is not the file that was saved"):
         load_run(tmp_path / "run")
 
 

@@ -55,6 +55,7 @@ class Call:
         lengths: [batch] int: valid samples or feature frames of each input; None without padding.
         executed: one bool [batch, layers] for each pass through the encoder.
         hidden_states: per layer [batch, frames, width], the input of layer 0 first.
+        state: [batch, frames, width] behind the last layer, before a final norm.
     """
 
     stack: LayerStack
@@ -68,6 +69,7 @@ class Call:
     keep_hidden_states: bool = False
     hidden_states: list[Tensor] = field(default_factory=list)
     executed: list[Tensor] = field(default_factory=list)
+    state: Tensor | None = None
 
     def frame_mask(self, frames: int) -> Tensor | None:
         """Which of the `frames` that enter layer 0 are real. Shape: [batch, frames] bool."""
@@ -164,6 +166,7 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if call.keep_hidden_states:
             call.hidden_states.append(hidden)
     call.executed.append(torch.stack(columns, dim=1))
+    call.state = hidden
     return (hidden, *extra) if call.backbone.tuple_output else hidden
 
 

@@ -19,6 +19,7 @@ class Macs:
 
     Attributes:
         skip: of what stands in for one skipped layer.
+        exit: of an answer by the head of a budget below full depth; 0 where there is none.
     """
 
     front_end: int
@@ -26,6 +27,7 @@ class Macs:
     layers: tuple[int, ...]
     head: int
     skip: int = 0
+    exit: int = 0
 
     @property
     def full(self) -> int:
@@ -41,8 +43,9 @@ class Macs:
         """Mean MACs per input of what ran. Shape: executed [batch, layers] or [layers], bool."""
         executed = executed.double().reshape(-1, len(self.layers))
         ran = float((executed @ torch.tensor(self.layers, dtype=torch.float64)).mean())
-        skipped = self.skip * float((1 - executed).sum(1).mean())
-        return self.front_end + ran + skipped + self.head + (self.selector if selector else 0)
+        left = (1 - executed).sum(1)
+        rest = float((self.skip * left + self.exit * (left > 0)).mean())
+        return self.front_end + ran + rest + self.head + (self.selector if selector else 0)
 
 
 @torch.no_grad()
@@ -90,6 +93,7 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
         layers=tuple(flops // 2 for flops in layers),
         head=(counter.get_total_flops() - marks[-1]) // 2,
         skip=dynamic.skip.macs(features[0].shape[1]),
+        exit=0 if dynamic.exits is None else dynamic.exits.macs(features[0].shape[1]),
     )
 
 
@@ -117,6 +121,9 @@ def summary(dynamic: DynamicModel, seconds: float = 1.0) -> str:
     if macs.skip:
         adapters = sum(p.numel() for p in dynamic.skip.parameters()) // len(layers)
         parts.append(("a skip", adapters, macs.skip))
+    if dynamic.exits is not None:
+        heads = sum(p.numel() for p in dynamic.exits.parameters())
+        parts.append(("exits", heads, macs.exit))
     for name, parameters, cost in parts:
         count = "above" if name == "head" else f"{parameters:,}"
         lines.append(f"{name:<12}{count:>14}{cost:>18,}{100 * cost / macs.full:>9.3f} %")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -21,6 +21,7 @@ from ..files import atomic_directory, recover, sha256, write_json
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers, mean_layers, threshold_for
 from .executor import Call, LayerStack, Tree, activate, active_call, plain
+from .exits import ExitHeads
 from .heads import EncoderForAudioClassification
 from .plan import LocalGates, Plan, Progressive, UpFront, gates_above
 from .selector import (
@@ -33,12 +34,11 @@ from .selector import (
 )
 from .skip import SkipPath
 
-# (batch, state, rows, depth) -> logits, as `DynamicModel.exit_logits`
-Readout: TypeAlias = Callable[[dict[str, Any], Tensor, Tensor, int], Tensor]
-
 CONFIG = "sounding.json"
 SELECTOR = "selector.safetensors"
 SKIP = "skip.safetensors"  # of the adapters
+EXITS = "exits.safetensors"
+CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
 FORMAT = 2
 
 
@@ -70,27 +70,35 @@ class DynamicModel(nn.Module):
         mean_budgets: thresholds for mean budgets, as [mean, threshold] with rising means; empty
             until they are calibrated. For a `GateSelector` of its gates, otherwise of the
             confidence at which an input stops.
-        readout: what answers after some layers, for mean budgets: `exit_logits` by default.
+        exits: heads of their own for budgets below full depth, or None.
     """
 
     def __init__(
-        self, model: Any, selector: nn.Module, backbone: Backbone, base: nn.Module, skip: SkipPath
+        self,
+        model: Any,
+        selector: nn.Module,
+        backbone: Backbone,
+        base: nn.Module,
+        skip: SkipPath,
+        exits: ExitHeads | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.selector = selector
         self.backbone = backbone
         self.skip = skip
+        self.exits = exits
         self.mean_budgets: list[tuple[float, float]] = []
         self.training = model.training
         selector.train(model.training)
         skip.train(model.training)
+        if exits is not None:
+            exits.train(model.training)
         object.__setattr__(self, "base", base)  # a part of `model`: not registered twice
         owner = backbone.owner(base)
         self._plain_layers = [owner.layers]  # in a list: not registered as a submodule
         owner.layers = LayerStack(owner.layers)  # type: ignore[arg-type]
         owner.layers.training = self._plain_layers[0].training  # type: ignore[union-attr]
-        self.readout: Readout = self.exit_logits
         self._handles = backbone.install(base)
         self._handles.append(base.register_forward_hook(_full_hidden_states))
         self._handles.append(_Answering(base))
@@ -152,6 +160,11 @@ class DynamicModel(nn.Module):
         with activate(call):
             out = self.model(**kwargs)
         out["executed_layers"] = call.executed[-1] if call.executed else None
+        if self.exits is not None and call.state is not None:
+            frame_mask = call.frame_mask(call.state.shape[1])
+            out["logits"] = self.exits.answer(
+                call.state, frame_mask, out["executed_layers"], out["logits"]
+            )
         return out
 
     def generate(
@@ -225,7 +238,7 @@ class DynamicModel(nn.Module):
         logits: list[Tensor | None] = [None] * len(tree_masks)
 
         def leaf(index: int, state: Tensor) -> None:
-            logits[index] = self.exit_logits(batch, state)
+            logits[index] = self.exit_logits(batch, state, int(tree_masks[index].sum()))
 
         inputs = batch[self.model.main_input_name]
         call = self._call(inputs, None, None, batch)
@@ -250,13 +263,13 @@ class DynamicModel(nn.Module):
             return self.model(**batch)
 
     def exit_logits(
-        self, batch: dict[str, Tensor], state: Tensor, rows: Tensor | None = None, depth: int = -1
+        self, batch: dict[str, Tensor], state: Tensor, k: int, rows: Tensor | None = None
     ) -> Tensor:
-        """What the model's own head answers to the state of an encoder in progress.
+        """What a head answers to the final state of an encoder in progress.
 
         Args:
             batch: of the call in progress.
-            state: after the last layer, or after `depth` layers, the others being skipped.
+            state: behind the last layer, of k layers that ran and others that were skipped.
                 Shape: [batch, frames, width], or [len(rows), ...] for the inputs `rows`.
         """
         call = active_call()
@@ -270,9 +283,8 @@ class DynamicModel(nn.Module):
             size = len(batch[self.model.main_input_name])
             frame_mask = None if frame_mask is None else frame_mask[rows]
             batch = {n: v[rows] if len(v) == size else v for n, v in batch.items()}
-        if depth >= 0:
-            for index in range(depth, self.num_layers):
-                state = self.skip(index, self.stack.layers[index], state)
+        if self.exits is not None and k < self.num_layers:
+            return self.exits(state, frame_mask, k)
         call.answer = self.backbone.answer(self.base, state, frame_mask)
         try:
             out = self.model(**batch)
@@ -342,8 +354,10 @@ class DynamicModel(nn.Module):
                 self.model.save_pretrained(temporary)
             for companion in companions:
                 companion.save_pretrained(temporary)
-            for name, module in ((SELECTOR, self.selector), (SKIP, self.skip)):
-                state = {key: value.contiguous() for key, value in module.state_dict().items()}
+            parts = {SELECTOR: self.selector, SKIP: self.skip, EXITS: self.exits}
+            for name, module in parts.items():
+                values = {} if module is None else module.state_dict()
+                state = {key: value.contiguous() for key, value in values.items()}
                 if state or name == SELECTOR:
                     save_file(state, temporary / name)
             weights = sorted(temporary.glob("*.safetensors"))
@@ -354,6 +368,7 @@ class DynamicModel(nn.Module):
                     "model": type(self.model).__name__,
                     "selector": self.selector.config(),
                     "skip": self.skip.kind,
+                    "exits": None if self.exits is None else self.exits.config(),
                     "mean_budgets": [list(pair) for pair in self.mean_budgets],
                     "layers": self.num_layers,
                     "sha256": {path.name: sha256(path) for path in weights},
@@ -423,7 +438,9 @@ class DynamicModel(nn.Module):
         tensors = {n: v for n, v in batch.items() if isinstance(v, Tensor) and n != "labels"}
 
         def readout(depth: int, rows: Tensor, state: Tensor) -> Tensor:
-            return self.readout(tensors, state, rows, depth)
+            for index in range(depth, self.num_layers):  # what stands in for the others
+                state = self.skip(index, self.stack.layers[index], state)
+            return self.exit_logits(tensors, state, depth, rows)
 
         return lambda: Progressive(readout, threshold)
 
@@ -473,7 +490,11 @@ class DynamicModel(nn.Module):
 
 
 def wrap(
-    model: Any, selector: str | nn.Module = "input", *, skip: str = "identity"
+    model: Any,
+    selector: str | nn.Module = "input",
+    *,
+    skip: str = "identity",
+    exits: bool = False,
 ) -> DynamicModel:
     """Make a `transformers` speech model choose its own layers; `unwrap` undoes it.
 
@@ -486,9 +507,12 @@ def wrap(
         skip: "identity"; "norm": a skipped layer still applies its final norm (LDASR), for
             backbones whose layers end in one; or "adapter": a small learned map in its place.
 
+        exits: give a classifier a new head for each number of kept layers below full depth, as
+            early exit has; to be trained.
+
     Raises:
         ValueError: an unsupported model (the text lists the supported ones), one that is wrapped
-            already, or a skip path that its layers do not have.
+            already, a skip path that its layers do not have, or exits for other than a classifier.
     """
     if isinstance(model, DynamicModel) or _has_stack(model):
         raise ValueError("the model is wrapped already: unwrap it first")
@@ -504,8 +528,16 @@ def wrap(
     path = SkipPath(skip, backbone, [plain(layer) for layer in layers], width)
     if isinstance(selector, str):
         selector = _new_selector(selector, width, len(layers))
+    heads = None
+    if exits:
+        if not type(model).__name__.endswith(CLASSIFIERS):
+            raise ValueError(f"exits are heads of a classifier, not of a {type(model).__name__}")
+        heads = ExitHeads(len(layers), width, model.config.num_labels)
     device = next(model.parameters()).device
-    return DynamicModel(model, selector.to(device), backbone, base, path.to(device))
+    for part in (selector, path, heads):
+        if part is not None:
+            part.to(device)
+    return DynamicModel(model, selector, backbone, base, path, heads)
 
 
 def unwrap(dynamic: DynamicModel) -> Any:
@@ -550,7 +582,9 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
         )
         selector = selector_from_config(config["selector"])
         selector.load_state_dict(load_file(directory / SELECTOR))
-        dynamic = wrap(model, selector, skip=config["skip"]).eval()
+        dynamic = wrap(model, selector, skip=config["skip"], exits=bool(config["exits"])).eval()
+        if dynamic.exits is not None:
+            dynamic.exits.load_state_dict(load_file(directory / EXITS))
         if dynamic.skip.state_dict():
             dynamic.skip.load_state_dict(load_file(directory / SKIP))
         dynamic.mean_budgets = _mean_budgets(config["mean_budgets"])
@@ -577,7 +611,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         )
     config = _read_object(directory / CONFIG)
     _read_object(directory / "config.json")  # without it, transformers would take a default one
-    needed = {"format", "model", "selector", "skip", "mean_budgets", "layers", "sha256"}
+    needed = {"format", "model", "selector", "skip", "exits", "mean_budgets", "layers", "sha256"}
     if not needed <= config.keys():
         raise ValueError(f"{directory / CONFIG} lacks some of {sorted(needed)}: it is damaged")
     if not isinstance(config["sha256"], dict) or SELECTOR not in config["sha256"]:

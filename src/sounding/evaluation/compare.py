@@ -31,7 +31,9 @@ BASES: dict[str, dict[str, Any]] = {
 }
 ABLATIONS: dict[str, dict[str, Any]] = {
     "i3d-local": {"method": "i3d", "gates": "local"},
-    "input-identity": {"method": "input", "skip": "identity"},
+    "input-shared-head": {"method": "input", "heads": "shared", "skip": "identity"},
+    "input-shared-adapter": {"method": "input", "heads": "shared", "skip": "adapter"},
+    "input-adapter": {"method": "input", "skip": "adapter"},
     "input-after-1": {"method": "input", "selector_after": 1},
     "input-shaped": {"method": "input", "random_share": 0.3},
     "input-no-distill": {"method": "input", "distill": 0.0},

@@ -34,7 +34,6 @@ from ..training.answers import (
     stops,
     study_batches,
 )
-from ..training.exits import HEAD_WIDTH
 from ..training.methods import first_masks, random_masks
 from ..training.precision import uses_bf16
 from ..training.runs import Run, provenance
@@ -89,16 +88,17 @@ class Cost:
     """Multiply-accumulates of a clip of median length, by part."""
 
     macs: Macs
-    exit: int  # of one early exit's head
     selector: bool  # whether the method asks one
 
-    def of(self, masks: Tensor, heads: Tensor | None = None) -> float:
-        """Mean per clip. Shape: masks [clips, layers]; heads [clips]: answers that were made."""
-        ran = masks.double() @ torch.tensor(self.macs.layers, dtype=torch.float64)
-        skipped = (~masks).sum(1) * self.macs.skip
-        chose = ~masks.all(1) * (self.macs.selector if self.selector else 0)
-        made = torch.ones(len(masks)) if heads is None else heads
-        return float((self.macs.front_end + ran + skipped + chose + made * self.exit).mean())
+    def of(self, masks: Tensor, exits: Tensor | None = None) -> float:
+        """Mean per clip. Shape: masks [clips, layers]; exits [clips]: answers on the way."""
+        macs = self.macs
+        total = macs.of(masks, selector=False)
+        if self.selector and exits is None:
+            total += macs.selector * float((~masks.all(1)).double().mean())
+        if exits is not None:
+            total += (macs.exit or macs.head) * float(exits.double().mean())
+        return total
 
 
 @dataclass
@@ -183,14 +183,8 @@ def _noise(run: Run, snr_db: float, seed: int, copy: int = 0) -> Change:
 def _cost(run: Run, features: FeatureSet) -> Cost:
     median = run.collate([sorted(features, key=len)[len(features) // 2]])
     macs = count_macs(run.dynamic, median)
-    exit_head = macs.head
-    if run.exits is not None:
-        with torch.inference_mode():
-            (state, _), *_ = run.dynamic.layer_outputs(median, 1)[0]
-        frames, width = state.shape[1:]
-        exit_head = frames * HEAD_WIDTH * (width + len(run.labels))
     chooses = run.config.method in ("input", "i3d")
-    return Cost(macs, exit_head, chooses)
+    return Cost(macs, chooses)
 
 
 def _known(run: Run, features: FeatureSet, labels: Tensor) -> Known:
@@ -249,7 +243,7 @@ def _set(
 
 
 def _row(
-    rule: str, budget: float, right: Tensor, masks: Tensor, cost: Cost, heads: Tensor | None = None
+    rule: str, budget: float, right: Tensor, masks: Tensor, cost: Cost, exits: Tensor | None = None
 ) -> Json:
     """A row.
 
@@ -261,7 +255,7 @@ def _row(
         "budget": budget,
         "correct": [_digits(draw) for draw in right.view(-1, clips)],
         "masks": _digits(masks) if masks.ndim == 1 else [_digits(mask) for mask in masks],
-        "macs": cost.of(masks.expand(clips, -1), heads),
+        "macs": cost.of(masks.expand(clips, -1), exits),
     }
 
 
@@ -291,11 +285,11 @@ def _mean_rows(depths: Answered, cost: Cost, known: Known, seed: int) -> list[Js
         for mean in range(2, layers):
             stop = stops(sureness, threshold_for(mean, table))
             masks = first_masks(layers)[stop - 1]
-            heads = stop.clamp(max=layers - 1) + 1  # one after each layer, and the answer itself
-            rows.append(_row(rule, mean, depths.under(masks), masks, cost, heads))
+            exits = stop.clamp(max=layers - 1)  # it asks after each layer whether it is sure
+            rows.append(_row(rule, mean, depths.under(masks), masks, cost, exits))
             if rule == "mean":
                 masks = masks[_others(len(masks), seed)]
-                rows.append(_row("mean-shuffled", mean, depths.under(masks), masks, cost, heads))
+                rows.append(_row("mean-shuffled", mean, depths.under(masks), masks, cost, exits))
     return rows
 
 

@@ -232,7 +232,7 @@ def _mean_row(run: Run, mean: int, correct: np.ndarray, executed: Tensor, macs: 
     cost = row.macs
     if run.config.method != "i3d":  # an answer after each layer, to see whether it is sure
         depth = executed[0].sum(1).double()
-        cost += macs.head * float(depth.clamp(max=run.dynamic.num_layers - 1).mean())
+        cost += (macs.exit or macs.head) * float(depth.clamp(max=run.dynamic.num_layers - 1).mean())
         cost -= macs.selector if run.config.method == "input" else 0
     return replace(row, method=f"{run.config.method}-mean", macs=cost, macs_share=cost / macs.full)
 

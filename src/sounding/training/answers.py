@@ -51,18 +51,8 @@ def answers(
 
 
 def depth_logits(run: Run, features: FeatureSet, precision: str | None = None) -> Tensor:
-    """The answers after 1, 2, ... layers, by the exits where the run has them.
-
-    Shape: -> [layers, clips, labels].
-    """
-    if run.exits is None:
-        return answers(run, features, first_masks(run.dynamic.num_layers), precision).logits
-    parts = torch.zeros(run.dynamic.num_layers, len(features), len(run.labels))
-    for rows, batch in study_batches(run, features, precision):
-        outputs, _ = run.dynamic.layer_outputs(batch)
-        for depth, (state, frame_mask) in enumerate(outputs, start=1):
-            parts[depth - 1, rows] = run.exits(state, frame_mask, depth).float()
-    return parts
+    """The answers of the first 1, 2, ... layers. Shape: -> [layers, clips, labels]."""
+    return answers(run, features, first_masks(run.dynamic.num_layers), precision).logits
 
 
 def pooled(run: Run, features: FeatureSet) -> Tensor:

@@ -14,6 +14,7 @@ FREEZE = ("front-end", "encoder", "none")
 SKIP = ("auto", "identity", "norm", "adapter")
 GATES = ("global", "local")
 SELECTOR_FIT = ("joint", "search", "library")
+HEADS = ("auto", "own", "shared")
 PRECISION = ("auto", "bf16", "fp32")
 
 
@@ -50,7 +51,10 @@ class TrainConfig:
         noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
         freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
         skip: what passes a skipped layer: "identity", "norm", "adapter" (a small learned map), or
-            "auto": "adapter" for the methods "input" and "static", otherwise "identity".
+            "auto": "adapter" where the heads are shared and the method is "input" or "static",
+            otherwise "identity".
+        heads: "own" (a head for each number of kept layers), "shared", or "auto": own for the
+            methods "input", "static" and "early-exit".
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
             "auto": bf16 where the processor computes with it natively.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
@@ -79,6 +83,7 @@ class TrainConfig:
     noise_share: float = 0.0
     freeze: str = "front-end"
     skip: str = "auto"
+    heads: str = "auto"
     precision: str = "auto"
     max_seconds: float | None = None
     checkpoint_seconds: float = 60.0
@@ -89,6 +94,7 @@ class TrainConfig:
             ("freeze", FREEZE),
             ("skip", SKIP),
             ("gates", GATES),
+            ("heads", HEADS),
             ("selector_fit", SELECTOR_FIT),
             ("precision", PRECISION),
         ):
@@ -117,13 +123,19 @@ class TrainConfig:
                 raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
 
     @property
+    def has_exits(self) -> bool:
+        """Whether each number of kept layers has a head of its own."""
+        if self.heads == "auto":
+            return self.method in ("input", "static", "early-exit")
+        return self.heads == "own"
+
+    @property
     def skip_path(self) -> str:
-        """What `skip` means for the method; behind an early exit there is nothing to skip."""
-        if self.method == "early-exit":
-            return "identity"
+        """What `skip` means for the method."""
         if self.skip != "auto":
             return self.skip
-        return "adapter" if self.method in ("input", "static") else "identity"
+        adapts = self.method in ("input", "static") and not self.has_exits
+        return "adapter" if adapts else "identity"
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `from_values` takes back."""

@@ -70,13 +70,9 @@ def train_random(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
 
 def train_early_exit(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
     """The mean of the losses of all exits (arXiv 2309.09546)."""
-    assert run.exits is not None
-    outputs, _ = run.dynamic.layer_outputs(batch)
-    losses = [
-        cross_entropy(run.exits(hidden, frame_mask, k), labels)
-        for k, (hidden, frame_mask) in enumerate(outputs, start=1)
-    ]
-    return torch.stack(losses).mean()
+    layers = run.dynamic.num_layers
+    out = run.dynamic.forward_masks(batch, first_masks(layers))
+    return _losses(out.logits, labels, layers - 1, distill=0).mean()
 
 
 def train_dld(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:

@@ -4,7 +4,6 @@ RUN/config.yaml             the `TrainConfig`
 RUN/run.json                data digest, labels, versions, commit, machine
 RUN/log.csv                 loss per step
 RUN/model/                  the dynamic model (also loads with plain `from_pretrained`)
-RUN/exits.safetensors       heads of the early exits, for that method
 RUN/checkpoint.safetensors  only while the training is not finished
 """
 
@@ -22,8 +21,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -33,19 +30,15 @@ from transformers import (
 )
 
 from .. import __version__
-from ..core.executor import active_call
 from ..core.heads import EncoderForAudioClassification
 from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
 from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
 from ..data.folder import Clip
-from ..files import sha256
 from ..progress import progress
 from ..weights import resolve
 from .config import TrainConfig
-from .exits import ExitHeads
 
-EXITS = "exits.safetensors"
 Batch: TypeAlias = dict[str, Tensor]
 
 
@@ -56,26 +49,13 @@ class Run:
     config: TrainConfig
     dynamic: DynamicModel
     extractor: Any
-    exits: ExitHeads | None
     info: dict[str, Any]
     teacher: Run | None = None  # in training by method "dld"
-
-    def __post_init__(self) -> None:
-        if self.exits is not None:
-            self.dynamic.readout = self._exit
 
     @property
     def labels(self) -> list[str]:
         """The classes, in the order of the logits."""
         return list(self.info["labels"])
-
-    def _exit(self, batch: Batch, state: Tensor, rows: Tensor, depth: int) -> Tensor:
-        """The answer of an early exit, as `DynamicModel.exit_logits`."""
-        call = active_call()
-        assert call is not None
-        assert self.exits is not None
-        frame_mask = call.frame_mask(state.shape[1])
-        return self.exits(state, None if frame_mask is None else frame_mask[rows], depth)
 
     def read(self, clips: Sequence[Clip], title: str, change: Change | None = None) -> FeatureSet:
         """The features of clips, with progress under that title; `change` as `load_features`."""
@@ -105,14 +85,10 @@ def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run
     path = resolve(config.backbone)
     torch.manual_seed(config.seed)
     model = _classifier(str(path), labels)
-    dynamic = wrap(model, "first", skip=config.skip_path)
+    dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
     dynamic.selector = _selector(config, dynamic)
-    exits = None
-    if config.method == "early-exit":
-        width = dynamic.base.config.hidden_size
-        exits = ExitHeads(dynamic.num_layers, width, len(labels))
     extractor = AutoFeatureExtractor.from_pretrained(path)
-    return Run(config, dynamic, extractor, exits, {**info, "labels": labels})
+    return Run(config, dynamic, extractor, {**info, "labels": labels})
 
 
 def _classifier(path: str, labels: list[str]) -> Any:
@@ -157,22 +133,13 @@ def load_run(directory: Path | str) -> Run:
     try:
         info = json.loads((directory / "run.json").read_text(encoding="utf-8"))
         config = TrainConfig.from_yaml(directory / "config.yaml")
-        labels = list(info["labels"])
+        if not isinstance(info["labels"], list):
+            raise ValueError("run.json names no classes")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory} is damaged: {error}") from None
     dynamic = load(directory / "model")
-    exits = None
-    if config.method == "early-exit":
-        exits = ExitHeads(dynamic.num_layers, dynamic.base.config.hidden_size, len(labels))
-        try:
-            if sha256(directory / EXITS) != info["exits_sha256"]:
-                raise ValueError("its sha256 is not that of the file that was saved")
-            exits.load_state_dict(load_file(directory / EXITS))
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{directory / EXITS} is damaged: {error}") from None
-        exits.eval()
     extractor = AutoFeatureExtractor.from_pretrained(directory / "model")
-    return Run(config, dynamic, extractor, exits, info)
+    return Run(config, dynamic, extractor, info)
 
 
 def provenance() -> dict[str, Any]:

@@ -19,22 +19,27 @@ ALL = 1000  # up to so many masks of a size are all tried
 BEAM = 8  # masks of the next larger size whose parts are tried otherwise
 
 
-def best_static(run: Run, features: FeatureSet, labels: Tensor) -> dict[int, Tensor]:
+def best_static(
+    run: Run, features: FeatureSet, labels: Tensor, *, by_loss: bool = False
+) -> dict[int, Tensor]:
     """For each k the mask of k layers that is right most often; a tie goes to the lower loss.
 
     Every mask is tried where there are at most `ALL` of a size. Of the others, those that drop one
     layer from the `BEAM` best masks of the next larger size.
 
+    Args:
+        by_loss: the mask of the lowest loss instead, which a few clips decide less by chance.
+
     Shape: labels [clips] -> each [layers] bool.
     """
     layers = run.dynamic.num_layers
     small = [k for k in range(1, layers) if comb(layers, k) <= ALL]
-    ranked = _ranked(run, features, labels, (m for k in small for m in _all(layers, k)))
+    ranked = _ranked(run, features, labels, (m for k in small for m in _all(layers, k)), by_loss)
     best = {k: ranked[k][0] for k in small}
     beam = [torch.ones(layers, dtype=torch.bool)]
     for k in range(layers - 1, 0, -1):
         if k not in best:
-            found = _ranked(run, features, labels, _without_one(beam))
+            found = _ranked(run, features, labels, _without_one(beam), by_loss)
             ranked |= found
             best[k] = found[k][0]
         beam = ranked[k][:BEAM]
@@ -42,32 +47,38 @@ def best_static(run: Run, features: FeatureSet, labels: Tensor) -> dict[int, Ten
 
 
 def settle(run: Run, features: FeatureSet, labels: Tensor) -> None:
-    """Let a selector choose at just those budgets where it beats the best static mask.
+    """Let a selector choose at just those budgets where it beats the static mask of lowest loss.
 
-    At the others it falls back on that mask, so that a choice which only fits the training clips
-    costs nothing.
+    It must be right more often, at a lower loss. At the other budgets it falls back on that mask,
+    so that a choice which only fits the training clips costs nothing.
     """
     selector = run.dynamic.selector
     assert isinstance(selector, InputSelector)
-    best = best_static(run, features, labels)
     read = pooled(run, features)
-    for k, mask in best.items():
+    for k, mask in best_static(run, features, labels, by_loss=True).items():
         if not bool(mask[: selector.after].all()):
             continue  # a mask that this selector cannot give
         budget = torch.full((len(read),), k)
         with torch.inference_mode():
             chosen = top_k_mask(selector.scores_of(read, budget), budget)
         masks = torch.unique(torch.cat([chosen, mask[None]]), dim=0)
-        right = answers(run, features, masks).logits.argmax(-1) == labels
+        logits = answers(run, features, masks).logits
         which = (chosen[:, None] == masks).all(-1).int().argmax(1)
-        own = right[which, torch.arange(len(labels))].sum()
-        static = right[(mask == masks).all(-1).nonzero()[0, 0]].sum()
-        if own <= static:
+        static = int((mask == masks).all(-1).int().argmax())
+        own_logits = logits[which, torch.arange(len(labels))]
+        right, loss = _quality(own_logits, labels)
+        static_right, static_loss = _quality(logits[static], labels)
+        if right <= static_right or loss >= static_loss:
             selector.fall_back(k, mask)
 
 
+def _quality(logits: Tensor, labels: Tensor) -> tuple[int, float]:
+    """How many clips are right, and the mean loss."""
+    return int((logits.argmax(-1) == labels).sum()), float(cross_entropy(logits, labels))
+
+
 def _ranked(
-    run: Run, features: FeatureSet, labels: Tensor, masks: Iterable[Tensor]
+    run: Run, features: FeatureSet, labels: Tensor, masks: Iterable[Tensor], by_loss: bool
 ) -> dict[int, list[Tensor]]:
     """Masks of each size, the best first."""
     tried = list(masks)
@@ -78,7 +89,8 @@ def _ranked(
     loss = cross_entropy(logits.flatten(0, 1), labels.repeat(len(tried)), reduction="none").view(
         len(tried), -1
     )
-    order = sorted(range(len(tried)), key=lambda i: (-float(right[i]), float(loss[i].mean())))
+    wrong = [0.0 if by_loss else 1 - float(share) for share in right]
+    order = sorted(range(len(tried)), key=lambda i: (wrong[i], float(loss[i].mean())))
     ranked: dict[int, list[Tensor]] = {}
     for index in order:
         ranked.setdefault(int(tried[index].sum()), []).append(tried[index])

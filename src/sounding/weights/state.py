@@ -1,0 +1,31 @@
+"""Compares converted weights with the model that is to load them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def state_problem(
+    state: Mapping[str, np.ndarray], model: nn.Module, *, tied: Collection[str]
+) -> str:
+    """Why `state` has not all tensors of `model`, no other, and in their shapes; or nothing.
+
+    Args:
+        tied: tensors of the model that are others of it too, and not in `state`.
+    """
+    wanted = {n: tuple(v.shape) for n, v in model.state_dict().items() if n not in tied}
+    found = {name: value.shape for name, value in state.items()}
+    wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+    if not wrong:
+        return ""
+    first = wrong[0]
+    return (
+        f"{len(wrong)} of its tensors are missing, left over or of another shape (the first: "
+        f"{first}, {found.get(first, 'missing')} for {wanted.get(first, 'none')})"
+    )
