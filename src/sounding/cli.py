@@ -98,7 +98,9 @@ settings for --config and --set are the attributes of sounding.training.config.T
     )
     parser.add_argument("--data", required=True, help="folder with metadata.csv and audio")
     parser.add_argument("--out", required=True, help="directory of the run")
-    parser.add_argument("--backbone", help="whisper-base, whisper-tiny.en, a path or a hub id")
+    parser.add_argument(
+        "--backbone", help="whisper-base, moonshine-base, whisper-tiny.en, a path or a hub id"
+    )
     parser.add_argument(
         "--method", help="input (default), static, random, dld, i3d, early-exit, full"
     )
