@@ -13,33 +13,29 @@ from torch.nn.functional import cross_entropy
 from ..core.selector import InputSelector, top_k_mask
 from ..data.features import FeatureSet
 from .answers import answers, pooled
+from .methods import first_masks
 from .runs import Run
 
 ALL = 1000  # up to so many masks of a size are all tried
 BEAM = 8  # masks of the next larger size whose parts are tried otherwise
 
 
-def best_static(
-    run: Run, features: FeatureSet, labels: Tensor, *, by_loss: bool = False
-) -> dict[int, Tensor]:
+def best_static(run: Run, features: FeatureSet, labels: Tensor) -> dict[int, Tensor]:
     """For each k the mask of k layers that is right most often; a tie goes to the lower loss.
 
     Every mask is tried where there are at most `ALL` of a size. Of the others, those that drop one
     layer from the `BEAM` best masks of the next larger size.
 
-    Args:
-        by_loss: the mask of the lowest loss instead, which a few clips decide less by chance.
-
     Shape: labels [clips] -> each [layers] bool.
     """
     layers = run.dynamic.num_layers
     small = [k for k in range(1, layers) if comb(layers, k) <= ALL]
-    ranked = _ranked(run, features, labels, (m for k in small for m in _all(layers, k)), by_loss)
+    ranked = _ranked(run, features, labels, (m for k in small for m in _all(layers, k)))
     best = {k: ranked[k][0] for k in small}
     beam = [torch.ones(layers, dtype=torch.bool)]
     for k in range(layers - 1, 0, -1):
         if k not in best:
-            found = _ranked(run, features, labels, _without_one(beam), by_loss)
+            found = _ranked(run, features, labels, _without_one(beam))
             ranked |= found
             best[k] = found[k][0]
         beam = ranked[k][:BEAM]
@@ -47,29 +43,43 @@ def best_static(
 
 
 def settle(run: Run, features: FeatureSet, labels: Tensor) -> None:
-    """Let a selector choose at just those budgets where it beats the static mask of lowest loss.
+    """Let a selector choose at just those budgets where it beats a static mask.
 
-    It must be right more often, at a lower loss. At the other budgets it falls back on that mask,
-    so that a choice which only fits the training clips costs nothing.
+    The static mask is the first k layers, which training served best, or the best one by search.
+    To take the place of another, a choice must be right more often *and* at a lower loss: on few
+    clips the best of many is often best by luck. Where the selector is not, it falls back on the
+    static mask, so that a choice which only fits the training clips costs nothing.
     """
     selector = run.dynamic.selector
     assert isinstance(selector, InputSelector)
     read = pooled(run, features)
-    for k, mask in best_static(run, features, labels, by_loss=True).items():
-        if not bool(mask[: selector.after].all()):
-            continue  # a mask that this selector cannot give
+    first = first_masks(run.dynamic.num_layers)
+    for k, best in best_static(run, features, labels).items():
+        if k < max(1, selector.after):
+            continue  # there is nothing to choose
         budget = torch.full((len(read),), k)
         with torch.inference_mode():
             chosen = top_k_mask(selector.scores_of(read, budget), budget)
-        masks = torch.unique(torch.cat([chosen, mask[None]]), dim=0)
+        masks = torch.unique(torch.cat([chosen, best[None], first[k - 1 : k]]), dim=0)
         logits = answers(run, features, masks).logits
-        which = (chosen[:, None] == masks).all(-1).int().argmax(1)
-        static = int((mask == masks).all(-1).int().argmax())
-        own_logits = logits[which, torch.arange(len(labels))]
-        right, loss = _quality(own_logits, labels)
-        static_right, static_loss = _quality(logits[static], labels)
-        if right <= static_right or loss >= static_loss:
-            selector.fall_back(k, mask)
+        own = (chosen[:, None] == masks).all(-1).int().argmax(1)
+        qualities = {
+            "first": _quality(logits[_index(masks, first[k - 1])], labels),
+            "best": _quality(logits[_index(masks, best)], labels),
+            "own": _quality(logits[own, torch.arange(len(labels))], labels),
+        }
+        fits = bool(best[: selector.after].all())
+        static = "best" if fits and _beats(qualities["best"], qualities["first"]) else "first"
+        if not _beats(qualities["own"], qualities[static]):
+            selector.fall_back(k, best if static == "best" else first[k - 1])
+
+
+def _index(masks: Tensor, mask: Tensor) -> int:
+    return int((masks == mask).all(-1).int().argmax())
+
+
+def _beats(one: tuple[int, float], other: tuple[int, float]) -> bool:
+    return one[0] > other[0] and one[1] < other[1]
 
 
 def _quality(logits: Tensor, labels: Tensor) -> tuple[int, float]:
@@ -78,7 +88,7 @@ def _quality(logits: Tensor, labels: Tensor) -> tuple[int, float]:
 
 
 def _ranked(
-    run: Run, features: FeatureSet, labels: Tensor, masks: Iterable[Tensor], by_loss: bool
+    run: Run, features: FeatureSet, labels: Tensor, masks: Iterable[Tensor]
 ) -> dict[int, list[Tensor]]:
     """Masks of each size, the best first."""
     tried = list(masks)
@@ -89,8 +99,7 @@ def _ranked(
     loss = cross_entropy(logits.flatten(0, 1), labels.repeat(len(tried)), reduction="none").view(
         len(tried), -1
     )
-    wrong = [0.0 if by_loss else 1 - float(share) for share in right]
-    order = sorted(range(len(tried)), key=lambda i: (wrong[i], float(loss[i].mean())))
+    order = sorted(range(len(tried)), key=lambda i: (-float(right[i]), float(loss[i].mean())))
     ranked: dict[int, list[Tensor]] = {}
     for index in order:
         ranked.setdefault(int(tried[index].sum()), []).append(tried[index])
