@@ -16,6 +16,11 @@ STUDY = HERE / "results" / "study"
 DATA = {"fsdd": "spoken digits", "wakewords": "wake words", "ravdess": "emotions in speech"}
 OLD = """Measured before the input method trained on a tree of masks (commit ddb0315): kept until it
 is measured again."""
+UNDER_WAY = """## Does the input matter? Every method, three data sets
+
+Under way: `results/study/` has {count} measured runs of [study.yaml](study.yaml), too few for a
+verdict. `sounding compare` goes on from them.
+"""
 INTRO = """# Benchmarks
 
 Written by `python benchmarks/page.py` from the files in `results/`; every figure there has the
@@ -36,6 +41,9 @@ def main() -> None:
     parts = [INTRO]
     if (STUDY / "verdict.json").exists():
         parts.append(study())
+    elif STUDY.exists():
+        count = len(list(STUDY.rglob("measured.json")))
+        parts.append(UNDER_WAY.format(count=count))
     parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
     if result("timing").exists():
         parts.append(timing(json.loads(result("timing").read_text(encoding="utf-8"))))
