@@ -51,6 +51,23 @@ def weights(run_directory):
     }
 
 
+def stop_and_go_on(config, folder, out, stop, monkeypatch):
+    """Train into `out`, interrupted once before the step `stop`."""
+    step, calls = module._one_step, []
+
+    def stopping(*args):
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(0)
+        return step(*args)
+
+    monkeypatch.setattr(module, "_one_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, out)
+    monkeypatch.setattr(module, "_one_step", step)
+    train(config, folder, out)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
     config, tones, tmp_path, monkeypatch, method, teacher
@@ -58,21 +75,8 @@ def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
     config = replace(config, method=method, teacher=teacher if method == "dld" else "")
     folder = load_folder(tones)
     train(config, folder, tmp_path / "whole")
-    step = module._one_step
     for stop in (1, 4, 9):
-        calls = []
-
-        def stopping(*args, calls=calls, stop=stop):
-            if len(calls) == stop:
-                raise KeyboardInterrupt
-            calls.append(0)
-            return step(*args)
-
-        monkeypatch.setattr(module, "_one_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, folder, tmp_path / f"at{stop}")
-        monkeypatch.setattr(module, "_one_step", step)
-        train(config, folder, tmp_path / f"at{stop}")
+        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop, monkeypatch)
         assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
         log = (tmp_path / f"at{stop}" / "log.csv").read_text()
         assert log == (tmp_path / "whole" / "log.csv").read_text()
@@ -86,21 +90,8 @@ def test_a_training_with_noise_and_adapters_stopped_at_any_step_ends_with_the_sa
     train(config, folder, tmp_path / "whole")
     train(replace(config, noise_share=0.0), folder, tmp_path / "clean")
     skip = "model/skip.safetensors"
-    step = module._one_step
     for stop in (1, 6):
-        calls = []
-
-        def stopping(*args, calls=calls, stop=stop):
-            if len(calls) == stop:
-                raise KeyboardInterrupt
-            calls.append(0)
-            return step(*args)
-
-        monkeypatch.setattr(module, "_one_step", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, folder, tmp_path / f"at{stop}")
-        monkeypatch.setattr(module, "_one_step", step)
-        train(config, folder, tmp_path / f"at{stop}")
+        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop, monkeypatch)
         assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
         both = [(tmp_path / name / skip).read_bytes() for name in (f"at{stop}", "whole")]
         assert both[0] == both[1]

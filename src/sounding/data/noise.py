@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .features import Change
+
 KINDS = ("white", "pink", "brown", "like")
 
 
@@ -48,3 +50,16 @@ def add_noise(audio: np.ndarray, snr_db: float, rate: int, rng: np.random.Genera
     if not np.square(audio).sum() or not np.square(noise).sum():
         return audio
     return mix(audio.astype(np.float64), noise, snr_db).astype(np.float32)
+
+
+def noise_for(snr_db: float, rate: int, seed: int, copy: int = 0) -> Change:
+    """Noise for each clip of a list by its index, always the same; a `change` of `load_features`.
+
+    Args:
+        copy: another number gives each clip other noise.
+    """
+
+    def change(index: int, audio: np.ndarray) -> np.ndarray:
+        return add_noise(audio, snr_db, rate, np.random.default_rng([seed, index, copy]))
+
+    return change

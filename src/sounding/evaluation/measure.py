@@ -23,7 +23,7 @@ from ..core.selector import InputSelector, StaticSelector, top_k_mask
 from ..data.audio import duration
 from ..data.features import Change, FeatureSet
 from ..data.folder import AudioFolder, Clip
-from ..data.noise import add_noise
+from ..data.noise import noise_for
 from ..training.answers import (
     answers,
     calibrate,
@@ -172,12 +172,7 @@ def _labels(folder: AudioFolder, clips: Sequence[Clip]) -> Tensor:
 
 
 def _noise(run: Run, snr_db: float, seed: int, copy: int = 0) -> Change:
-    rate = run.extractor.sampling_rate
-
-    def change(index: int, audio: np.ndarray) -> np.ndarray:
-        return add_noise(audio, snr_db, rate, np.random.default_rng([seed, index, copy]))
-
-    return change
+    return noise_for(snr_db, run.extractor.sampling_rate, seed, copy)
 
 
 def _cost(run: Run, features: FeatureSet) -> Cost:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..core.selector import InputSelector, LibrarySelector, depth_prior
 from ..data.features import FeatureSet
 from .answers import answers, every_mask
-from .methods import first_masks, random_masks
+from .methods import first_masks, mask_losses, random_masks
 from .runs import Run
 
 CLIPS = 500  # training clips, at most
@@ -42,9 +41,7 @@ def fit_selector(run: Run, features: FeatureSet, labels: Tensor) -> None:
         masks = torch.unique(torch.cat([first_masks(layers), drawn]), dim=0)
     masks = masks[masks[:, : old.after].all(1)]  # those that the selector can give
     found = answers(run, features, masks)
-    losses = cross_entropy(
-        found.logits.flatten(0, 1), labels.repeat(len(masks)), reduction="none"
-    ).view(len(masks), -1)
+    losses = mask_losses(found.logits, labels)
     sizes = masks.sum(1)
     by_size = {size: (sizes == size).nonzero().squeeze(1) for size in range(1, layers)}
     by_size = {size: rows for size, rows in by_size.items() if len(rows)}

@@ -166,20 +166,27 @@ def _new(masks: Tensor, known: Tensor) -> Tensor:
     return torch.tensor(fresh, dtype=torch.bool).view(-1, masks.shape[1])
 
 
+def mask_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each input under each mask.
+
+    Shape: logits [masks, batch, labels], labels [batch] -> [masks, batch].
+    """
+    masks, batch = logits.shape[:2]
+    losses = cross_entropy(logits.flatten(0, 1), labels.repeat(masks), reduction="none")
+    return losses.view(masks, batch)
+
+
 def _losses(logits: Tensor, labels: Tensor, full: int, distill: float) -> Tensor:
     """Of each input under each mask; the mask `full` learns from the labels only.
 
     Shape: logits [masks, batch, labels] -> [masks, batch].
     """
     logits = logits.float()
-    count = len(logits)
-    hard = cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none").view(
-        count, -1
-    )
+    hard = mask_losses(logits, labels)
     teacher = logits[full].detach().log_softmax(-1).expand_as(logits)
     soft = kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1)
     mixed = (1 - distill) * hard + distill * soft
-    return torch.where(torch.arange(count)[:, None] == full, hard, mixed)
+    return torch.where(torch.arange(len(logits))[:, None] == full, hard, mixed)
 
 
 TRAIN: dict[str, Callable[[Run, Batch, Tensor, Step], Tensor]] = {

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from ..core.selector import InputSelector, top_k_mask
 from ..data.features import FeatureSet
 from .answers import answers, pooled
-from .methods import first_masks
+from .methods import first_masks, mask_losses
 from .runs import Run
 
 ALL = 1000  # up to so many masks of a size are all tried
@@ -54,24 +54,29 @@ def settle(run: Run, features: FeatureSet, labels: Tensor) -> None:
     assert isinstance(selector, InputSelector)
     read = pooled(run, features)
     first = first_masks(run.dynamic.num_layers)
-    for k, best in best_static(run, features, labels).items():
-        if k < max(1, selector.after):
-            continue  # there is nothing to choose
+    best = best_static(run, features, labels)
+    if not best:
+        return  # one layer
+    chosen = {}
+    for k in best:
         budget = torch.full((len(read),), k)
         with torch.inference_mode():
-            chosen = top_k_mask(selector.scores_of(read, budget), budget)
-        masks = torch.unique(torch.cat([chosen, best[None], first[k - 1 : k]]), dim=0)
-        logits = answers(run, features, masks).logits
-        own = (chosen[:, None] == masks).all(-1).int().argmax(1)
+            chosen[k] = top_k_mask(selector.scores_of(read, budget), budget)
+    masks = torch.unique(torch.cat([first, *chosen.values(), torch.stack([*best.values()])]), dim=0)
+    logits = answers(run, features, masks).logits
+    for k, searched in best.items():
+        if k < max(1, selector.after):
+            continue  # there is nothing to choose
+        own = (chosen[k][:, None] == masks).all(-1).int().argmax(1)
         qualities = {
             "first": _quality(logits[_index(masks, first[k - 1])], labels),
-            "best": _quality(logits[_index(masks, best)], labels),
+            "best": _quality(logits[_index(masks, searched)], labels),
             "own": _quality(logits[own, torch.arange(len(labels))], labels),
         }
-        fits = bool(best[: selector.after].all())
+        fits = bool(searched[: selector.after].all())
         static = "best" if fits and _beats(qualities["best"], qualities["first"]) else "first"
         if not _beats(qualities["own"], qualities[static]):
-            selector.fall_back(k, best if static == "best" else first[k - 1])
+            selector.fall_back(k, searched if static == "best" else first[k - 1])
 
 
 def _index(masks: Tensor, mask: Tensor) -> int:
@@ -96,9 +101,7 @@ def _ranked(
         return {}
     logits = answers(run, features, torch.stack(tried)).logits
     right = (logits.argmax(-1) == labels).double().mean(1)
-    loss = cross_entropy(logits.flatten(0, 1), labels.repeat(len(tried)), reduction="none").view(
-        len(tried), -1
-    )
+    loss = mask_losses(logits, labels)
     order = sorted(range(len(tried)), key=lambda i: (-float(right[i]), float(loss[i].mean())))
     ranked: dict[int, list[Tensor]] = {}
     for index in order:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..data.features import FeatureSet, batches, extract, load_audio
 from ..data.folder import AudioFolder, Clip
-from ..data.noise import add_noise
+from ..data.noise import add_noise, noise_for
 from ..files import atomic_path, write_json, write_text
 from ..progress import progress
 from .answers import calibrate
@@ -86,9 +86,7 @@ def _for_fit(run: Run, clips: list[Clip], labels: Tensor) -> tuple[FeatureSet, T
     seed, rate = run.config.seed, run.extractor.sampling_rate
     rows = np.random.default_rng(seed).permutation(len(clips))[:FIT_CLIPS].tolist()
 
-    def change(index: int, audio: np.ndarray) -> np.ndarray:
-        return add_noise(audio, FIT_SNR_DB, rate, np.random.default_rng([seed, index, 2]))
-
+    change = noise_for(FIT_SNR_DB, rate, seed, copy=2)
     return run.read([clips[row] for row in rows], "read for the selector", change), labels[rows]
 
 
