@@ -14,8 +14,8 @@ from sounding.evaluation.predict import predict
 from sounding.training.answers import (
     answers,
     calibrate,
-    depth_logits,
     depth_table,
+    depths,
     every_mask,
     gate_logits,
     stops,
@@ -126,19 +126,27 @@ def test_every_mask_is_there_once_and_too_many_are_none():
 
 
 @pytest.mark.parametrize("name", ["input", "late"])
-def test_answers_are_those_of_each_clip_alone_in_its_place(runs, clips, name):
+def test_answers_are_those_of_each_clip_alone_in_its_place(runs, folder, clips, name):
     run = runs[name]
     masks = every_mask(4)
-    found = answers(run, clips, masks)
+    goals = run.task.goals(folder, folder.split("validation"))
+    labels = torch.tensor([goal.ids[0] for goal in goals])
+    found = answers(run, clips, masks, goals)
     width = run.dynamic.base.config.hidden_size
-    assert found.logits.shape == (15, 8, 2)
+    assert {value.shape for value in found[:4]} == {(15, 8)}
+    assert set(found.errors.flatten().tolist()) == {0, 1}
     assert found.pooled.shape == (8, 2 * width)
     for i, clip in enumerate(clips):
         batch = run.collate([clip])
-        for mask, logits in zip(masks, found.logits[:, i], strict=True):
+        for index, mask in enumerate(masks):
             with torch.no_grad():
-                alone = run.dynamic(**batch, mask=mask).logits[0]
-            torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-4)
+                alone = run.dynamic(**batch, mask=mask).logits
+            log_p = alone[0].log_softmax(-1)
+            expected = (-log_p[labels[i]], log_p.exp().max(), (log_p * log_p.exp()).sum())
+            got = (found.losses, found.confidence, found.certainty)
+            for values, one in zip(got, expected, strict=True):
+                torch.testing.assert_close(values[index, i], one, rtol=1e-4, atol=1e-4)
+            assert bool(found.errors[index, i]) == bool(log_p.argmax() != labels[i])
     scores = run.dynamic.selector.scores_of(found.pooled, torch.full((8,), 2))
     for i, clip in enumerate(clips):
         ran = run.dynamic(**run.collate([clip]), budget=2).executed_layers[0]
@@ -148,12 +156,12 @@ def test_answers_are_those_of_each_clip_alone_in_its_place(runs, clips, name):
 @pytest.mark.parametrize("name", ["input", "early-exit", "full"])
 def test_the_answers_at_each_depth_are_those_of_predict(runs, clips, name):
     run = runs[name]
-    found = depth_logits(run, clips)
+    found = depths(run, clips)
     rows, runs_of = count_runs(run.dynamic)
-    again = depth_logits(run, clips)
+    again = depths(run, clips)
     assert runs_of == [1, 1, 1, 1]
     assert rows == [8] * 4
-    assert torch.equal(found, again)
+    assert torch.equal(found.confidence, again.confidence)
     batch = run.collate(clips)
     for depth in (1, 2, 3, 4):
         if name == "input":
@@ -161,7 +169,8 @@ def test_the_answers_at_each_depth_are_those_of_predict(runs, clips, name):
                 logits = run.dynamic(**batch, mask=first_masks(4)[depth - 1]).logits
         else:
             logits, _ = predict(run, batch, depth)
-        torch.testing.assert_close(found[depth - 1], logits, rtol=1e-4, atol=1e-4)
+        sure = logits.softmax(-1).amax(-1)
+        torch.testing.assert_close(found.confidence[depth - 1], sure, rtol=1e-4, atol=1e-4)
 
 
 # --- mean budgets of runs -------------------------------------------------------------------

@@ -124,9 +124,9 @@ def test_the_oracle_is_never_below_any_choice_among_the_same_masks(study, out, t
     for where in ("validation", "test"):
         found = rows(out, tones, "input", where)
         for k in (1, 2, 3):
-            oracle = np.array(list(found["oracle", k]["correct"][0])) == "1"
+            oracle = np.array(found["oracle", k]["errors"][0]) == 0
             for rule in ("exact", "shuffled", "constant", "static"):
-                right = np.array(list(found[rule, k]["correct"][0])) == "1"
+                right = np.array(found[rule, k]["errors"][0]) == 0
                 assert (oracle >= right).all()
     assert study.data == tones.name
 
@@ -175,19 +175,20 @@ def test_a_selector_falls_back_where_the_static_mask_is_as_good(run, features, t
     """Whatever it learned, on validation it is never below the best static mask."""
     folder = load_folder(tones)
     clips = folder.split("validation")
-    labels = torch.tensor([folder.label_index(clip) for clip in clips])
+    goals = run.task.goals(folder, clips)
+    labels = torch.tensor([goal.ids[0] for goal in goals])
     some = run.read(clips, "read")
     before = {n: p.clone() for n, p in run.dynamic.selector.state_dict().items()}
     masks = every_mask(4)
-    logits = answers(run, some, masks).logits
-    right = (logits.argmax(-1) == labels).sum(1).tolist()
-    losses = [float(torch.nn.functional.cross_entropy(one, labels)) for one in logits]
+    found = answers(run, some, masks, goals)
+    right = (8 - found.errors.sum(1)).tolist()
+    losses = found.losses.mean(1).tolist()
     try:
         run.dynamic.selector.falls_back.zero_()
         with torch.no_grad():
             run.dynamic.selector.score.bias.copy_(torch.tensor([-9.0, 0, 9, 3]))  # a bad habit
-        settle(run, some, labels)
-        best = best_static(run, some, labels)
+        settle(run, some, goals)
+        best = best_static(run, some, goals)
         for k in (1, 2, 3):
             first = (masks == (torch.arange(4) < k)).all(-1).int().argmax()
             searched = (masks == best[k]).all(-1).int().argmax()
@@ -205,16 +206,16 @@ def test_a_selector_falls_back_where_the_static_mask_is_as_good(run, features, t
 
 def test_the_best_static_mask_is_the_best_of_all(run, features, tones, monkeypatch):
     folder = load_folder(tones)
-    labels = torch.tensor([folder.label_index(clip) for clip in folder.split("test")])
+    goals = run.task.goals(folder, folder.split("test"))
     masks = every_mask(4)
-    right = (answers(run, features, masks).logits.argmax(-1) == labels).double().mean(1)
-    best = best_static(run, features, labels)
+    right = 1 - answers(run, features, masks, goals).errors.double().mean(1)
+    best = best_static(run, features, goals)
     for k in (1, 2, 3):
         under = {tuple(m): float(r) for m, r in zip(masks.tolist(), right, strict=True)}
         ceiling = max(value for mask, value in under.items() if sum(mask) == k)
         assert under[tuple(best[k].tolist())] == ceiling
     monkeypatch.setattr("sounding.training.search.ALL", 3)  # too many of any size: beam only
-    beam = best_static(run, features, labels)
+    beam = best_static(run, features, goals)
     assert [int(beam[k].sum()) for k in (1, 2, 3)] == [1, 2, 3]
     assert beam[3].equal(best[3])  # the first step of the beam tries them all
 

@@ -41,16 +41,16 @@ class Maker:
     def row(self, rule, budget, better=0.0, clips=None, draws=1, vary=False):
         chance = 0.3 + 0.1 * budget + better - self.noise
         own = self.rng.normal(0, 0.05, (draws, CLIPS))
-        correct = ["".join("01"[int(x)] for x in line) for line in self.hard + own < chance]
+        errors = (self.hard + own >= chance).astype(int).tolist()
         kept = round(budget)
         mask = "1" * kept + "0" * (LAYERS - kept)
         masks = [mask if i % 2 else mask[::-1] for i in range(CLIPS)] if vary else mask
         row = {"rule": rule, "budget": budget, "macs": 1e9 * (0.1 + 0.15 * budget)}
         if clips is not None:
-            correct = ["".join(line[i] for i in clips) for line in correct]
+            errors = [[line[i] for i in clips] for line in errors]
             masks = [masks[i] for i in clips] if vary else masks
             row["clips"] = list(clips)
-        return {**row, "correct": correct, "masks": masks}
+        return {**row, "errors": errors, "masks": masks}
 
     def rows(self):
         looks = self.method == "input"
@@ -80,7 +80,7 @@ def measured(method, seed, data, *, variant=None, gain=None):
     gain = HELP * (data == "helps") if gain is None else gain
     rows = {name: Maker(method, seed, name, gain).rows() for name in SETS}
     return {
-        "format": 1, "method": method, "variant": variant or method, "seed": seed,
+        "format": 2, "method": method, "variant": variant or method, "seed": seed,
         "layers": LAYERS, "data": {"name": data, "digest": "d1"}, "labels": LABELS,
         "config": {"method": method}, "steps": 400, "seconds": {"train": 60.0, "measure": 5.0},
         "versions": {"torch": "2"}, "commit": "c0ffee", "machine": {"cpu": "a <b>", "threads": 1},
@@ -176,8 +176,8 @@ def test_study_is_read_by_data_set_and_averages_draws_and_seeds(studies, root):
     assert list(rows) == [0, 1, 2]
     raw = json.loads((root / "helps-random-1" / "measured.json").read_text())
     entry = next(r for r in raw["sets"]["test"]["rows"] if (r["rule"], r["budget"]) == ("exact", 2))
-    assert len(entry["correct"]) == 3
-    assert rows[1].accuracy == pytest.approx("".join(entry["correct"]).count("1") / 3 / CLIPS)
+    assert len(entry["errors"]) == 3
+    assert rows[1].accuracy == pytest.approx(1 - np.mean(entry["errors"]))
     mean = np.mean([row.accuracy for row in rows.values()])
     assert study.accuracy("test", ("random", "exact"), 2) == pytest.approx(mean)
     assert rows[1].executed_layers == 2
@@ -399,7 +399,7 @@ def spoil(change):
     ("change", "message"),
     [
         (lambda run, clips, row: run.pop("sets"), "'sets' is missing"),
-        (lambda run, clips, row: run.update(format=2), "format 2, this version reads 1"),
+        (lambda run, clips, row: run.update(format=3), "format 3, this version reads 1 and 2"),
         (lambda run, clips, row: run.update(method="magic"), "unknown method 'magic'"),
         (lambda run, clips, row: run.update(macs=[]), "is no measured.json"),
         (lambda run, clips, row: run["macs"].update(full=0), "must be above 0"),
@@ -407,6 +407,9 @@ def spoil(change):
         (lambda run, clips, row: run["data"].pop("digest"), "'digest' is missing"),
         (lambda run, clips, row: row.update(correct=["01"]), "set 'test', row exact 1: expected"),
         (lambda run, clips, row: row.update(correct=[]), "expected texts of 240 digits"),
+        (lambda run, clips, row: row.update(errors=[[0, 1]]), "the errors of 240 clips"),
+        (lambda run, clips, row: row.update(errors=[]), "the errors of 240 clips"),
+        (lambda run, clips, row: clips["clips"].update(weight=[1]), "weights that do not fit"),
         (lambda run, clips, row: row.update(masks="11x000"), "texts of 6 digits 0 and 1"),
         (lambda run, clips, row: row.update(masks=["110000"]), "1 masks for 240 clips"),
         (lambda run, clips, row: row.update(clips=[999]), "clips that are not in the set"),
@@ -421,6 +424,44 @@ def test_what_is_no_measured_file_is_said(tmp_path, change, message):
     assert str(path) in str(caught.value)
 
 
+def test_files_of_the_first_format_are_read_alike(tmp_path):
+    run = measured("static", 0, "idle")
+    new = Measured.from_json(write(tmp_path / "new", run))
+    run["format"] = 1
+    for clips in run["sets"].values():
+        for row in clips["rows"]:
+            row["correct"] = ["".join("10"[e] for e in draw) for draw in row.pop("errors")]
+    old = Measured.from_json(write(tmp_path / "old", run))
+    for where, clips in new.sets.items():
+        for key, row in clips.rows.items():
+            np.testing.assert_array_equal(row.correct, old.sets[where].rows[key].correct)
+
+
+def test_texts_count_by_their_words(tmp_path):
+    """The mean is 1 - WER, not that of the clips, and groups have words of their own."""
+    words = [1 + i % 5 for i in range(CLIPS)]
+    run = measured("static", 0, "idle")
+    run["metric"] = "wer"
+    errors = [i % 3 for i in range(CLIPS)]
+    for clips in run["sets"].values():
+        clips["clips"]["weight"] = words
+        for row in clips["rows"]:
+            row["errors"] = [errors for _ in row["errors"]]
+    write(tmp_path, run)
+    (study,) = load_study(tmp_path)
+    arm = ("static", "exact")
+    expected = 1 - sum(errors) / sum(words)
+    assert study.accuracy("test", arm, 2) == pytest.approx(expected)
+    mean, low, high = study.interval("test", arm, 2)
+    assert mean == pytest.approx(expected)
+    assert low < mean < high
+    name, worst = worst_group(study, "test", arm, 2, "speaker")
+    inside = [i for i in range(CLIPS) if columns()["speaker"][i] == name]
+    rate = sum(errors[i] for i in inside) / sum(words[i] for i in inside)
+    assert worst == pytest.approx(1 - rate)
+    assert f"{100 - 100 * expected:.1f} (" in accuracies(study, "test")[1][0][2]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "meth'])
 def test_foreign_and_truncated_files(tmp_path, text):
     (tmp_path / "measured.json").write_text(text)
@@ -433,6 +474,7 @@ def test_foreign_and_truncated_files(tmp_path, text):
     [
         (lambda run: run["sets"]["test"]["clips"]["file"].reverse(), "other clips of 'test'"),
         (lambda run: run.update(labels=["x"]), "other labels"),
+        (lambda run: run.update(metric="wer"), "other metric"),
         (lambda run: run["data"].update(digest="d2"), "other data digest"),
     ],
 )

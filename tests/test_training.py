@@ -19,12 +19,14 @@ import transformers as t
 from torch.nn.functional import cross_entropy
 
 import sounding
+from sounding.core.model import Answers
 from sounding.core.selector import depth_prior
 from sounding.data.folder import load_folder
 from sounding.training import train as module
 from sounding.training.config import METHODS, TrainConfig
 from sounding.training.methods import Step, _losses, random_masks, train_choice, train_dld
 from sounding.training.runs import load_run, new_run
+from sounding.training.tasks import Goal
 from sounding.training.train import Interrupted, steps_in, train
 
 
@@ -217,11 +219,6 @@ def test_a_loss_that_is_not_finite_stops_with_advice(config, tones, tmp_path):
         train(wild, load_folder(tones), tmp_path / "run")
 
 
-def test_texts_are_refused_until_recognition_is_there(config, tones, tmp_path):
-    with pytest.raises(ValueError, match="has texts, not labels"):
-        train(config, replace(load_folder(tones), task="text"), tmp_path / "run")
-
-
 FAMILIES = {
     "wav2vec2-post": t.Wav2Vec2FeatureExtractor(),
     "hubert-pre": t.Wav2Vec2FeatureExtractor(return_attention_mask=True),
@@ -300,17 +297,20 @@ def test_random_masks_keep_exactly_k_and_every_layer_sometimes():
     assert random_masks(rng, 3, 4, [1, 2, 4]).sum(1).tolist() == [1, 2, 4]
 
 
-def test_full_depth_learns_from_labels_and_the_other_masks_from_its_answers_too():
-    logits = torch.randn(3, 4, 5, requires_grad=True)
-    labels = torch.tensor([0, 1, 2, 3])
+def test_full_depth_learns_from_labels_and_the_other_masks_from_its_answers_too(config, tones):
+    run = new_run(config, list(load_folder(tones).labels), {})
+    logits = torch.randn(5, 4, 2, requires_grad=True)
+    labels = torch.tensor([0, 1, 1, 0])
+    goals = [Goal((label,), "") for label in labels.tolist()]
     hard = torch.stack([cross_entropy(one, labels, reduction="none") for one in logits])
-    teacher = logits[1].softmax(-1)
+    teacher = logits[3].softmax(-1)
     soft = (teacher * (teacher.log() - logits.log_softmax(-1))).sum(-1)
     for distill in (0.0, 0.3, 1.0):
-        losses = _losses(logits, labels, 1, distill)
+        run.config = replace(config, distill=distill)
+        losses = _losses(run, Answers(logits, logits, None), goals)
         expected = (1 - distill) * hard + distill * soft
-        torch.testing.assert_close(losses[[0, 2]], expected[[0, 2]])
-        torch.testing.assert_close(losses[1], hard[1])
+        torch.testing.assert_close(losses[[0, 1, 2, 4]], expected[[0, 1, 2, 4]])
+        torch.testing.assert_close(losses[3], hard[3])
     (gradient,) = torch.autograd.grad(losses[0].sum(), logits)
     assert gradient[0].any()
     assert not gradient[1:].any()  # nothing for who teaches
@@ -327,7 +327,7 @@ def test_the_selector_learns_to_prefer_the_candidates_with_a_low_loss(config, to
         run.dynamic.model.classifier.weight.mul_(300)  # masks that differ in their losses
     clips = folder.split("train")[:8]
     batch = run.collate(run.read(clips, "clips"))
-    labels = torch.tensor([folder.label_index(clip) for clip in clips])
+    goals = run.task.goals(folder, clips)
     runs = [0] * 4
     for index, layer in enumerate(run.dynamic.stack.layers):
         layer.register_forward_hook(
@@ -336,7 +336,7 @@ def test_the_selector_learns_to_prefer_the_candidates_with_a_low_loss(config, to
 
     def loss():
         torch.manual_seed(0)
-        return train_choice(run, batch, labels, Step(0, 2, np.random.default_rng(3)))
+        return train_choice(run, batch, goals, Step(0, 2, np.random.default_rng(3)))
 
     before = loss()
     assert runs[0] == 1
@@ -379,11 +379,12 @@ def test_imitating_itself_at_full_depth_costs_nothing(config, tones):
     run.dynamic.eval()
     clips = folder.split("train")[:4]  # of different lengths: padded
     batch = run.collate(run.read(clips, "clips"))
-    labels = torch.tensor([folder.label_index(clip) for clip in clips])
+    goals = run.task.goals(folder, clips)
+    labels = torch.tensor([goal.ids[0] for goal in goals])
     full = cross_entropy(run.dynamic(**batch).logits, labels)
     for seed in range(40):
         mask = np.random.default_rng(seed).random(4) < 0.5
-        loss = train_dld(run, batch, labels, Step(0, 1, np.random.default_rng(seed)))
+        loss = train_dld(run, batch, goals, Step(0, 1, np.random.default_rng(seed)))
         if mask.all():
             torch.testing.assert_close(loss, full, rtol=1e-4, atol=1e-4)
             break

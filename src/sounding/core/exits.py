@@ -1,4 +1,4 @@
-"""A classification head of its own for each number of kept layers below full depth.
+"""A head of its own for each number of kept layers below full depth: of a classifier or for CTC.
 
 One head that answers after any number of layers serves some of them badly. Early exit (Wright et
 al., arXiv 2309.09546) has a head after each layer; here a head belongs to a number of kept layers,
@@ -16,17 +16,18 @@ HEAD_WIDTH = 256  # as the classification heads of transformers
 
 
 class ExitHeads(nn.Module):
-    """Norm, projection, mean over the valid frames, classifier; for k = 1 to L - 1.
+    """Norm, projection, classifier, mean over the valid frames; for k = 1 to L - 1.
 
     Args:
         layers: L.
         width: of the encoder.
-        labels: number of classes.
+        labels: number of classes, or of tokens.
+        pooled: whether the answer is one a clip, or one a frame.
     """
 
-    def __init__(self, layers: int, width: int, labels: int) -> None:
+    def __init__(self, layers: int, width: int, labels: int, *, pooled: bool = True) -> None:
         super().__init__()
-        self.layers, self.width, self.labels = layers, width, labels
+        self.layers, self.width, self.labels, self.pooled = layers, width, labels, pooled
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, HEAD_WIDTH), nn.Linear(HEAD_WIDTH, labels)
@@ -34,18 +35,20 @@ class ExitHeads(nn.Module):
             for _ in range(layers - 1)
         )
 
-    def config(self) -> dict[str, int]:
+    def config(self) -> dict[str, Any]:
         """What the class takes to build these heads again."""
-        return {"layers": self.layers, "width": self.width, "labels": self.labels}
+        return {n: getattr(self, n) for n in ("layers", "width", "labels", "pooled")}
 
     def forward(self, state: Tensor, frame_mask: Tensor | None, k: int) -> Tensor:
         """What the head of `k` kept layers answers to the state behind them.
 
         Shape: state [batch, frames, width]; frame_mask [batch, frames] bool or None
-        -> [batch, labels].
+        -> [batch, labels], or [batch, frames, labels].
         """
         head: Any = self.heads[k - 1]
         logits: Tensor = head(state.to(head[0].weight.dtype))
+        if not self.pooled:
+            return logits
         if frame_mask is None:
             return logits.mean(1)
         weight = frame_mask.unsqueeze(-1).to(logits.dtype)
@@ -59,7 +62,7 @@ class ExitHeads(nn.Module):
         Args:
             own: what the model's own head answers, kept at full depth.
 
-        Shape: executed [batch, layers] bool; own [batch, labels] -> the same.
+        Shape: executed [batch, layers] bool; own as `forward` -> the same.
         """
         kept = executed.sum(1)
         logits = own

@@ -1,54 +1,74 @@
-"""A classification head for encoders that `transformers` has none for (Moonshine, Parakeet, ...).
+"""Heads for encoders that `transformers` has none for (Whisper by CTC, Moonshine, Parakeet, ...).
 
-Built as the heads of `transformers` are: a projection, the mean over the valid frames, a
-classifier.
+Built as the heads of `transformers` are: a classifier projects, takes the mean over the valid
+frames and classifies; a CTC head maps each frame to tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
 from .backbones import find_backbone
 
 
-class EncoderClassifierConfig(PretrainedConfig):
-    """The encoder's own configuration, and the width of the head.
+class EncoderConfig(PretrainedConfig):
+    """The encoder's own configuration, for a head on it.
 
     Args:
         backbone: configuration of the model that holds the encoder, as `to_dict()`.
+    """
+
+    def __init__(self, backbone: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.backbone = backbone or {}
+
+
+class EncoderClassifierConfig(EncoderConfig):
+    """The encoder's own configuration, and the width of the head.
+
+    Args:
         classifier_proj_size: width between the encoder and the classes.
     """
 
     model_type = "sounding_classifier"
 
-    def __init__(
-        self,
-        backbone: dict[str, Any] | None = None,
-        classifier_proj_size: int = 256,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, classifier_proj_size: int = 256, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.backbone = backbone or {}
         self.classifier_proj_size = classifier_proj_size
 
 
-class EncoderForAudioClassification(PreTrainedModel):
-    """An encoder of any supported family, without its decoder, and a classification head.
+class EncoderCTCConfig(EncoderConfig):
+    """The encoder's own configuration, and the number of tokens.
 
-    Saved and loaded as any model of `transformers` (`from_pretrained` of this class).
+    Args:
+        vocab_size: tokens, with the blank.
+        pad_token_id: the blank, as in `transformers`.
     """
 
-    config_class = EncoderClassifierConfig
+    model_type = "sounding_ctc"
+
+    def __init__(self, vocab_size: int = 32, pad_token_id: int = 0, **kwargs: Any) -> None:
+        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        self.vocab_size = vocab_size
+        self.pad_token_id = pad_token_id
+
+
+class _EncoderWithHead(PreTrainedModel):
+    """An encoder of any supported family, without its decoder.
+
+    Saved and loaded as any model of `transformers` (`from_pretrained` of its class).
+    """
+
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
-    def __init__(self, config: EncoderClassifierConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         values = dict(config.backbone)
         kind = values.pop("model_type", "")
@@ -57,24 +77,46 @@ class EncoderForAudioClassification(PreTrainedModel):
         self.family, encoder = find_backbone(whole)
         self.encoder = encoder
         self.main_input_name = encoder.main_input_name
-        self.projector = nn.Linear(encoder.config.hidden_size, config.classifier_proj_size)
-        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
-        self.post_init()
 
     @classmethod
-    def of(cls, model: PreTrainedModel, **labels: Any) -> EncoderForAudioClassification:
+    def of(cls, model: PreTrainedModel, **values: Any) -> Self:
         """A new head on a copy of the encoder within `model`.
 
         Args:
-            labels: `id2label` and `label2id`.
+            values: of the head's configuration: `id2label` and `label2id`, or `vocab_size`.
 
         Raises:
             ValueError: `model` holds no supported encoder.
         """
         _, encoder = find_backbone(model)
-        made = cls(EncoderClassifierConfig(backbone=model.config.to_dict(), **labels))
+        config: Any = cls.config_class
+        made = cls(config(backbone=model.config.to_dict(), **values))
         made.encoder.load_state_dict(encoder.state_dict())
         return made.to(model.dtype)
+
+    def _encode(
+        self,
+        input_values: Tensor | None,
+        input_features: Tensor | None,
+        attention_mask: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        inputs = input_values if input_features is None else input_features
+        if attention_mask is not None:
+            kwargs["attention_mask"] = attention_mask
+        return self.encoder(**{self.main_input_name: inputs}, **kwargs)
+
+
+class EncoderForAudioClassification(_EncoderWithHead):
+    """An encoder with a classification head."""
+
+    config_class = EncoderClassifierConfig
+
+    def __init__(self, config: EncoderClassifierConfig) -> None:
+        super().__init__(config)
+        self.projector = nn.Linear(self.encoder.config.hidden_size, config.classifier_proj_size)
+        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
+        self.post_init()
 
     def forward(
         self,
@@ -88,10 +130,7 @@ class EncoderForAudioClassification(PreTrainedModel):
         Shape: input_values [batch, samples] or input_features [batch, frames, bins], as the
         encoder takes them; attention_mask of the same length -> logits [batch, labels].
         """
-        inputs = input_values if input_features is None else input_features
-        if attention_mask is not None:
-            kwargs["attention_mask"] = attention_mask
-        encoded = self.encoder(**{self.main_input_name: inputs}, **kwargs)
+        encoded = self._encode(input_values, input_features, attention_mask, kwargs)
         hidden = self.projector(encoded[0])
         pooled = hidden.mean(1)
         if attention_mask is not None:
@@ -103,3 +142,33 @@ class EncoderForAudioClassification(PreTrainedModel):
         return SequenceClassifierOutput(
             logits=self.classifier(pooled), hidden_states=encoded.get("hidden_states")
         )
+
+
+class EncoderForCTC(_EncoderWithHead):
+    """An encoder with a CTC head: tokens for each frame, the blank among them."""
+
+    config_class = EncoderCTCConfig
+
+    def __init__(self, config: EncoderCTCConfig) -> None:
+        super().__init__(config)
+        self.lm_head = nn.Linear(self.encoder.config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        """Logits of a batch, frame by frame; those of padded frames mean nothing.
+
+        Shape: as `EncoderForAudioClassification` takes it -> logits [batch, frames, tokens].
+        """
+        encoded = self._encode(input_values, input_features, attention_mask, kwargs)
+        return CausalLMOutput(
+            logits=self.lm_head(encoded[0]), hidden_states=encoded.get("hidden_states")
+        )
+
+
+HEADS = {head.__name__: head for head in (EncoderForAudioClassification, EncoderForCTC)}

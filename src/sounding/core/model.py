@@ -22,7 +22,7 @@ from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers, mean_layers, threshold_for
 from .executor import Call, LayerStack, Tree, activate, active_call, plain
 from .exits import ExitHeads
-from .heads import EncoderForAudioClassification
+from .heads import HEADS
 from .plan import LocalGates, Plan, Progressive, UpFront, gates_above
 from .selector import (
     Gates,
@@ -39,6 +39,7 @@ SELECTOR = "selector.safetensors"
 SKIP = "skip.safetensors"  # of the adapters
 EXITS = "exits.safetensors"
 CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
+CTC = "ForCTC"
 FORMAT = 2
 
 
@@ -250,6 +251,14 @@ class DynamicModel(nn.Module):
             raise ValueError("some mask must run the layers before the selector")
         features = call.tree.features
         return Answers(torch.stack(logits), features, call.frame_mask(features.shape[1]))  # type: ignore[arg-type]
+
+    def frame_mask(self, batch: dict[str, Tensor], frames: int) -> Tensor | None:
+        """Which of the encoder's frames are no padding.
+
+        Shape: -> [batch, frames] bool; None where all are valid.
+        """
+        call = self._call(batch[self.model.main_input_name], None, None, batch)
+        return call.frame_mask(frames)
 
     def forward_plan(self, batch: dict[str, Tensor], plan: Plan) -> Any:
         """The model's own forward pass with a plan of yours, for training methods.
@@ -507,12 +516,12 @@ def wrap(
         skip: "identity"; "norm": a skipped layer still applies its final norm (LDASR), for
             backbones whose layers end in one; or "adapter": a small learned map in its place.
 
-        exits: give a classifier a new head for each number of kept layers below full depth, as
-            early exit has; to be trained.
+        exits: give a classifier or a CTC model a new head for each number of kept layers below
+            full depth, as early exit has; to be trained.
 
     Raises:
         ValueError: an unsupported model (the text lists the supported ones), one that is wrapped
-            already, a skip path that its layers do not have, or exits for other than a classifier.
+            already, a skip path that its layers do not have, or exits for another kind of model.
     """
     if isinstance(model, DynamicModel) or _has_stack(model):
         raise ValueError("the model is wrapped already: unwrap it first")
@@ -528,11 +537,7 @@ def wrap(
     path = SkipPath(skip, backbone, [plain(layer) for layer in layers], width)
     if isinstance(selector, str):
         selector = _new_selector(selector, width, len(layers))
-    heads = None
-    if exits:
-        if not type(model).__name__.endswith(CLASSIFIERS):
-            raise ValueError(f"exits are heads of a classifier, not of a {type(model).__name__}")
-        heads = ExitHeads(len(layers), width, model.config.num_labels)
+    heads = _new_exits(model, len(layers), width) if exits else None
     device = next(model.parameters()).device
     for part in (selector, path, heads):
         if part is not None:
@@ -599,9 +604,7 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
 
 def _model_class(name: str) -> Any:
     """Of `transformers`, or ours; None where there is none."""
-    if name == EncoderForAudioClassification.__name__:
-        return EncoderForAudioClassification
-    return getattr(transformers, name, None)
+    return HEADS.get(name) or getattr(transformers, name, None)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -666,6 +669,15 @@ class _Answering:
         del self.base.forward
         if self.before is not None:
             self.base.forward = self.before
+
+
+def _new_exits(model: Any, layers: int, width: int) -> ExitHeads:
+    name = type(model).__name__
+    if name.endswith(CLASSIFIERS):
+        return ExitHeads(layers, width, model.config.num_labels)
+    if name.endswith(CTC):
+        return ExitHeads(layers, width, model.config.vocab_size, pooled=False)
+    raise ValueError(f"exits are heads of a classifier or for CTC, not of a {name}")
 
 
 def _new_selector(kind: str, width: int, layers: int) -> nn.Module:

@@ -140,10 +140,7 @@ class Progressive:
         elif bool(self.going.any()):
             rows = self.going.nonzero().squeeze(1)
             logits = self.readout(index, rows.to(state.device), state[rows])
-            valid = None
-            if logits.ndim == 3:  # an answer a frame
-                valid = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-                valid = valid if frame_mask is None else frame_mask[rows.to(frame_mask.device)]
+            valid = None if frame_mask is None else frame_mask[rows.to(frame_mask.device)]
             sure = confidence(logits, valid).to("cpu") >= self.threshold
             self.going = self.going.clone()
             self.going[rows[sure]] = False
@@ -153,10 +150,22 @@ class Progressive:
 def confidence(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
     """The probability of the likeliest class; for an answer a frame, its mean over valid frames.
 
-    Shape: [..., batch, labels], or [batch, frames, labels] with a frame mask -> [..., batch].
+    Shape: [batch, labels], or [batch, frames, labels] with the frame mask or None -> [batch].
     """
-    highest = logits.float().softmax(-1).amax(-1)
+    return _over_frames(logits.float().softmax(-1).amax(-1), frame_mask)
+
+
+def certainty(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+    """Minus the entropy of the answer, in nats. Shape: as `confidence`."""
+    log_p = logits.float().log_softmax(-1)
+    return _over_frames((log_p * log_p.exp()).sum(-1), frame_mask)
+
+
+def _over_frames(values: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Mean over the valid frames, if there are any. Shape: [batch] or [batch, frames]."""
+    if values.ndim == 1:
+        return values
     if frame_mask is None:
-        return highest
-    weight = frame_mask.to(highest.dtype)
-    return (highest * weight).sum(-1) / weight.sum(-1)
+        return values.mean(-1)
+    weight = frame_mask.to(values.dtype)
+    return (values * weight).sum(-1) / weight.sum(-1)

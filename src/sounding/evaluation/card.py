@@ -20,14 +20,17 @@ def model_card(run: Run, sweep: Sweep, macs: Macs, *, notes: str = "") -> str:
     header = sweep.header
     best = [r for r in sweep.rows if r.method == run.config.method]
     results = [
-        {"type": "accuracy", "value": round(r.value, 4), "name": f"accuracy at k = {r.kept_layers}"}
+        {"type": r.metric, "value": round(r.value, 4), "name": f"{r.metric} at k = {r.kept_layers}"}
         for r in sorted(best, key=lambda r: r.kept_layers)
     ]
-    task = {"type": "audio-classification"}
+    kind, what, knows = "audio-classification", "An audio classifier", "Classes"
+    if run.tokenizer is not None:
+        kind, what, knows = "automatic-speech-recognition", "A speech recognizer (CTC)", "Tokens"
+    task = {"type": kind}
     dataset = {"type": header["data"]["name"], "name": header["data"]["name"]}
     front = {
         "library_name": "sounding",
-        "pipeline_tag": "audio-classification",
+        "pipeline_tag": kind,
         "base_model": run.config.backbone,
         "tags": ["layer-dropping", "dynamic-depth", "speech"],
         "model-index": [
@@ -45,7 +48,7 @@ def model_card(run: Run, sweep: Sweep, macs: Macs, *, notes: str = "") -> str:
 
 # {run.config.backbone}, {run.dynamic.num_layers} layers, any k of them
 
-An audio classifier whose encoder runs only the layers that a selector keeps (IDLD-style, after
+{what} whose encoder runs only the layers that a selector keeps (IDLD-style, after
 arXiv 2507.07954): the budget k may change with every call.
 
 ```python
@@ -54,14 +57,14 @@ dynamic = sounding.load("model/")
 out = dynamic(**inputs, budget=3)   # out.logits, out.executed_layers
 ```
 
-- Classes: {", ".join(run.labels)}.
+- {knows}: {", ".join(run.labels)}.
 - Input: 16 kHz mono audio through the feature extractor saved beside the weights.
 - Layer selector: {100 * macs.selector_share:.3f} % of the MACs of full depth.
 {notes}
 ## Measured
 
 {header["clips"]} clips of the {header["data"]["split"]} split of `{header["data"]["name"]}` (digest
-`{header["data"]["digest"][:16]}`). Intervals are 95 % (Wilson). Latency: one clip of median length
+`{header["data"]["digest"][:16]}`). Intervals are 95 %. Latency: one clip of median length
 at a time, {machine["cpu"]}, {machine["threads"]} threads; its share of full depth is the median of
 {header["rounds"]} paired ratios.
 
@@ -71,6 +74,6 @@ Seed {run.config.seed}, {run.info.get("steps")} steps, commit `{header["commit"]
 ## Limits
 
 Measured on one data set and one machine only. Audio unlike the training data (other words, rooms,
-languages) gives confident wrong answers: there is no class for "none of these". Fewer layers cost
+languages) gives confident wrong answers: nothing says "none of these". Fewer layers cost
 accuracy first on the hardest inputs.
 """

@@ -1,4 +1,4 @@
-"""Classify audio files with a run, at a budget."""
+"""What a run answers to audio files, at a budget: a class, or a text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from ..core.budget import Budget, kept_layers, mean_layers
+from ..core.plan import confidence
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
@@ -21,7 +22,8 @@ class Answer:
     """What a run says of one clip.
 
     Attributes:
-        probability: of `label`, by the model.
+        label: the class, or the text.
+        probability: of the class; for a text the mean over the frames of the likeliest token's.
         kept_layers: k, as asked for; with a mean budget, as many as ran.
         executed_layers: indexes of the layers that really ran.
         milliseconds: of the model, without reading the file.
@@ -47,7 +49,7 @@ def classify(
     *,
     max_seconds: Seconds | None = None,
 ) -> Iterator[Answer]:
-    """Classify each file by itself, in order.
+    """Answer to each file by itself, in order.
 
     Raises:
         ValueError: a budget that is not allowed.
@@ -66,11 +68,11 @@ def classify(
         start = perf_counter()
         logits, executed = predict(run, run.collate(features), asked)
         milliseconds = 1000 * (perf_counter() - start)
-        probability, index = logits.softmax(-1)[0].max(-1)
+        (label,) = run.task.answers(logits, None)
         yield Answer(
             file=str(file),
-            label=run.labels[int(index)],
-            probability=float(probability),
+            label=label,
+            probability=float(confidence(logits)),
             kept_layers=asked if isinstance(asked, int) else int(executed.sum()),
             executed_layers=executed[0].nonzero().squeeze(1).tolist(),
             layers=layers,

@@ -137,8 +137,10 @@ def worst_group(
     groups = [n for n, count in Counter(names).items() if n and count >= SMALLEST_GROUP]
     if not rows or not groups:
         return None
-    correct = np.mean([row.correct for row in rows.values()], axis=0)
-    found = {name: float(correct[np.array(names) == name].mean()) for name in groups}
+    weight = study.clips(where).weight
+    right = np.mean([row.correct for row in rows.values()], axis=0) * weight.mean()
+    inside = {name: np.array(names) == name for name in groups}
+    found = {name: float(right[i].sum() / weight[i].sum()) for name, i in inside.items()}
     return min(found.items(), key=lambda item: item[1])
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from .plots import COLORS, subplots
-from .statistics import wilson
 from .study import Arm, Study
 from .table import METHODS
 
@@ -35,7 +34,7 @@ def plot_pareto(study: Study, where: str) -> str:
             _curve(axis, study, where, (variant, "mean"), fmt="D", mfc="none")
             _curve(axis, study, where, (variant, "mean-entropy"), fmt="*", mfc="none")
     axis.set_xlabel("MACs, share of full depth (%)")
-    _finish(axis, "accuracy (%)")
+    _finish(axis, _accuracy(study))
     axis.legend(frameon=False, loc="lower right", title="open marks: mean budgets")
     return _svg(figure)
 
@@ -50,13 +49,16 @@ def _points(
     axis: Any, study: Study, where: str, arm: Arm, budgets: Sequence[float], x: Any, **style: Any
 ) -> None:
     """Accuracy with its interval at each x."""
-    correct = [study.correct(where, arm, b) for b in budgets]
-    y = np.array([c.mean() for c in correct])
-    ends = np.array([wilson(c.mean(), c.shape[1]) for c in correct]).reshape(-1, 2).T
-    if len(y):
+    found = np.array([study.interval(where, arm, b) for b in budgets])
+    if len(found):
+        y, ends = found[:, 0], found[:, 1:].T
         axis.errorbar(
             x, 100 * y, yerr=100 * abs(ends - y), ms=5, capsize=2, elinewidth=0.8, **style
         )
+
+
+def _accuracy(study: Study) -> str:
+    return "word accuracy (%)" if study.metric == "wer" else "accuracy (%)"
 
 
 def plot_gains(verdict: dict[str, Any], where: str) -> str:
@@ -90,7 +92,7 @@ def plot_controls(study: Study, where: str) -> str:
         budgets = study.budgets(where, arm)
         _points(axis, study, where, arm, budgets, budgets, fmt=fmt, color=color, label=label)
     axis.set_xlabel("kept layers")
-    _finish(axis, "accuracy (%)")
+    _finish(axis, _accuracy(study))
     axis.legend(frameon=False)
     return _svg(figure)
 
@@ -113,7 +115,7 @@ def plot_noise(study: Study) -> str:
         names = [_plain(name.removeprefix("test at ")) for name in study.sets]
         axis.set_xticks(range(len(names)), names, rotation=60)
         axis.set_title(f"k = {budget:g}")
-        _finish(axis, "accuracy (%)" if axis is axes[0, 0] else "")
+        _finish(axis, _accuracy(study) if axis is axes[0, 0] else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
     return _svg(figure)

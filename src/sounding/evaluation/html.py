@@ -18,7 +18,7 @@ from .figures import (
     plot_noise,
     plot_pareto,
 )
-from .statistics import Interval, paired_bootstrap, wilson
+from .statistics import Interval, paired_bootstrap
 from .study import Arm, Study, load_study
 from .table import METHODS
 from .verdict import INPUT, SEEDS, exact_points, in_words, judge, verdict_line
@@ -173,11 +173,14 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
     parts = [f"<h2>{escape(study.data)}: all methods</h2>"]
     for where in study.sets:
         count = len(study.clips(where).files)
-        parts += [f"<h3>Accuracy over compute: {escape(where)}, {count} clips</h3>"]
+        title = "Word error rate and compute" if study.metric == "wer" else "Accuracy over compute"
+        parts += [f"<h3>{title}: {escape(where)}, {count} clips</h3>"]
         parts += [plot_pareto(study, where), _html(accuracies(study, where))]
     parts.append(
         _paragraph(
-            "Mean over seeds, 95 % interval (Wilson, over clips), ± standard deviation over seeds "
+            "Mean over seeds, 95 % interval over clips (Wilson; of the word error rate a "
+            "bootstrap; plots and gains are in word accuracy, 100 % less that rate), ± standard "
+            "deviation over seeds "
             "(of three seeds it is itself rough), masks ± over random masks, at: layers that ran "
             "in the mean. In the head: MACs as a share of full depth, of the first method."
         )
@@ -222,9 +225,10 @@ def _cell(study: Study, where: str, arm: Arm, budget: float) -> str:
     if not rows:
         return "-"
     seeds = [row.accuracy for row in rows.values()]
-    mean = sum(seeds) / len(seeds)
-    low, high = wilson(mean, study.correct(where, arm, budget).shape[1])
+    mean, low, high = study.interval(where, arm, budget)
     spread = (sum((s - mean) ** 2 for s in seeds) / max(1, len(seeds) - 1)) ** 0.5
+    if study.metric == "wer":
+        mean, low, high = 1 - mean, 1 - high, 1 - low
     text = f"{100 * mean:.1f} ({100 * low:.1f}-{100 * high:.1f})"
     text += f" ±{100 * spread:.1f}" if len(seeds) > 1 else ""
     masks = [row.spread for row in rows.values() if row.spread is not None]

@@ -18,17 +18,17 @@ from torch import Tensor
 
 from ..core.budget import threshold_for
 from ..core.macs import Macs, count_macs
-from ..core.plan import confidence
 from ..core.selector import InputSelector, StaticSelector, top_k_mask
 from ..data.audio import duration
 from ..data.features import Change, FeatureSet
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import noise_for
 from ..training.answers import (
+    MaskAnswers,
     answers,
     calibrate,
-    depth_logits,
     depth_table,
+    depths,
     every_mask,
     pooled,
     stops,
@@ -38,6 +38,7 @@ from ..training.methods import first_masks, random_masks
 from ..training.precision import uses_bf16
 from ..training.runs import Run, provenance
 from ..training.search import best_static
+from ..training.tasks import Goals
 from .predict import RANDOM, predict
 from .study import FORMAT
 
@@ -54,24 +55,15 @@ class Answered:
     """Clips of a set under some masks.
 
     Shape:
-        labels: [clips].
         masks: [masks, layers] bool.
-        logits: [masks, clips, labels].
-        read: [clips, 2 * width], what a selector reads; None where nothing does.
+        found: of each of them, in this order.
     """
 
-    labels: Tensor
     masks: Tensor
-    logits: Tensor
-    read: Tensor | None = None
+    found: MaskAnswers
 
     def __post_init__(self) -> None:
         self._index = {tuple(mask): i for i, mask in enumerate(self.masks.tolist())}
-
-    @property
-    def right(self) -> Tensor:
-        """Shape: [masks, clips] bool."""
-        return self.logits.argmax(-1) == self.labels
 
     def index(self, masks: Tensor) -> Tensor:
         """Where masks stand. Shape: [..., layers] -> [...] int."""
@@ -79,8 +71,12 @@ class Answered:
         return torch.tensor(flat).view(masks.shape[:-1])
 
     def under(self, masks: Tensor) -> Tensor:
-        """Whether each clip is right under its mask. Shape: [clips, layers] -> [clips] bool."""
-        return self.right[self.index(masks), torch.arange(len(self.labels))]
+        """The errors of each clip under its mask.
+
+        Shape: [layers] or [clips, layers] -> [clips].
+        """
+        clips = self.found.errors.shape[1]
+        return self.found.errors[self.index(masks), torch.arange(clips)]
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def measure(
     cost = _cost(run, features)
     # thresholds for the precision that this study computes in
     run.dynamic.mean_budgets = calibrate(run, features, run.config.precision)
-    known = _known(run, features, _labels(folder, validation))
+    known = _known(run, features, run.task.goals(folder, validation))
     rows_of = partial(_set, run, folder, cost=cost, known=known, seed=seed)
     sets = {"validation": rows_of(validation, features, all_masks=True)}
     clips = folder.split("test")
@@ -156,6 +152,7 @@ def measure(
         "layers": run.dynamic.num_layers,
         "data": {"name": folder.root.name, "digest": folder.digest},
         "labels": run.labels,
+        "metric": run.task.metric,
         "config": asdict(run.config),
         "steps": run.info.get("steps"),
         "seconds": {"train": trained_seconds, "measure": monotonic() - start},
@@ -165,10 +162,6 @@ def measure(
         **provenance(),
         "sets": sets,
     }
-
-
-def _labels(folder: AudioFolder, clips: Sequence[Clip]) -> Tensor:
-    return torch.tensor([folder.label_index(clip) for clip in clips])
 
 
 def _noise(run: Run, snr_db: float, seed: int, copy: int = 0) -> Change:
@@ -182,28 +175,23 @@ def _cost(run: Run, features: FeatureSet) -> Cost:
     return Cost(macs, chooses)
 
 
-def _known(run: Run, features: FeatureSet, labels: Tensor) -> Known:
+def _known(run: Run, features: FeatureSet, goals: Goals) -> Known:
     """What is decided on validation."""
     method, layers = run.config.method, run.dynamic.num_layers
     known = Known()
     if method in (*RANDOM, "static", "input"):
-        known.static = best_static(run, features, labels)
+        known.static = best_static(run, features, goals)
     if method == "input":
         known.center = pooled(run, features).mean(0)
         known.thresholds["mean"] = run.dynamic.mean_budgets
     if method == "early-exit":
         known.thresholds["mean"] = run.dynamic.mean_budgets
-        logits = depth_logits(run, features)[:-1]
-        known.thresholds["mean-entropy"] = depth_table(_certainty(logits), layers)
+        certain = depths(run, features).certainty[:-1]
+        known.thresholds["mean-entropy"] = depth_table(certain, layers)
     return known
 
 
-def _certainty(logits: Tensor) -> Tensor:
-    """Minus the entropy of the answer, in nats. Shape: [..., labels] -> [...]."""
-    return (logits.log_softmax(-1) * logits.softmax(-1)).sum(-1)
-
-
-SURENESS = {"mean": confidence, "mean-entropy": _certainty}
+SURENESS = {"mean": "confidence", "mean-entropy": "certainty"}  # of `MaskAnswers`
 
 
 def _set(
@@ -217,38 +205,40 @@ def _set(
     *,
     all_masks: bool,
 ) -> Json:
-    labels = _labels(folder, clips)
+    goals = run.task.goals(folder, clips)
     seconds = run.config.max_seconds or np.inf
     described = {
         "file": [clip.path.relative_to(folder.root).as_posix() for clip in clips],
-        "label": [clip.target for clip in clips],
+        "label": [clip.target if folder.labels else "" for clip in clips],
         "speaker": [clip.speaker for clip in clips],
         "seconds": [round(min(duration(clip.path), seconds), 3) for clip in clips],
     }
+    if run.task.metric != "accuracy":
+        described["weight"] = [run.task.weight(goal) for goal in goals]
     method = run.config.method
     if method == "early-exit":
-        rows = _depth_rows(run, features, labels, cost, known, seed)
+        rows = _depth_rows(run, features, goals, cost, known, seed)
     elif method == "i3d":
-        rows = _gate_rows(run, features, labels, cost)
+        rows = _gate_rows(run, features, goals, cost)
     elif method == "input":
-        rows = _input_rows(run, features, labels, cost, known, seed, all_masks=all_masks)
+        rows = _input_rows(run, features, goals, cost, known, seed, all_masks=all_masks)
     else:
-        rows = _blind_rows(run, features, labels, cost, known, seed)
+        rows = _blind_rows(run, features, goals, cost, known, seed)
     return {"clips": described, "rows": rows}
 
 
 def _row(
-    rule: str, budget: float, right: Tensor, masks: Tensor, cost: Cost, exits: Tensor | None = None
+    rule: str, budget: float, errors: Tensor, masks: Tensor, cost: Cost, exits: Tensor | None = None
 ) -> Json:
     """A row.
 
-    Shape: right [clips] or [draws, clips] bool; masks [layers] or [clips, layers] bool.
+    Shape: errors [clips] or [draws, clips]; masks [layers] or [clips, layers] bool.
     """
-    clips = right.shape[-1]
+    clips = errors.shape[-1]
     return {
         "rule": rule,
         "budget": budget,
-        "correct": [_digits(draw) for draw in right.view(-1, clips)],
+        "errors": [[int(count) for count in draw] for draw in errors.view(-1, clips)],
         "masks": _digits(masks) if masks.ndim == 1 else [_digits(mask) for mask in masks],
         "macs": cost.of(masks.expand(clips, -1), exits),
     }
@@ -259,36 +249,34 @@ def _digits(values: Tensor) -> str:
 
 
 def _depth_rows(
-    run: Run, features: FeatureSet, labels: Tensor, cost: Cost, known: Known, seed: int
+    run: Run, features: FeatureSet, goals: Goals, cost: Cost, known: Known, seed: int
 ) -> list[Json]:
     """Early exit: at fixed depths, and once the answer is sure enough."""
     layers = run.dynamic.num_layers
-    depths = Answered(labels, first_masks(layers), depth_logits(run, features))
-    rows = [
-        _row("exact", k, depths.right[k - 1], depths.masks[k - 1], cost)
-        for k in range(1, layers + 1)
-    ]
-    return rows + _mean_rows(depths, cost, known, seed)
+    first = Answered(first_masks(layers), depths(run, features, goals))
+    rows = [_row("exact", k, first.under(m), m, cost) for k, m in enumerate(first.masks, start=1)]
+    return rows + _mean_rows(first, cost, known, seed)
 
 
-def _mean_rows(depths: Answered, cost: Cost, known: Known, seed: int) -> list[Json]:
+def _mean_rows(under: Answered, cost: Cost, known: Known, seed: int) -> list[Json]:
     """Each clip stops by itself; as a control ("mean-shuffled") where another clip stopped."""
-    layers = depths.masks.shape[1]
+    layers = under.masks.shape[1]
+    first = under.index(first_masks(layers)[:-1])
     rows = []
     for rule, table in known.thresholds.items():
-        sureness = SURENESS[rule](depths.logits[:-1])
+        sureness = getattr(under.found, SURENESS[rule])[first]
         for mean in range(2, layers):
             stop = stops(sureness, threshold_for(mean, table))
             masks = first_masks(layers)[stop - 1]
             exits = stop.clamp(max=layers - 1)  # it asks after each layer whether it is sure
-            rows.append(_row(rule, mean, depths.under(masks), masks, cost, exits))
+            rows.append(_row(rule, mean, under.under(masks), masks, cost, exits))
             if rule == "mean":
                 masks = masks[_others(len(masks), seed)]
-                rows.append(_row("mean-shuffled", mean, depths.under(masks), masks, cost, exits))
+                rows.append(_row("mean-shuffled", mean, under.under(masks), masks, cost, exits))
     return rows
 
 
-def _gate_rows(run: Run, features: FeatureSet, labels: Tensor, cost: Cost) -> list[Json]:
+def _gate_rows(run: Run, features: FeatureSet, goals: Goals, cost: Cost) -> list[Json]:
     """I3D, run for real: its masks differ by input, and a local gate reads what ran before it."""
     layers = run.dynamic.num_layers
     budgets: list[tuple[str, int, int | str]] = [("exact", k, k) for k in range(1, layers + 1)]
@@ -296,34 +284,40 @@ def _gate_rows(run: Run, features: FeatureSet, labels: Tensor, cost: Cost) -> li
         budgets += [("mean", mean, f"mean:{mean}") for mean in range(2, layers)]
     rows = []
     for rule, budget, asked in budgets:
-        logits, masks = predict_all(run, features, asked)
-        rows.append(_row(rule, budget, logits.argmax(-1) == labels, masks, cost))
+        rows.append(_row(rule, budget, *predict_all(run, features, asked, goals), cost))
     return rows
 
 
-def predict_all(run: Run, features: FeatureSet, budget: int | str) -> tuple[Tensor, Tensor]:
-    """`predict` for many clips, in the study's precision.
+def predict_all(
+    run: Run, features: FeatureSet, budget: int | str, goals: Goals | None = None
+) -> tuple[Tensor, Tensor]:
+    """Errors of `predict` for many clips (0 without goals), in the study's precision.
 
-    Shape: -> [clips, labels], [clips, layers] bool.
+    Shape: -> [clips], [clips, layers] bool.
     """
-    logits = torch.zeros(len(features), len(run.labels))
+    errors = torch.zeros(len(features))
     masks = torch.zeros(len(features), run.dynamic.num_layers, dtype=torch.bool)
     for rows, batch in study_batches(run, features):
-        out, ran = predict(run, batch, budget)
-        logits[rows], masks[rows] = out.float(), ran
-    return logits, masks
+        logits, masks[rows] = predict(run, batch, budget)
+        if goals is not None:
+            valid, some = run.frame_mask(batch, logits), [goals[row] for row in rows]
+            errors[rows] = run.task.errors(logits[None], valid, some)[0]
+    return errors, masks
 
 
 def _blind_rows(
-    run: Run, features: FeatureSet, labels: Tensor, cost: Cost, known: Known, seed: int
+    run: Run, features: FeatureSet, goals: Goals, cost: Cost, known: Known, seed: int
 ) -> list[Json]:
     """Methods whose masks ignore the input: a fixed mask, or random ones, and the best static."""
     layers = run.dynamic.num_layers
     exact = {k: _blind_masks(run, k, seed) for k in range(1, layers + 1)}
     wanted = torch.cat([*exact.values(), *(mask[None] for mask in known.static.values())])
     masks = torch.unique(wanted, dim=0)
-    under = Answered(labels, masks, answers(run, features, masks).logits)
-    rows = [_row("exact", k, under.right[under.index(m)], m[0], cost) for k, m in exact.items()]
+    under = Answered(masks, answers(run, features, masks, goals))
+    rows = []
+    for k, drawn in exact.items():
+        errors = torch.stack([under.under(mask) for mask in drawn])
+        rows.append(_row("exact", k, errors, drawn[0], cost))
     return rows + _static_rows(under, cost, known)
 
 
@@ -341,15 +335,14 @@ def _blind_masks(run: Run, k: int, seed: int) -> Tensor:
 
 def _static_rows(under: Answered, cost: Cost, known: Known) -> list[Json]:
     return [
-        _row("static", k, under.right[under.index(mask)], mask, cost)
-        for k, mask in sorted(known.static.items())
+        _row("static", k, under.under(mask), mask, cost) for k, mask in sorted(known.static.items())
     ]
 
 
 def _input_rows(
     run: Run,
     features: FeatureSet,
-    labels: Tensor,
+    goals: Goals,
     cost: Cost,
     known: Known,
     seed: int,
@@ -364,8 +357,7 @@ def _input_rows(
         wanted = [first_masks(layers), *(mask[None] for mask in known.static.values())]
         wanted += [m for by_budget in chosen.values() for m in by_budget.values()]
         masks = torch.unique(torch.cat(wanted), dim=0)
-    found = answers(run, features, masks)
-    under = Answered(labels, masks, found.logits, found.pooled)
+    under = Answered(masks, answers(run, features, masks, goals))
     rows = [
         _row(rule, k, under.under(m), m, cost)
         for rule, by_budget in chosen.items()
@@ -373,8 +365,7 @@ def _input_rows(
     ]
     rows += _static_rows(under, cost, known)
     rows += [_row("oracle", k, *_oracle(under, k), cost) for k in range(1, layers)]
-    depths = Answered(labels, first_masks(layers), under.logits[under.index(first_masks(layers))])
-    return rows + _mean_rows(depths, cost, known, seed)
+    return rows + _mean_rows(under, cost, known, seed)
 
 
 def _choices(
@@ -414,20 +405,18 @@ def _chosen(selector: InputSelector, read: Tensor, k: int) -> Tensor:
 
 
 def _oracle(under: Answered, k: int) -> tuple[Tensor, Tensor]:
-    """A mask that is right, if one of k layers is; otherwise the one of the lowest loss."""
-    masks = _lowest_loss(under, k, right_first=True)
+    """The mask of k layers with the fewest errors, or of those the one of the lowest loss."""
+    masks = _lowest_loss(under, k, errors_first=True)
     return under.under(masks), masks
 
 
-def _lowest_loss(under: Answered, k: int, *, right_first: bool = False) -> Tensor:
+def _lowest_loss(under: Answered, k: int, *, errors_first: bool = False) -> Tensor:
     """The mask of k layers that suits each clip best, by its label. Shape: -> [clips, layers]."""
     rows = (under.masks.sum(1) == k).nonzero().squeeze(1)
-    log_p = under.logits[rows].log_softmax(-1)
-    goal = under.labels.expand(len(rows), -1)[..., None]
-    score = log_p.gather(-1, goal)[..., 0]
-    if right_first:
-        score = score + 1e6 * under.right[rows]
-    return under.masks[rows[score.argmax(0)]]
+    loss = under.found.losses[rows].double()
+    if errors_first:
+        loss = loss + 1e6 * under.found.errors[rows]
+    return under.masks[rows[loss.argmin(0)]]
 
 
 def _ceiling(
@@ -444,19 +433,19 @@ def _ceiling(
     count = min(CEILING_CLIPS, len(clips))
     index = np.linspace(0, len(clips) - 1, count).round().astype(int).tolist()
     some = [clips[i] for i in index]
-    labels = _labels(folder, some)
-    first, second = (
-        answers(run, run.read(some, f"copy {copy}", _noise(run, CEILING_SNR_DB, seed, copy)), masks)
-        for copy in (1, 2)
-    )
-    chosen_on = Answered(labels, masks, first.logits)
-    scored_on = Answered(labels, masks, second.logits, second.pooled)
+    goals = run.task.goals(folder, some)
+
+    def under(copy: int) -> Answered:
+        noisy = run.read(some, f"copy {copy}", _noise(run, CEILING_SNR_DB, seed, copy))
+        return Answered(masks, answers(run, noisy, masks, goals))
+
+    chosen_on, scored_on = under(1), under(2)
     selector = run.dynamic.selector
     assert isinstance(selector, InputSelector)
     rows = []
     for k in range(1, layers):
         best = _lowest_loss(chosen_on, k)
-        own = _chosen(selector, second.pooled, k)
+        own = _chosen(selector, scored_on.found.pooled, k)
         for rule, mask in (("ceiling", best), ("ceiling-reference", own)):
             rows.append({**_row(rule, k, scored_on.under(mask), mask, cost), "clips": index})
     return rows

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..files import atomic_path
 from .sweep import Sweep
-from .table import METHODS, sorted_rows
+from .table import METHODS, METRICS, sorted_rows
 
 COLORS = {
     "full": "#444444", "first": "#8c8c8c", "random": "#d98c1f", "early-exit": "#3b7dd8",
@@ -20,7 +20,7 @@ COLORS = {
 
 
 def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
-    """Accuracy over MACs, a line a method, with its 95 % interval.
+    """Accuracy (or WER) over MACs, a line a method, with its 95 % interval.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; the text says how to install it.
@@ -43,12 +43,13 @@ def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
             axis.plot(x, y, "o-", ms=5, lw=2, color=COLORS[method], label=name)
             axis.fill_between(x, low, high, color=COLORS[method], alpha=0.12, lw=0)
     axis.set_xlabel("million multiply-accumulates per clip (front end, selector and head included)")
-    axis.set_ylabel("accuracy (%)")
+    metric = sweep.rows[0].metric
+    axis.set_ylabel(f"{METRICS[metric]} (%)")
     data = sweep.header["data"]
     axis.set_title(f"{data['name']}: {sweep.header['clips']} {data['split']} clips", loc="left")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower right" if metric == "accuracy" else "upper right")
     _save(figure, path)
 
 

@@ -36,6 +36,24 @@ class Interval(NamedTuple):
     high: float
 
 
+def error_rate(
+    errors: NDArray[np.float64], words: NDArray[np.int64], *, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Errors over words of many clips, with the 95 % interval of a bootstrap over the clips.
+
+    Shape: errors [clips], words [clips].
+
+    Raises:
+        ValueError: no words.
+    """
+    if not words.sum():
+        raise ValueError("an error rate needs at least one word")
+    counts = _counts(len(words), resamples, seed)
+    drawn = counts @ words
+    low, high = np.quantile((counts @ errors)[drawn > 0] / drawn[drawn > 0], [0.025, 0.975])
+    return Interval(float(errors.sum() / words.sum()), float(low), float(high))
+
+
 def paired_bootstrap(
     differences: NDArray[np.float64],
     *,

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT = 1
+from .statistics import Interval, paired_bootstrap, wilson
+
+FORMAT = 2  # and 1, which has "correct" as texts of digits in place of "errors"
 FILE = "measured.json"
 METHODS = ("full", "random", "early-exit", "static", "i3d", "dld", "input")
 OBJECTS = ("config", "seconds", "versions", "machine")
@@ -31,7 +33,9 @@ class Row:
 
     Attributes:
         budget: kept layers, or their mean that was asked for.
-        correct: [clips] share of the draws in which a clip was right; NaN: not measured.
+        correct: [clips] share of the draws in which a clip was right; for texts the words that
+            were right, over the mean number of words a clip, so that the mean over the clips is
+            1 - WER; NaN: not measured.
         masks: [measured clips, layers] bool, of the first draw.
         macs: mean per clip, everything included.
         spread: standard deviation of the accuracy over the draws of masks; None for one draw.
@@ -62,12 +66,14 @@ class ClipSet:
     Attributes:
         groups: "label" and "speaker" of each clip; empty texts where nobody knows.
         seconds: [clips].
+        weight: [clips] words to get right; 1 where the answer is a class.
         rows: by rule and budget.
     """
 
     files: list[str]
     groups: dict[str, list[str]]
     seconds: Floats
+    weight: Floats
     rows: dict[tuple[str, float], Row]
 
 
@@ -78,6 +84,7 @@ class Measured:
     Attributes:
         variant: the name in the comparison: the method's, or "input-NAME" for an ablation.
         macs: of a median clip at full depth.
+        metric: "accuracy", or "wer" for texts.
         info: where the numbers come from: config, steps, seconds, versions, commit, ...
     """
 
@@ -89,6 +96,7 @@ class Measured:
     data: str
     digest: str
     macs: float
+    metric: str
     sets: dict[str, ClipSet]
     info: dict[str, Any]
 
@@ -102,8 +110,8 @@ class Measured:
         path = Path(path)
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
-            if read["format"] != FORMAT:
-                raise ValueError(f"format {read['format']}, this version reads {FORMAT}")
+            if read["format"] not in (1, FORMAT):
+                raise ValueError(f"format {read['format']}, this version reads 1 and {FORMAT}")
             if read["method"] not in METHODS:
                 raise ValueError(f"unknown method {read['method']!r}")
             if any(not isinstance(read[key], dict) for key in OBJECTS):
@@ -120,6 +128,7 @@ class Measured:
                 data=str(read["data"]["name"]),
                 digest=str(read["data"]["digest"]),
                 macs=float(read["macs"]["full"]),
+                metric=str(read.get("metric", "accuracy")),
                 sets={name: _clip_set(s, layers, name) for name, s in read["sets"].items()},
                 info={key: read[key] for key in HEADER},
             )
@@ -134,23 +143,27 @@ def _clip_set(read: dict[str, Any], layers: int, name: str) -> ClipSet:
     files = [str(file) for file in columns["file"]]
     if not files or any(len(columns[c]) != len(files) for c in ("label", "speaker", "seconds")):
         raise ValueError(f"set {name!r}: no clips, or columns of different lengths")
+    weight = np.array(columns.get("weight", [1] * len(files)), dtype=float)
+    if len(weight) != len(files) or weight.min() < 0 or not weight.any():
+        raise ValueError(f"set {name!r}: weights that do not fit the clips")
     rows: dict[tuple[str, float], Row] = {}
     for entry in read["rows"]:
-        row = _row(entry, len(files), layers, name)
+        row = _row(entry, weight, layers, name)
         if (row.rule, row.budget) in rows:
             raise ValueError(f"set {name!r}: two rows {row.rule} {row.budget:g}")
         rows[row.rule, row.budget] = row
     groups = {c: ["" if x is None else str(x) for x in columns[c]] for c in ("label", "speaker")}
-    return ClipSet(files, groups, np.array(columns["seconds"], dtype=float), rows)
+    return ClipSet(files, groups, np.array(columns["seconds"], dtype=float), weight, rows)
 
 
-def _row(read: dict[str, Any], clips: int, layers: int, name: str) -> Row:
+def _row(read: dict[str, Any], weight: Floats, layers: int, name: str) -> Row:
+    clips = len(weight)
     rule, budget = str(read["rule"]), float(read["budget"])
     where = f"set {name!r}, row {rule} {budget:g}"
     measured = np.array(read.get("clips", range(clips)), dtype=int)
     if not len(measured) or measured.min() < 0 or measured.max() >= clips:
         raise ValueError(f"{where}: clips that are not in the set")
-    draws = _digits(read["correct"], len(measured), where)
+    draws = _right(read, weight[measured], where)
     correct = np.full(clips, np.nan)
     correct[measured] = draws.mean(0)
     one = isinstance(read["masks"], str)
@@ -160,6 +173,16 @@ def _row(read: dict[str, Any], clips: int, layers: int, name: str) -> Row:
     masks = np.broadcast_to(masks, (len(measured), layers))
     spread = float(draws.mean(1).std(ddof=1)) if len(draws) > 1 else None
     return Row(rule, budget, correct, masks, float(read["macs"]), spread)
+
+
+def _right(read: dict[str, Any], weight: Floats, where: str) -> Floats:
+    """As `Row.correct`, for each draw. Shape: weight [measured] -> [draws, measured]."""
+    if "correct" in read:  # format 1
+        return _digits(read["correct"], len(weight), where).astype(float)
+    errors = np.array(read["errors"], dtype=float)
+    if errors.ndim != 2 or errors.shape[1] != len(weight) or not len(errors) or errors.min() < 0:
+        raise ValueError(f"{where}: expected the errors of {len(weight)} clips in each draw")
+    return (weight - errors) / weight.mean()
 
 
 def _digits(texts: list[str], length: int, where: str) -> NDArray[np.bool_]:
@@ -193,6 +216,11 @@ class Study:
         names = dict.fromkeys(name for run in self.runs for name in run.sets)
         return [name for name in names if name != "validation"]
 
+    @property
+    def metric(self) -> str:
+        """As `Measured.metric`."""
+        return self.runs[0].metric
+
     def clips(self, where: str) -> ClipSet:
         """A set's clips; the rows are those of the first run that has it."""
         return next(run.sets[where] for run in self.runs if where in run.sets)
@@ -216,6 +244,14 @@ class Study:
         """Mean over the seeds; None where there is no such row."""
         rows = self.rows(where, arm, budget)
         return float(np.mean([row.accuracy for row in rows.values()])) if rows else None
+
+    def interval(self, where: str, arm: Arm, budget: float) -> Interval:
+        """Accuracy (for texts 1 - WER), mean over the seeds, with its 95 % interval over clips."""
+        correct = self.correct(where, arm, budget)
+        if self.metric != "accuracy":
+            return paired_bootstrap(correct)
+        mean = float(correct.mean())
+        return Interval(mean, *wilson(mean, correct.shape[1]))
 
     def share(self, where: str, arm: Arm, budget: float) -> float:
         """MACs as a share of full depth, mean over the seeds."""
@@ -307,6 +343,7 @@ def _check(study: Study) -> None:
         seen.add((run.variant, run.seed))
         for what, ours, theirs in (
             ("layers", run.layers, first.layers),
+            ("metric", run.metric, first.metric),
             ("labels", run.info["labels"], first.info["labels"]),
             ("data digest", run.digest, first.digest),
         ):

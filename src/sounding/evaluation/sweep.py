@@ -23,8 +23,9 @@ from ..data.folder import AudioFolder
 from ..progress import progress
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance
+from ..training.tasks import Goals
 from .predict import RANDOM, predict
-from .statistics import wilson
+from .statistics import error_rate, wilson
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
 
@@ -37,8 +38,8 @@ class Row:
         method: "full", "first" (the first k layers of the model trained at full depth),
             or the run's method; with "-mean" behind it for mean budgets.
         kept_layers: k, as asked for; the mean asked for where the method ends in "-mean".
-        metric, value, ci_low, ci_high: "accuracy" from 0 to 1, with its 95 % interval (Wilson)
-            over the clips; for "random" the mean over the masks.
+        metric, value, ci_low, ci_high: "accuracy" from 0 to 1 with its 95 % interval over the
+            clips (Wilson), or "wer" (bootstrap); for "random" the mean over the masks.
         macs: multiply-accumulates of a clip of median length, the selector's included.
         macs_share: of those at full depth without a selector.
         latency_ms: median of one clip of median length at a time; an illustration.
@@ -115,11 +116,12 @@ def sweep(
     """
     _check(runs, folder)
     clips = folder.split(split)
-    labels = np.array([folder.label_index(clip) for clip in clips])
+    goals = runs[0].task.goals(folder, clips)
+    weight = np.array([runs[0].task.weight(goal) for goal in goals])
     rows: list[Row] = []
     means: list[Row] = []
     masks = {"files": [c.path.relative_to(folder.root).as_posix() for c in clips]}
-    masks["labels"] = [clip.target for clip in clips]
+    masks["labels"] = [clip.target if folder.labels else "" for clip in clips]
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
     for run in runs:
         features = run.read(clips, f"read {split} clips")
@@ -127,8 +129,8 @@ def sweep(
         macs = count_macs(run.dynamic, median)
         with progress(f"sweep {run.config.method}", run.dynamic.num_layers) as show:
             for k in range(1, run.dynamic.num_layers + 1):
-                correct, executed, draws = _answers(run, features, labels, k, batch_size, seed)
-                row = _row(run, k, correct, executed, draws, macs)
+                errors, executed = _answers(run, features, goals, k, batch_size, seed)
+                row = _row(run, k, errors, weight, executed, macs)
                 rows.append(row)
                 timed.append((run, k, median))
                 if row.method == "input" and k < run.dynamic.num_layers:
@@ -136,8 +138,8 @@ def sweep(
                 show(k, f"{row.method} k={k} {row.value:.3f}")
         for mean in range(2, run.dynamic.num_layers) if run.dynamic.mean_budgets else ():
             budget = f"mean:{mean}"
-            correct, executed, _ = _answers(run, features, labels, budget, batch_size, seed)
-            means.append(_mean_row(run, mean, correct, executed, macs))
+            errors, executed = _answers(run, features, goals, budget, batch_size, seed)
+            means.append(_mean_row(run, mean, errors, weight, executed, macs))
             masks[f"{means[-1].method}/{mean}"] = _texts(executed[0])
     rows = _with_latency(rows, timed, rounds, seed) + means  # whose time depends on the clip
     header = {
@@ -160,10 +162,15 @@ def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
     if len(set(methods)) < len(methods):
         raise ValueError(f"more than one run of a method ({', '.join(methods)}): sweep them apart")
     for run in runs:
-        if run.labels != list(folder.labels):
+        if (run.tokenizer is None) != (folder.task == "classification"):
+            raise ValueError(
+                f"{folder.root} has {'texts' if folder.task == 'text' else 'labels'}, which the "
+                f"{run.config.method} run was not trained for: give the data that it was trained on"
+            )
+        if run.tokenizer is None and run.labels != list(folder.labels):
             raise ValueError(
                 f"the {run.config.method} run knows the classes {', '.join(run.labels)}, but "
-                f"{folder.root} has {', '.join(folder.labels) or 'texts'}: give the data that it "
+                f"{folder.root} has {', '.join(folder.labels)}: give the data that it "
                 "was trained on"
             )
 
@@ -178,11 +185,11 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def _answers(
-    run: Run, features: FeatureSet, labels: np.ndarray, k: int | str, batch_size: int, seed: int
-) -> tuple[np.ndarray, Tensor, int]:
-    """Whether each clip was right, and the layers that ran, for each draw of random masks.
+    run: Run, features: FeatureSet, goals: Goals, k: int | str, batch_size: int, seed: int
+) -> tuple[np.ndarray, Tensor]:
+    """The errors in each clip, and the layers that ran, for each draw of random masks.
 
-    Shape: -> [draws, clips] bool, [draws, clips, layers] bool, draws.
+    Shape: -> [draws, clips] float, [draws, clips, layers] bool.
     """
     layers = run.dynamic.num_layers
     masks: Tensor | None = None
@@ -191,7 +198,7 @@ def _answers(
         draws = DRAWS
         masks = random_masks(np.random.default_rng([seed, k]), draws * len(features), layers, k)
         masks = masks.view(draws, len(features), layers)
-    correct = np.zeros((draws, len(features)), dtype=bool)
+    errors = np.zeros((draws, len(features)))
     executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
     for draw in range(draws):
@@ -199,21 +206,27 @@ def _answers(
             index = [order[i] for i in rows]
             batch = run.collate([features[i] for i in index])
             logits, ran = predict(run, batch, k, None if masks is None else masks[draw, index])
-            correct[draw, index] = logits.argmax(-1).numpy() == labels[index]
+            valid, some = run.frame_mask(batch, logits), [goals[i] for i in index]
+            errors[draw, index] = run.task.errors(logits[None], valid, some)[0].numpy()
             executed[draw, index] = ran
-    return correct, executed, draws
+    return errors, executed
 
 
-def _row(run: Run, k: int, correct: np.ndarray, executed: Tensor, draws: int, macs: Macs) -> Row:
+def _row(
+    run: Run, k: int, errors: np.ndarray, weight: np.ndarray, executed: Tensor, macs: Macs
+) -> Row:
     layers = run.dynamic.num_layers
     method = run.config.method
-    value = float(correct.mean())
-    low, high = wilson(value, correct.shape[1])
+    if run.task.metric == "wer":
+        value, low, high = error_rate(errors.mean(0), weight)
+    else:
+        value = float(1 - errors.mean())
+        low, high = wilson(value, errors.shape[1])
     cost = macs.of(executed.flatten(0, 1), selector=method in ("input", "i3d") and k < layers)
     return Row(
         method="first" if method == "full" and k < layers else method,
         kept_layers=k,
-        metric="accuracy",
+        metric=run.task.metric,
         value=value,
         ci_low=low,
         ci_high=high,
@@ -223,12 +236,14 @@ def _row(run: Run, k: int, correct: np.ndarray, executed: Tensor, draws: int, ma
         latency_share=None,
         executed_layers=float(executed.sum(-1).double().mean()),
         layer_use=executed.double().mean((0, 1)).tolist(),
-        draws=draws,
+        draws=len(errors),
     )
 
 
-def _mean_row(run: Run, mean: int, correct: np.ndarray, executed: Tensor, macs: Macs) -> Row:
-    row = _row(run, mean, correct, executed, 1, macs)
+def _mean_row(
+    run: Run, mean: int, errors: np.ndarray, weight: np.ndarray, executed: Tensor, macs: Macs
+) -> Row:
+    row = _row(run, mean, errors, weight, executed, macs)
     cost = row.macs
     if run.config.method != "i3d":  # an answer after each layer, to see whether it is sure
         depth = executed[0].sum(1).double()

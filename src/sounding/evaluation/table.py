@@ -24,16 +24,12 @@ METHODS = {  # in the order of the table; what people read
     "input": "input-driven",
     "input-mean": "input, mean",
 }
-COLUMNS = (
-    "method",
-    "k",
-    "accuracy",
-    "95 % CI",
-    "MACs",
-    "of full",
-    "latency",
-    "of full",
-)
+METRICS = {"accuracy": "accuracy", "wer": "WER"}  # as people read them
+
+
+def _columns(sweep: Sweep) -> tuple[str, ...]:
+    metric = METRICS[sweep.rows[0].metric]
+    return ("method", "k", metric, "95 % CI", "MACs", "of full", "latency", "of full")
 
 
 def sorted_rows(sweep: Sweep) -> list[Row]:
@@ -61,7 +57,7 @@ def rich_table(sweep: Sweep) -> Table:
     data = header["data"]
     title = f"{data['name']}, {header['clips']} {data['split']} clips; k: kept layers"
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in COLUMNS:
+    for column in _columns(sweep):
         justify: Literal["left", "right"] = "left" if column == "method" else "right"
         table.add_column(column, justify=justify, no_wrap=True)
     before = None
@@ -75,7 +71,8 @@ def rich_table(sweep: Sweep) -> Table:
 
 def markdown(sweep: Sweep) -> str:
     """For a README or a model card."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+    columns = _columns(sweep)
+    lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in sorted_rows(sweep)]
     return "\n".join(lines) + "\n"
 

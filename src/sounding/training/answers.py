@@ -9,56 +9,79 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.plan import confidence
+from ..core.plan import certainty, confidence
 from ..core.selector import GateSelector, pool
 from ..data.features import FeatureSet, batches
 from .methods import first_masks
 from .precision import autocast
 from .runs import Batch, Run
+from .tasks import Goals
 
 BATCH = 32
 STEP = 0.25  # between calibrated means
 
 
 class MaskAnswers(NamedTuple):
-    """Shape: logits [masks, clips, labels]; pooled [clips, 2 * width]: what a selector reads."""
+    """What becomes of clips under masks.
 
-    logits: Tensor
+    Shape:
+        losses, errors: [masks, clips], of the task; 0 without goals.
+        confidence, certainty: [masks, clips]: how sure the answer is, by its likeliest class and
+            by minus its entropy in nats; for an answer a frame the means over the valid frames.
+        pooled: [clips, 2 * width]: what a selector reads.
+    """
+
+    losses: Tensor
+    errors: Tensor
+    confidence: Tensor
+    certainty: Tensor
     pooled: Tensor
 
 
 def answers(
-    run: Run, features: FeatureSet, masks: Tensor, precision: str | None = None
+    run: Run,
+    features: FeatureSet,
+    masks: Tensor,
+    goals: Goals | None = None,
+    precision: str | None = None,
 ) -> MaskAnswers:
-    """The answers of a run's model to clips under each of several masks.
+    """What a run's model answers to clips under each of several masks.
 
     Args:
+        goals: of the clips; without them neither losses nor errors are known.
         precision: by default that of the training, here and below.
     """
-    logits: Tensor | None = None
-    pooled: Tensor | None = None
+    losses, errors, sure, certain = torch.zeros(4, len(masks), len(features))
+    read: Tensor | None = None
     for rows, batch in study_batches(run, features, precision):
         out = run.dynamic.forward_masks(batch, masks)
-        read = pool(out.features.float(), out.frame_mask)
-        if logits is None or pooled is None:
-            logits = torch.zeros(len(masks), len(features), out.logits.shape[-1])
-            pooled = torch.zeros(len(features), read.shape[-1])
-        logits[:, rows] = out.logits.float()
-        pooled[rows] = read
-    assert logits is not None
-    assert pooled is not None
-    return MaskAnswers(logits, pooled)
+        valid = out.frame_mask if out.logits.ndim == 4 else None
+        if goals is not None:
+            some = [goals[row] for row in rows]
+            losses[:, rows] = run.task.losses(out.logits, valid, some)
+            errors[:, rows] = run.task.errors(out.logits, valid, some)
+        for index, logits in enumerate(out.logits):
+            sure[index, rows] = confidence(logits, valid)
+            certain[index, rows] = certainty(logits, valid)
+        found = pool(out.features.float(), out.frame_mask)
+        read = torch.zeros(len(features), found.shape[-1]) if read is None else read
+        read[rows] = found
+    assert read is not None
+    return MaskAnswers(losses, errors, sure, certain, read)
 
 
-def depth_logits(run: Run, features: FeatureSet, precision: str | None = None) -> Tensor:
-    """The answers of the first 1, 2, ... layers. Shape: -> [layers, clips, labels]."""
-    return answers(run, features, first_masks(run.dynamic.num_layers), precision).logits
+def depths(
+    run: Run, features: FeatureSet, goals: Goals | None = None, precision: str | None = None
+) -> MaskAnswers:
+    """As `answers`, of the first 1, 2, ... layers."""
+    return answers(run, features, first_masks(run.dynamic.num_layers), goals, precision)
 
 
 def pooled(run: Run, features: FeatureSet) -> Tensor:
     """What the selector reads of each clip, pooled. Shape: -> [clips, 2 * width]."""
     needed = max(1, getattr(run.dynamic.selector, "after", 0))
-    return answers(run, features, first_masks(run.dynamic.num_layers)[needed - 1][None]).pooled
+    mask = first_masks(run.dynamic.num_layers)[needed - 1]
+    return answers(run, features, mask[None]).pooled
 
 
 def gate_logits(run: Run, features: FeatureSet, precision: str | None = None) -> Tensor:
@@ -114,8 +137,7 @@ def calibrate(run: Run, features: FeatureSet, precision: str = "fp32") -> list[t
         return table(mean_at, logits.flatten(), layers, rising=False)
     if run.config.method not in ("input", "early-exit") or layers == 1:
         return []
-    sureness = confidence(depth_logits(run, features, precision)[:-1])
-    return depth_table(sureness, layers)
+    return depth_table(depths(run, features, None, precision).confidence[:-1], layers)
 
 
 def depth_table(sureness: Tensor, layers: int) -> list[tuple[float, float]]:

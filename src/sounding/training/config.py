@@ -55,6 +55,7 @@ class TrainConfig:
             otherwise "identity".
         heads: "own" (a head for each number of kept layers), "shared", or "auto": own for the
             methods "input", "static" and "early-exit".
+        vocabulary: of recognition: "characters", or a number of tokens, for pieces of words.
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
             "auto": bf16 where the processor computes with it natively.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
@@ -84,6 +85,7 @@ class TrainConfig:
     freeze: str = "front-end"
     skip: str = "auto"
     heads: str = "auto"
+    vocabulary: str = "characters"
     precision: str = "auto"
     max_seconds: float | None = None
     checkpoint_seconds: float = 60.0

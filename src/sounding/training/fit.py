@@ -14,8 +14,9 @@ from torch import Tensor
 from ..core.selector import InputSelector, LibrarySelector, depth_prior
 from ..data.features import FeatureSet
 from .answers import answers, every_mask
-from .methods import first_masks, mask_losses, random_masks
+from .methods import first_masks, random_masks
 from .runs import Run
+from .tasks import Goals
 
 CLIPS = 500  # training clips, at most
 SNR_DB = 15.0  # of their noise, so that the model does not just know them by heart
@@ -25,11 +26,8 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
 
 
-def fit_selector(run: Run, features: FeatureSet, labels: Tensor) -> None:
-    """Replace the run's selector by one fitted to these clips, of the kind of `selector_fit`.
-
-    Shape: labels [clips].
-    """
+def fit_selector(run: Run, features: FeatureSet, goals: Goals) -> None:
+    """Replace the run's selector by one fitted to these clips, of the kind of `selector_fit`."""
     layers, seed = run.dynamic.num_layers, run.config.seed
     old = run.dynamic.selector
     assert isinstance(old, InputSelector)
@@ -40,8 +38,8 @@ def fit_selector(run: Run, features: FeatureSet, labels: Tensor) -> None:
         drawn = random_masks(rng, SAMPLED, layers, each, depth_prior(layers).numpy())
         masks = torch.unique(torch.cat([first_masks(layers), drawn]), dim=0)
     masks = masks[masks[:, : old.after].all(1)]  # those that the selector can give
-    found = answers(run, features, masks)
-    losses = mask_losses(found.logits, labels)
+    found = answers(run, features, masks, goals)
+    losses = found.losses
     sizes = masks.sum(1)
     by_size = {size: (sizes == size).nonzero().squeeze(1) for size in range(1, layers)}
     by_size = {size: rows for size, rows in by_size.items() if len(rows)}

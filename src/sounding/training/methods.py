@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div
 
+from ..core.model import Answers
 from ..core.plan import SampledGates
 from ..core.selector import GateSelector, depth_prior
 from .runs import Batch, Run
+from .tasks import Goals
 
 # weights of full depth and of the candidates; that of the lower depths together is 1
 FULL, CANDIDATES = 0.2, 0.2
@@ -54,35 +56,36 @@ def random_masks(
     return torch.from_numpy(rank < np.broadcast_to(k, batch)[:, None])
 
 
-def train_full(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+def train_full(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
     """Full depth only."""
-    return cross_entropy(run.dynamic(**batch).logits, labels)
+    return _loss(run, batch, run.dynamic(**batch).logits, goals)
 
 
-def train_random(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+def train_random(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
     """One mask per batch, each layer kept with probability 0.5 (LDASR, EUSIPCO 2024)."""
     layers = run.dynamic.num_layers
     mask = step.rng.random(layers) < 0.5
     if not mask.any():
         mask[step.rng.integers(layers)] = True
-    return cross_entropy(run.dynamic(**batch, mask=torch.from_numpy(mask)).logits, labels)
+    logits = run.dynamic(**batch, mask=torch.from_numpy(mask)).logits
+    return _loss(run, batch, logits, goals)
 
 
-def train_early_exit(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+def train_early_exit(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
     """The mean of the losses of all exits (arXiv 2309.09546)."""
     layers = run.dynamic.num_layers
     out = run.dynamic.forward_masks(batch, first_masks(layers))
-    return _losses(out.logits, labels, layers - 1, distill=0).mean()
+    return run.task.losses(out.logits, out.frame_mask, goals).mean()
 
 
-def train_dld(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+def train_dld(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
     """Random layers that imitate the embeddings of a frozen full model (DLD, arXiv 2601.16117)."""
     assert run.teacher is not None
     with torch.no_grad(), _final_state(run.teacher) as goal:
         outputs, _ = run.teacher.dynamic.layer_outputs(batch)
     frame_mask = outputs[-1][1]
     with _final_state(run) as state:
-        loss = train_random(run, batch, labels, step)
+        loss = train_random(run, batch, goals, step)
     distance = kl_div(
         state[0].float().log_softmax(-1),
         goal[0].float().log_softmax(-1),
@@ -107,17 +110,17 @@ def _final_state(run: Run) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def train_i3d(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+def train_i3d(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
     """Sampled gates, and a penalty on their mean (I3D, arXiv 2303.07624)."""
     selector = run.dynamic.selector
     assert isinstance(selector, GateSelector)
     plan = SampledGates(selector)
-    loss = cross_entropy(run.dynamic.forward_plan(batch, plan).logits, labels)
+    loss = _loss(run, batch, run.dynamic.forward_plan(batch, plan).logits, goals)
     mean = torch.stack(plan.soft).mean()
     return loss + run.config.gate_penalty * (mean - 0.5).square()
 
 
-def train_choice(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
+def train_choice(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
     """Every depth, and a selector that learns from the loss of each input under each candidate.
 
     Full depth learns from the labels; the first k layers for every k, and some random masks of one
@@ -136,12 +139,12 @@ def train_choice(run: Run, batch: Batch, labels: Tensor, step: Step) -> Tensor:
     drawn = random_masks(step.rng, config.candidates, layers, k, prior)
     masks = torch.cat([masks, _new(drawn, masks[k - 1 : k])])
     out = dynamic.forward_masks(batch, masks)
-    losses = _losses(out.logits, labels, layers - 1, config.distill)  # [masks, batch]
+    losses = _losses(run, out, goals)  # [masks, batch]
     loss = losses[layers - 1].mean()
     if layers == 1:
         return loss
     rows = [k - 1, *range(layers, len(masks))]
-    budget = torch.full((len(labels),), k)
+    budget = torch.full((len(goals),), k)
     scores = selector.scores(out.features, out.frame_mask, budget)[:, selector.after :]
     energy = scores @ masks[rows][:, selector.after :].float().T
     share = energy.softmax(-1)  # [batch, candidates]
@@ -166,30 +169,25 @@ def _new(masks: Tensor, known: Tensor) -> Tensor:
     return torch.tensor(fresh, dtype=torch.bool).view(-1, masks.shape[1])
 
 
-def mask_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each input under each mask.
+def _loss(run: Run, batch: Batch, logits: Tensor, goals: Goals) -> Tensor:
+    """Mean over the clips of a batch that ran once. Shape: logits [batch, ...] -> []."""
+    return run.task.losses(logits[None], run.frame_mask(batch, logits), goals).mean()
 
-    Shape: logits [masks, batch, labels], labels [batch] -> [masks, batch].
+
+def _losses(run: Run, out: Answers, goals: Goals) -> Tensor:
+    """Of each input under each mask; full depth learns from the labels only.
+
+    Shape: -> [masks, batch].
     """
-    masks, batch = logits.shape[:2]
-    losses = cross_entropy(logits.flatten(0, 1), labels.repeat(masks), reduction="none")
-    return losses.view(masks, batch)
-
-
-def _losses(logits: Tensor, labels: Tensor, full: int, distill: float) -> Tensor:
-    """Of each input under each mask; the mask `full` learns from the labels only.
-
-    Shape: logits [masks, batch, labels] -> [masks, batch].
-    """
-    logits = logits.float()
-    hard = mask_losses(logits, labels)
-    teacher = logits[full].detach().log_softmax(-1).expand_as(logits)
-    soft = kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1)
+    full, distill = run.dynamic.num_layers - 1, run.config.distill
+    hard = run.task.losses(out.logits, out.frame_mask, goals)
+    teacher = out.logits[full].detach()
+    soft = run.task.distances(out.logits, teacher, out.frame_mask, goals)
     mixed = (1 - distill) * hard + distill * soft
-    return torch.where(torch.arange(len(logits))[:, None] == full, hard, mixed)
+    return torch.where(torch.arange(len(hard))[:, None] == full, hard, mixed)
 
 
-TRAIN: dict[str, Callable[[Run, Batch, Tensor, Step], Tensor]] = {
+TRAIN: dict[str, Callable[[Run, Batch, Goals, Step], Tensor]] = {
     "full": train_full,
     "random": train_random,
     "dld": train_dld,

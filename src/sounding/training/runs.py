@@ -4,6 +4,7 @@ RUN/config.yaml             the `TrainConfig`
 RUN/run.json                data digest, labels, versions, commit, machine
 RUN/log.csv                 loss per step
 RUN/model/                  the dynamic model (also loads with plain `from_pretrained`)
+RUN/tokenizer/              for recognition
 RUN/checkpoint.safetensors  only while the training is not finished
 """
 
@@ -27,10 +28,12 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
+    AutoModelForCTC,
+    PreTrainedTokenizerFast,
 )
 
 from .. import __version__
-from ..core.heads import EncoderForAudioClassification
+from ..core.heads import EncoderForAudioClassification, EncoderForCTC
 from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
 from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
@@ -38,6 +41,7 @@ from ..data.folder import Clip
 from ..progress import progress
 from ..weights import resolve
 from .config import TrainConfig
+from .tasks import Classes, Recognition, Task
 
 Batch: TypeAlias = dict[str, Tensor]
 
@@ -51,11 +55,21 @@ class Run:
     extractor: Any
     info: dict[str, Any]
     teacher: Run | None = None  # in training by method "dld"
+    tokenizer: Any = None  # for recognition
 
     @property
     def labels(self) -> list[str]:
-        """The classes, in the order of the logits."""
+        """The classes, or the tokens, in the order of the logits."""
         return list(self.info["labels"])
+
+    @property
+    def task(self) -> Task:
+        """Classification, or recognition."""
+        return Classes(self.labels) if self.tokenizer is None else Recognition(self.tokenizer)
+
+    def frame_mask(self, batch: Batch, logits: Tensor) -> Tensor | None:
+        """Which frames of answers are no padding. Shape: logits [batch, ...] -> [batch, frames]."""
+        return None if logits.ndim < 3 else self.dynamic.frame_mask(batch, logits.shape[1])
 
     def read(self, clips: Sequence[Clip], title: str, change: Change | None = None) -> FeatureSet:
         """The features of clips, with progress under that title; `change` as `load_features`."""
@@ -76,19 +90,28 @@ class Run:
         return batch
 
 
-def new_run(config: TrainConfig, labels: list[str], info: dict[str, Any]) -> Run:
-    """A backbone with a new classification head and selector, by the seed of `config`.
+def new_run(
+    config: TrainConfig, labels: list[str], info: dict[str, Any], tokenizer: Any = None
+) -> Run:
+    """A backbone with a new head and selector, by the seed of `config`.
+
+    Args:
+        labels: the classes, or the tokens of `tokenizer`.
+        tokenizer: for recognition.
 
     Raises:
         ValueError: an unknown or an unsupported backbone.
     """
     path = resolve(config.backbone)
     torch.manual_seed(config.seed)
-    model = _classifier(str(path), labels)
+    if tokenizer is None:
+        model = _classifier(str(path), labels)
+    else:
+        model = _recognizer(str(path), len(labels))
     dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
     dynamic.selector = _selector(config, dynamic)
     extractor = AutoFeatureExtractor.from_pretrained(path)
-    return Run(config, dynamic, extractor, {**info, "labels": labels})
+    return Run(config, dynamic, extractor, {**info, "labels": labels}, tokenizer=tokenizer)
 
 
 def _classifier(path: str, labels: list[str]) -> Any:
@@ -101,6 +124,25 @@ def _classifier(path: str, labels: list[str]) -> Any:
         )
     model = AutoModel.from_pretrained(path, dtype=torch.float32)
     return EncoderForAudioClassification.of(model, **naming)
+
+
+def _recognizer(path: str, tokens: int) -> Any:
+    """The pretrained model in `path` with a new CTC head: that of `transformers`, or ours."""
+    config = AutoConfig.from_pretrained(path)
+    if getattr(config, "add_adapter", False):
+        raise ValueError(f"{path} has an adapter behind its layers: recognition needs one without")
+    if type(config) in AutoModelForCTC._model_mapping:
+        return AutoModelForCTC.from_pretrained(
+            path,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            vocab_size=tokens,
+            pad_token_id=0,
+        )
+    if config.model_type == "audio-spectrogram-transformer":
+        raise ValueError(f"{path} has no frames in time to recognize a text from: take another")
+    model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    return EncoderForCTC.of(model, vocab_size=tokens)
 
 
 def _selector(config: TrainConfig, dynamic: DynamicModel) -> Any:
@@ -139,7 +181,10 @@ def load_run(directory: Path | str) -> Run:
         raise ValueError(f"{directory} is damaged: {error}") from None
     dynamic = load(directory / "model")
     extractor = AutoFeatureExtractor.from_pretrained(directory / "model")
-    return Run(config, dynamic, extractor, info)
+    tokenizer = None
+    if info.get("task") == "text":
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "model")
+    return Run(config, dynamic, extractor, info, tokenizer=tokenizer)
 
 
 def provenance() -> dict[str, Any]:

@@ -8,45 +8,45 @@ from math import comb
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..core.selector import InputSelector, top_k_mask
 from ..data.features import FeatureSet
-from .answers import answers, pooled
-from .methods import first_masks, mask_losses
+from .answers import MaskAnswers, answers, pooled
+from .methods import first_masks
 from .runs import Run
+from .tasks import Goals
 
 ALL = 1000  # up to so many masks of a size are all tried
 BEAM = 8  # masks of the next larger size whose parts are tried otherwise
 
 
-def best_static(run: Run, features: FeatureSet, labels: Tensor) -> dict[int, Tensor]:
-    """For each k the mask of k layers that is right most often; a tie goes to the lower loss.
+def best_static(run: Run, features: FeatureSet, goals: Goals) -> dict[int, Tensor]:
+    """For each k the mask of k layers with the fewest errors; a tie goes to the lower loss.
 
     Every mask is tried where there are at most `ALL` of a size. Of the others, those that drop one
     layer from the `BEAM` best masks of the next larger size.
 
-    Shape: labels [clips] -> each [layers] bool.
+    Shape: -> each [layers] bool.
     """
     layers = run.dynamic.num_layers
     small = [k for k in range(1, layers) if comb(layers, k) <= ALL]
-    ranked = _ranked(run, features, labels, (m for k in small for m in _all(layers, k)))
+    ranked = _ranked(run, features, goals, (m for k in small for m in _all(layers, k)))
     best = {k: ranked[k][0] for k in small}
     beam = [torch.ones(layers, dtype=torch.bool)]
     for k in range(layers - 1, 0, -1):
         if k not in best:
-            found = _ranked(run, features, labels, _without_one(beam))
+            found = _ranked(run, features, goals, _without_one(beam))
             ranked |= found
             best[k] = found[k][0]
         beam = ranked[k][:BEAM]
     return best
 
 
-def settle(run: Run, features: FeatureSet, labels: Tensor) -> None:
+def settle(run: Run, features: FeatureSet, goals: Goals) -> None:
     """Let a selector choose at just those budgets where it beats a static mask.
 
     The static mask is the first k layers, which training served best, or the best one by search.
-    To take the place of another, a choice must be right more often *and* at a lower loss: on few
+    To take the place of another, a choice must make fewer errors *and* have a lower loss: on few
     clips the best of many is often best by luck. Where the selector is not, it falls back on the
     static mask, so that a choice which only fits the training clips costs nothing.
     """
@@ -54,7 +54,7 @@ def settle(run: Run, features: FeatureSet, labels: Tensor) -> None:
     assert isinstance(selector, InputSelector)
     read = pooled(run, features)
     first = first_masks(run.dynamic.num_layers)
-    best = best_static(run, features, labels)
+    best = best_static(run, features, goals)
     if not best:
         return  # one layer
     chosen = {}
@@ -63,15 +63,16 @@ def settle(run: Run, features: FeatureSet, labels: Tensor) -> None:
         with torch.inference_mode():
             chosen[k] = top_k_mask(selector.scores_of(read, budget), budget)
     masks = torch.unique(torch.cat([first, *chosen.values(), torch.stack([*best.values()])]), dim=0)
-    logits = answers(run, features, masks).logits
+    found = answers(run, features, masks, goals)
+    each = torch.arange(len(goals))
     for k, searched in best.items():
         if k < max(1, selector.after):
             continue  # there is nothing to choose
         own = (chosen[k][:, None] == masks).all(-1).int().argmax(1)
         qualities = {
-            "first": _quality(logits[_index(masks, first[k - 1])], labels),
-            "best": _quality(logits[_index(masks, searched)], labels),
-            "own": _quality(logits[own, torch.arange(len(labels))], labels),
+            "first": _quality(found, _index(masks, first[k - 1]), each),
+            "best": _quality(found, _index(masks, searched), each),
+            "own": _quality(found, own, each),
         }
         fits = bool(searched[: selector.after].all())
         static = "best" if fits and _beats(qualities["best"], qualities["first"]) else "first"
@@ -83,26 +84,25 @@ def _index(masks: Tensor, mask: Tensor) -> int:
     return int((masks == mask).all(-1).int().argmax())
 
 
-def _beats(one: tuple[int, float], other: tuple[int, float]) -> bool:
-    return one[0] > other[0] and one[1] < other[1]
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] < other[0] and one[1] < other[1]
 
 
-def _quality(logits: Tensor, labels: Tensor) -> tuple[int, float]:
-    """How many clips are right, and the mean loss."""
-    return int((logits.argmax(-1) == labels).sum()), float(cross_entropy(logits, labels))
+def _quality(found: MaskAnswers, index: Tensor | int, each: Tensor) -> tuple[float, float]:
+    """The sum of the errors, and the mean loss, each clip under the mask of that index."""
+    return float(found.errors[index, each].sum()), float(found.losses[index, each].mean())
 
 
 def _ranked(
-    run: Run, features: FeatureSet, labels: Tensor, masks: Iterable[Tensor]
+    run: Run, features: FeatureSet, goals: Goals, masks: Iterable[Tensor]
 ) -> dict[int, list[Tensor]]:
     """Masks of each size, the best first."""
     tried = list(masks)
     if not tried:
         return {}
-    logits = answers(run, features, torch.stack(tried)).logits
-    right = (logits.argmax(-1) == labels).double().mean(1)
-    loss = mask_losses(logits, labels)
-    order = sorted(range(len(tried)), key=lambda i: (-float(right[i]), float(loss[i].mean())))
+    found = answers(run, features, torch.stack(tried), goals)
+    errors, losses = found.errors.sum(1).tolist(), found.losses.mean(1).tolist()
+    order = sorted(range(len(tried)), key=lambda i: (errors[i], losses[i]))
     ranked: dict[int, list[Tensor]] = {}
     for index in order:
         ranked.setdefault(int(tried[index].sum()), []).append(tried[index])

@@ -17,11 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from ..data.features import FeatureSet, batches, extract, load_audio
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise, noise_for
-from ..files import atomic_path, write_json, write_text
+from ..data.text import build_tokenizer, plain, tokens_of
+from ..files import atomic_directory, atomic_path, write_json, write_text
 from ..progress import progress
 from .answers import calibrate
 from .config import TrainConfig
@@ -32,6 +34,7 @@ from .methods import TRAIN, Step
 from .precision import autocast, uses_bf16
 from .runs import Run, load_run, new_run, provenance
 from .search import settle
+from .tasks import Goals
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
 
@@ -52,47 +55,60 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
         Interrupted: on SIGINT or SIGTERM, after saving a checkpoint.
     """
     out = Path(out)
-    if folder.task != "classification":
-        raise ValueError(
-            f"{folder.root} has texts, not labels: training for recognition is not there yet; "
-            "give a metadata.csv with a 'label' column"
-        )
     _claim(out, config, folder)
     if (out / "model").is_dir():
         return load_run(out)
-    info = {"data": {"digest": folder.digest, "name": folder.root.name}, **provenance()}
-    run = new_run(config, list(folder.labels), info)
+    data = {"digest": folder.digest, "name": folder.root.name}
+    info = {"data": data, "task": folder.task, **provenance()}
+    if folder.task == "text":
+        tokenizer = _tokenizer(config, folder, out)
+        run = new_run(config, tokens_of(tokenizer), info, tokenizer)
+    else:
+        run = new_run(config, list(folder.labels), info)
     if config.teacher:
-        run.teacher = _teacher(config, folder)
+        run.teacher = _teacher(config, run)
     clips = folder.split("train")
     source = _Source(run, clips)
-    labels = torch.tensor([folder.label_index(clip) for clip in clips])
+    goals = run.task.goals(folder, clips)
     state = TrainState(run, steps_in(config, len(clips)))
-    _fit(run, state, source, labels, out)
+    _fit(run, state, source, goals, out)
     if config.method == "input" and config.selector_fit != "joint":
-        fit_selector(run, *_for_fit(run, clips, labels))
+        fit_selector(run, *_for_fit(run, clips, goals))
     if any(clip.split == "validation" for clip in folder.clips):
         held_out = folder.split("validation")
         features = run.read(held_out, "read validation clips")
         run.dynamic.mean_budgets = calibrate(run, features)
         if config.method == "input":
-            settle(run, features, torch.tensor([folder.label_index(clip) for clip in held_out]))
+            settle(run, features, run.task.goals(folder, held_out))
     _finish(run, state, out)
     return run
 
 
-def _for_fit(run: Run, clips: list[Clip], labels: Tensor) -> tuple[FeatureSet, Tensor]:
+def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
+    """That of the run in `out`; the first time it is made from the training texts."""
+    directory = out / "tokenizer"
+    if not directory.is_dir():
+        texts = [plain(clip.target) for clip in folder.split("train")]
+        made = build_tokenizer(texts, config.vocabulary)
+        with atomic_directory(directory) as temporary:
+            made.save_pretrained(temporary)
+    return PreTrainedTokenizerFast.from_pretrained(directory)
+
+
+def _for_fit(run: Run, clips: list[Clip], goals: Goals) -> tuple[FeatureSet, Goals]:
     """Some training clips, with noise, for the second stage."""
     seed, rate = run.config.seed, run.extractor.sampling_rate
     rows = np.random.default_rng(seed).permutation(len(clips))[:FIT_CLIPS].tolist()
 
     change = noise_for(FIT_SNR_DB, rate, seed, copy=2)
-    return run.read([clips[row] for row in rows], "read for the selector", change), labels[rows]
+    return run.read([clips[row] for row in rows], "read for the selector", change), [
+        goals[row] for row in rows
+    ]
 
 
-def _teacher(config: TrainConfig, folder: AudioFolder) -> Run:
+def _teacher(config: TrainConfig, run: Run) -> Run:
     teacher = load_run(config.teacher)
-    if teacher.labels != list(folder.labels) or teacher.config.method != "full":
+    if teacher.labels != run.labels or teacher.config.method != "full":
         raise ValueError(
             f"{config.teacher} is a run of method {teacher.config.method!r} with the classes "
             f"{', '.join(teacher.labels)}: give one of method 'full' on the same data"
@@ -189,7 +205,7 @@ class _Source:
         return self.run.collate(made)
 
 
-def _fit(run: Run, state: TrainState, source: _Source, labels: Tensor, out: Path) -> None:
+def _fit(run: Run, state: TrainState, source: _Source, goals: Goals, out: Path) -> None:
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         state.load(checkpoint)
@@ -200,7 +216,7 @@ def _fit(run: Run, state: TrainState, source: _Source, labels: Tensor, out: Path
         while state.step < state.total:
             rows = order[state.step]
             batch = source.batch(rows, state.step)
-            state.losses.append(_one_step(run, state, batch, labels[rows]))
+            state.losses.append(_one_step(run, state, batch, [goals[row] for row in rows]))
             state.step += 1
             show(state.step, f"loss {np.mean(state.losses[-20:]):.3f}")
             due = time.monotonic() - saved > run.config.checkpoint_seconds
@@ -214,13 +230,13 @@ def _fit(run: Run, state: TrainState, source: _Source, labels: Tensor, out: Path
     state.modules.eval()
 
 
-def _one_step(run: Run, state: TrainState, batch: dict[str, Tensor], labels: Tensor) -> float:
+def _one_step(run: Run, state: TrainState, batch: dict[str, Tensor], goals: Goals) -> float:
     config = run.config
     torch.manual_seed(config.seed * 1_000_003 + state.step)
     rng = np.random.default_rng([config.seed, state.step])
     step = Step(state.step, state.total, rng)
     with autocast(config.precision):
-        loss = TRAIN[config.method](run, batch, labels, step)
+        loss = TRAIN[config.method](run, batch, goals, step)
     if not torch.isfinite(loss):
         raise ValueError(
             f"the loss is {loss.item()} at step {state.step}: lower lr_encoder or lr_head"
@@ -242,7 +258,8 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
     precision = "bf16" if uses_bf16(run.config.precision) else "fp32"
     info = {**run.info, "steps": state.total, "precision": precision}
     write_json(out / "run.json", info)
-    run.dynamic.save_pretrained(out / "model", companions=[run.extractor])
+    companions = [run.extractor] if run.tokenizer is None else [run.extractor, run.tokenizer]
+    run.dynamic.save_pretrained(out / "model", companions=companions)
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
