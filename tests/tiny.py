@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 import transformers as t
 
-from sounding.core.heads import EncoderClassifierConfig, EncoderForAudioClassification
+from sounding.core.heads import (
+    EncoderClassifierConfig,
+    EncoderCTCConfig,
+    EncoderForAudioClassification,
+    EncoderForCTC,
+)
 
 W2V = {
     "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48,
@@ -52,6 +57,11 @@ def classifier(**values) -> EncoderClassifierConfig:
     )
 
 
+def ctc(kind: str):
+    """Configuration class of our own CTC head on a tiny encoder."""
+    return lambda **values: EncoderCTCConfig(backbone={"model_type": kind, **values}, vocab_size=12)
+
+
 # name -> (model class, config class, config values)
 MODELS = {
     "wav2vec2-post": (t.Wav2Vec2ForSequenceClassification, t.Wav2Vec2Config, POST),
@@ -88,6 +98,8 @@ MODELS = {
     "moonshine-generation": (t.MoonshineForConditionalGeneration, t.MoonshineConfig, MOONSHINE),
     "moonshine-model": (t.MoonshineModel, t.MoonshineConfig, MOONSHINE),
     "moonshine-classification": (EncoderForAudioClassification, classifier, MOONSHINE),
+    "moonshine-ctc": (EncoderForCTC, ctc("moonshine"), MOONSHINE),
+    "whisper-ctc": (EncoderForCTC, ctc("whisper"), WHISPER),
     "ast": (t.ASTForAudioClassification, t.ASTConfig, AST),
     "parakeet-encoder": (t.ParakeetEncoder, t.ParakeetEncoderConfig, PARAKEET),
     "parakeet-ctc": (
@@ -131,7 +143,7 @@ def inputs(model, batch: int = 3, seed: int = 1, lengths=None) -> dict[str, torc
     The padding is not zero, so that a leak shows.
     """
     torch.manual_seed(seed)
-    name = type(model).__name__
+    name = type(getattr(model, "encoder", model)).__name__ + type(model).__name__
     if "AST" in name:
         made = {"input_values": torch.randn(batch, 64, 32)}
     elif "Whisper" in name:

@@ -30,8 +30,8 @@ def build_tokenizer(texts: Iterable[str], vocabulary: str = CHARACTERS) -> Any:
 
     Args:
         texts: in their plain form.
-        vocabulary: "characters", or a number of tokens: word pieces by the unigram model of
-            SentencePiece (Kudo, arXiv 1804.10959).
+        vocabulary: "characters", or a number of tokens: pieces of words by byte-pair encoding
+            (arXiv 1508.07909), as SentencePiece has them.
 
     Raises:
         ValueError: no text, or another vocabulary.
@@ -44,26 +44,18 @@ def build_tokenizer(texts: Iterable[str], vocabulary: str = CHARACTERS) -> Any:
         raise ValueError("no text to make a vocabulary from: all are empty")
     special = [BLANK, UNKNOWN]
     alphabet = sorted({c for text in known for c in text if c != " "})
-    trainer: Any
-    if vocabulary == CHARACTERS:
-        tokens = [*special, SPACE, *alphabet]
-        tokenizer = Tokenizer(
-            models.BPE({t: i for i, t in enumerate(tokens)}, [], unk_token=UNKNOWN)
+    size = int(vocabulary) if vocabulary.isdecimal() else 0
+    if vocabulary != CHARACTERS and size < len(alphabet) + 4:
+        raise ValueError(
+            f"vocabulary is {CHARACTERS!r}, or a number of tokens from {len(alphabet) + 4} on "
+            f"(these texts have {len(alphabet)} characters); got {vocabulary!r}"
         )
-    else:
-        size = int(vocabulary) if vocabulary.isdecimal() else 0
-        if size < len(alphabet) + 4:
-            raise ValueError(
-                f"vocabulary is {CHARACTERS!r}, or a number of tokens from {len(alphabet) + 4} on "
-                f"(these texts have {len(alphabet)} characters); got {vocabulary!r}"
-            )
-        tokenizer = Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(
-            vocab_size=size, special_tokens=special, unk_token=UNKNOWN, show_progress=False
-        )
+    tokens = [*special, SPACE, *alphabet]
+    model = models.BPE({t: i for i, t in enumerate(tokens)}, [], unk_token=UNKNOWN)
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never")
-    if vocabulary != CHARACTERS:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE)
+    if size:
+        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
         tokenizer.train_from_iterator(known, trainer)
     tokenizer.decoder = decoders.Metaspace(SPACE)
     return PreTrainedTokenizerFast(

@@ -1,0 +1,331 @@
+"""Recognition by CTC: heads, losses, texts, and every method on a small folder of texts."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile as sf
+import tiny
+import torch
+import transformers as t
+from torch.nn.functional import ctc_loss
+
+import sounding
+from sounding.cli import main
+from sounding.core.heads import EncoderCTCConfig, EncoderForCTC
+from sounding.core.plan import confidence
+from sounding.data import text
+from sounding.data.folder import load_folder
+from sounding.data.text import build_tokenizer, collapse, plain, tokens_of, word_errors
+from sounding.evaluation.classify import classify
+from sounding.evaluation.compare import StudyConfig, compare
+from sounding.evaluation.statistics import error_rate
+from sounding.evaluation.sweep import sweep
+from sounding.training.answers import answers, every_mask
+from sounding.training.config import METHODS, TrainConfig
+from sounding.training.runs import load_run
+from sounding.training.tasks import Goal, Recognition
+from sounding.training.train import train
+
+TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
+NAMES = ("whisper-ctc", "moonshine-ctc", "wav2vec2-pre", "hubert-post", "wavlm-pre", "parakeet-ctc")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder of sequences of tones, each tone a word."""
+    root = tmp_path_factory.mktemp("texts")
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, count in (("train", 24), ("validation", 6), ("test", 12)):
+        for index in range(count):
+            said = TEXTS[index % len(TEXTS)]
+            tones = [{"low": 300, "high": 2000}[word] for word in plain(said).split()]
+            time = np.arange(int(rng.uniform(0.18, 0.28) * 16000)) / 16000
+            wave = np.concatenate([0.1 * np.sin(2 * np.pi * tone * time) for tone in tones])
+            name = f"{split}{index}.wav"
+            sf.write(root / name, wave + rng.normal(0, 0.01, len(wave)), 16000)
+            rows.append({"file_name": name, "text": said, "split": split, "speaker": f"s{index}"})
+    with (root / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(whisper):
+    return TrainConfig(backbone=str(whisper), epochs=0.7, batch_size=8, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def runs(config, texts, root):
+    """A finished run of each method, in the directory of its name."""
+    folder, made = load_folder(texts), {}
+    for method in ("full", *(m for m in METHODS if m != "full")):
+        teacher = str(root / "full") if method == "dld" else ""
+        made[method] = train(replace(config, method=method, teacher=teacher), folder, root / method)
+    return made
+
+
+# --- texts ----------------------------------------------------------------------------------
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(text).failed == 0
+
+
+def test_characters_and_pieces_give_every_training_text_back():
+    said = [plain(one) for one in [*TEXTS, "it's a DOG's life", "the low, the high; the dog"] * 9]
+    characters = build_tokenizer(said)
+    assert tokens_of(characters)[:3] == ["<pad>", "<unk>", "▁"]
+    assert len(characters) == 3 + len({c for one in said for c in one if c != " "})
+    pieces = build_tokenizer(said, "24")
+    assert len(pieces) <= 24
+    assert any(len(token) > 2 for token in tokens_of(pieces)[2:])
+    for tokenizer in (characters, pieces):
+        task = Recognition(tokenizer)
+        assert task.decode([tokenizer(one)["input_ids"] for one in said]) == said
+        assert tokens_of(build_tokenizer(said, "24")) == tokens_of(pieces)
+    assert characters("low z")["input_ids"][-1] == 1  # a character that training did not have
+    for wrong in ("many", "3"):
+        with pytest.raises(ValueError, match="a number of tokens from"):
+            build_tokenizer(said, wrong)
+    with pytest.raises(ValueError, match="all are empty"):
+        build_tokenizer(["", plain("!?")])
+
+
+def test_collapse_of_a_path():
+    assert collapse([]) == []
+    assert collapse([0, 0]) == []
+    assert collapse([3, 3, 3]) == [3]
+    assert collapse([3, 0, 3, 4, 4, 3]) == [3, 3, 4, 3]
+
+
+def test_errors_in_words():
+    assert word_errors("", "") == 0
+    assert word_errors("", "a b") == 2
+    assert word_errors("a b c", "") == 3
+    assert word_errors("a b c", "a x c d") == 2
+
+
+def test_error_rate_weighs_clips_by_their_words_and_covers_a_known_rate():
+    errors, words = np.array([0.0, 4.0]), np.array([1, 9])
+    assert error_rate(errors, words).mean == pytest.approx(0.4)
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        words = rng.integers(1, 12, 120)
+        low, high = error_rate(rng.binomial(words, 0.3).astype(float), words)[1:]
+        hits += low <= 0.3 <= high
+    assert hits >= 180
+    with pytest.raises(ValueError, match="at least one word"):
+        error_rate(np.zeros(2), np.zeros(2, dtype=int))
+
+
+# --- losses ---------------------------------------------------------------------------------
+
+
+def test_losses_and_errors_of_a_padded_batch_are_those_of_each_clip_alone():
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(["low high"])
+    task = Recognition(tokenizer)
+    goals = [Goal(tuple(tokenizer(one)["input_ids"]), one) for one in ("low", "high low")]
+    logits = 3 * torch.randn(2, 2, 30, len(tokenizer))
+    frames = torch.tensor([14, 30])
+    valid = torch.arange(30) < frames[:, None]
+    losses = task.losses(logits, valid, goals)
+    errors = task.errors(logits, valid, goals)
+    distances = task.distances(logits, logits[1], valid, goals)
+    assert losses.shape == errors.shape == distances.shape == (2, 2)
+    assert distances[1].abs().max() < 1e-5
+    assert distances[0].min() > 0
+    for row, goal in enumerate(goals):
+        own = logits[:, row : row + 1, : frames[row]]
+        torch.testing.assert_close(task.losses(own, None, [goal])[:, 0], losses[:, row])
+        torch.testing.assert_close(task.errors(own, None, [goal])[:, 0], errors[:, row])
+        alone = task.distances(own, own[1], None, [goal])[:, 0]
+        torch.testing.assert_close(alone, distances[:, row])
+        plainly = ctc_loss(
+            own[0].transpose(0, 1).log_softmax(-1), torch.tensor([goal.ids]),
+            frames[row : row + 1], torch.tensor([len(goal.ids)]),
+        )  # fmt: skip
+        torch.testing.assert_close(losses[0, row], plainly)
+
+
+def test_a_text_too_long_for_its_clip_teaches_nothing_and_breaks_nothing():
+    tokenizer = build_tokenizer(["low high"])
+    goal = Goal(tuple(tokenizer("low high low")["input_ids"]), "low high low")
+    logits = torch.randn(1, 1, 3, len(tokenizer), requires_grad=True)
+    loss = Recognition(tokenizer).losses(logits, None, [goal])
+    loss.sum().backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+# --- heads ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_full_depth_is_that_of_the_plain_model_and_exits_answer_each_frame_below(name):
+    plain_model = tiny.make(name)
+    dynamic = sounding.wrap(tiny.make(name), exits=True)
+    batch = tiny.inputs(plain_model)
+    logits = dynamic(**batch).logits
+    if "whisper" not in name:  # which takes no clip below 30 s without us
+        assert logits.equal(plain_model(**batch).logits)
+    masks = every_mask(4)
+    found = dynamic.forward_masks(batch, masks)
+    assert found.logits.shape == (15, *logits.shape)
+    states, _ = dynamic.layer_outputs(batch)
+    for mask, expected in zip(masks, found.logits, strict=True):
+        assert dynamic(**batch, mask=mask).logits.equal(expected)
+    for k in (1, 2, 3):
+        state, frame_mask = states[k - 1]
+        torch.testing.assert_close(
+            dynamic(**batch, mask=torch.arange(4) < k).logits, dynamic.exits(state, frame_mask, k)
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_padding_reaches_no_valid_frame(name):
+    dynamic = sounding.wrap(tiny.make(name), exits=True)
+    lengths = [4000, 2500, 3100] if "input_values" in tiny.inputs(dynamic.model) else [96, 60, 79]
+    batch = tiny.inputs(dynamic.model, lengths=lengths)
+    budgets = [2, 4, 1]
+    out = dynamic(**batch, budget=budgets)
+    valid = dynamic.frame_mask(batch, out.logits.shape[1])
+    for row, length in enumerate(lengths):
+        alone = {key: value[row : row + 1] for key, value in batch.items()}
+        time = 2 if "whisper" in name else 1
+        key = dynamic.model.main_input_name
+        alone[key] = alone[key].narrow(time, 0, length)
+        alone.pop("attention_mask")
+        one = dynamic(**alone, budget=budgets[row])
+        assert one.executed_layers.equal(out.executed_layers[row : row + 1])
+        frames = int(valid[row].sum())
+        assert one.logits.shape[1] == frames
+        torch.testing.assert_close(out.logits[row, :frames], one.logits[0], rtol=1e-3, atol=1e-3)
+        sure = confidence(out.logits, valid)[row]
+        torch.testing.assert_close(sure, confidence(one.logits)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_our_ctc_head_is_saved_and_loaded_with_its_exits(tmp_path):
+    model = EncoderForCTC.of(tiny.make("moonshine-model"), vocab_size=9).eval()
+    dynamic = sounding.wrap(model, exits=True)
+    batch = tiny.inputs(model)
+    dynamic.save_pretrained(tmp_path)
+    again = sounding.load(tmp_path)
+    with torch.no_grad():
+        for k in (1, 4):
+            assert again(**batch, budget=k).logits.equal(dynamic(**batch, budget=k).logits)
+    assert type(again.model.config) is EncoderCTCConfig
+    assert sounding.unwrap(dynamic) is model
+
+
+# --- runs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_recognizes_and_answers_alike_after_loading(method, runs, root, texts):
+    run, folder = runs[method], load_folder(texts)
+    again = load_run(root / method)
+    clips = folder.split("test")
+    features = run.read(clips, "read")
+    batch = run.collate(features)
+    assert run.labels[0] == "<pad>"
+    assert again.labels == run.labels
+    with torch.no_grad():
+        for k in (1, 4):
+            out = run.dynamic(**batch, budget=k)
+            assert out.logits.shape[-1] == len(run.labels)
+            assert again.dynamic(**batch, budget=k).logits.equal(out.logits)
+            texts_together = run.task.answers(out.logits, run.frame_mask(batch, out.logits))
+            alone = [
+                run.task.answers(run.dynamic(**run.collate([one]), budget=k).logits, None)[0]
+                for one in features
+            ]
+            assert texts_together == alone
+
+
+def test_a_sweep_has_word_error_rates(runs, texts):
+    folder = load_folder(texts)
+    run = runs["input"]
+    result = sweep([run, runs["early-exit"]], folder, rounds=0)
+    assert {row.metric for row in result.rows} == {"wer"}
+    clips = folder.split("test")
+    goals = run.task.goals(folder, clips)
+    words = sum(run.task.weight(goal) for goal in goals)
+    features = run.read(clips, "read")
+    for row in result.rows:
+        assert 0 <= row.ci_low <= row.value <= row.ci_high
+        if row.method == "input":
+            count = sum(
+                word_errors(goal.text, answer.label)
+                for goal, answer in zip(
+                    goals,
+                    classify(run, [clip.path for clip in clips], row.kept_layers),
+                    strict=True,
+                )
+            )
+            assert row.value == pytest.approx(count / words)
+    found = answers(run, features, every_mask(4), goals)
+    assert found.errors.max() > 0
+    with pytest.raises(ValueError, match="which the full run was not trained for"):
+        sweep([replace(runs["full"], tokenizer=None)], folder)
+
+
+def test_a_study_of_texts_has_every_rule_and_word_error_rates(config, texts, tmp_path):
+    pytest.importorskip("matplotlib")
+    methods = ("full", "random", "early-exit", "static", "input")
+    settings = {n: getattr(config, n) for n in ("backbone", "epochs", "batch_size", "precision")}
+    study = StudyConfig(settings=settings, variants=methods, seeds=(0,))
+    (line,) = compare(study, [texts], tmp_path)
+    assert line.startswith("VERDICT")
+    measured = json.loads((tmp_path / texts.name / "input-0" / "measured.json").read_text())
+    assert measured["metric"] == "wer"
+    found = measured["sets"]["test"]
+    words = found["clips"]["weight"]
+    assert words == [len(plain(TEXTS[i % 6]).split()) for i in map(_index, found["clips"]["file"])]
+    rows = {(row["rule"], row["budget"]): row["errors"][0] for row in found["rows"]}
+    for k in (1, 2, 3):
+        for rule in ("exact", "static", "shuffled", "constant"):
+            assert all(a <= b for a, b in zip(rows["oracle", k], rows[rule, k], strict=True))
+    assert "Word error rate" in (tmp_path / "report.html").read_text()
+
+
+def _index(name):
+    return int("".join(c for c in name if c.isdigit()))
+
+
+def test_command_line_recognizes(runs, root, texts, capsys):
+    clip = texts / "test0.wav"
+    assert main(["run", str(root / "input"), str(clip), "--budget", "2", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["kept_layers"] == 2
+    (again,) = classify(runs["input"], [clip], 2)
+    assert answer["label"] == again.label
+
+
+def test_what_cannot_recognize_is_said(texts, tmp_path):
+    tiny.make("ast").save_pretrained(tmp_path / "ast")
+    t.ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(tmp_path / "ast")
+    config = TrainConfig(backbone=str(tmp_path / "ast"))
+    with pytest.raises(ValueError, match="has no frames in time"):
+        train(config, load_folder(texts), tmp_path / "run")
+    tiny.make("wav2vec2-pre", add_adapter=True).save_pretrained(tmp_path / "adapted")
+    config = replace(config, backbone=str(tmp_path / "adapted"))
+    with pytest.raises(ValueError, match="has an adapter"):
+        train(config, load_folder(texts), tmp_path / "run2")
