@@ -165,7 +165,12 @@ def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out:
     run = train(config.train_config(name, variant, seed, out), folder, directory)
     trained = monotonic() - start
     measured = measure(
-        run, folder, variant, snr_db=config.snr_db.get(name, ()), trained_seconds=trained
+        run,
+        folder,
+        variant,
+        snr_db=config.snr_db.get(name, ()),
+        trained_seconds=trained,
+        ceilings=variant in BASES,
     )
     write_text(directory / FILE, json.dumps(measured, ensure_ascii=False) + "\n")
 

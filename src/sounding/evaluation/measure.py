@@ -37,7 +37,7 @@ from ..training.answers import (
 from ..training.methods import first_masks, random_masks
 from ..training.precision import uses_bf16
 from ..training.runs import Run, provenance
-from ..training.search import best_static
+from ..training.search import best_static, ranked_masks
 from ..training.tasks import Goals
 from .predict import RANDOM, predict
 from .study import FORMAT
@@ -102,6 +102,7 @@ class Known:
     """What validation decides, for use on every set."""
 
     static: dict[int, Tensor] = field(default_factory=dict)  # best mask of each size
+    under: Answered | None = None  # the validation clips under every mask
     thresholds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     center: Tensor | None = None  # mean features, for the constant control
 
@@ -114,6 +115,7 @@ def measure(
     snr_db: Sequence[float] = (),
     seed: int = 0,
     trained_seconds: float | None = None,
+    ceilings: bool = True,
 ) -> Json:
     """All rows of a run on validation and test clips, as a `measured.json`; see `study`.
 
@@ -121,6 +123,7 @@ def measure(
         variant: its name in the comparison.
         snr_db: the test clips are measured again with noise at each of these ratios.
         seed: of the noise, the random masks and the shuffling; the same for all runs of a study.
+        ceilings: whether to look for the best mask of each test clip (method "input").
 
     Raises:
         RuntimeError: what ran for real is not what was looked up.
@@ -133,17 +136,22 @@ def measure(
     run.dynamic.mean_budgets = calibrate(run, features, run.config.precision)
     known = _known(run, features, run.task.goals(folder, validation))
     rows_of = partial(_set, run, folder, cost=cost, known=known, seed=seed)
-    sets = {"validation": rows_of(validation, features, all_masks=True)}
+    sets = {"validation": rows_of(validation, features, under=known.under)}
     clips = folder.split("test")
     features = run.read(clips, "read test")
-    sets["test"] = rows_of(clips, features, all_masks=True)
+    masks = every_mask(run.dynamic.num_layers)
+    under = None
+    if run.config.method == "input" and ceilings and masks is not None:
+        goals = run.task.goals(folder, clips)
+        under = Answered(masks, answers(run, features, masks, goals))
+    sets["test"] = rows_of(clips, features, under=under)
     checked = check(run, features, sets["test"]["rows"])
-    if run.config.method == "input":
+    if under is not None:
         sets["test"]["rows"] += _ceiling(run, folder, clips, cost, seed)
     for ratio in snr_db:
         noisy = run.read(clips, f"read test at {ratio:g} dB", _noise(run, ratio, seed))
         name = f"test at {ratio:g} dB"
-        sets[name] = rows_of(clips, noisy, all_masks=False)
+        sets[name] = rows_of(clips, noisy)
     return {
         "format": FORMAT,
         "method": run.config.method,
@@ -180,7 +188,13 @@ def _known(run: Run, features: FeatureSet, goals: Goals) -> Known:
     method, layers = run.config.method, run.dynamic.num_layers
     known = Known()
     if method in (*RANDOM, "static", "input"):
-        known.static = best_static(run, features, goals)
+        masks = every_mask(layers)
+        if masks is None:
+            known.static = best_static(run, features, goals)
+        else:
+            known.under = Answered(masks, answers(run, features, masks, goals))
+            ranked = ranked_masks(masks, known.under.found)
+            known.static = {k: ranked[k][0] for k in range(1, layers)}
     if method == "input":
         known.center = pooled(run, features).mean(0)
         known.thresholds["mean"] = run.dynamic.mean_budgets
@@ -203,7 +217,7 @@ def _set(
     known: Known,
     seed: int,
     *,
-    all_masks: bool,
+    under: Answered | None = None,
 ) -> Json:
     goals = run.task.goals(folder, clips)
     seconds = run.config.max_seconds or np.inf
@@ -221,7 +235,7 @@ def _set(
     elif method == "i3d":
         rows = _gate_rows(run, features, goals, cost)
     elif method == "input":
-        rows = _input_rows(run, features, goals, cost, known, seed, all_masks=all_masks)
+        rows = _input_rows(run, features, goals, cost, known, seed, under)
     else:
         rows = _blind_rows(run, features, goals, cost, known, seed)
     return {"clips": described, "rows": rows}
@@ -346,25 +360,29 @@ def _input_rows(
     cost: Cost,
     known: Known,
     seed: int,
-    *,
-    all_masks: bool,
+    under: Answered | None,
 ) -> list[Json]:
-    """The selector, its controls, the best static mask, the oracle, and mean budgets."""
+    """The selector, its controls, the best static mask, and mean budgets.
+
+    Args:
+        under: the answers under every mask, where they are known: then the oracle too.
+    """
     layers = run.dynamic.num_layers
     chosen = _choices(run, features, known, seed)
-    masks = every_mask(layers) if all_masks else None
-    if masks is None:
+    oracle = under is not None
+    if under is None:
         wanted = [first_masks(layers), *(mask[None] for mask in known.static.values())]
         wanted += [m for by_budget in chosen.values() for m in by_budget.values()]
         masks = torch.unique(torch.cat(wanted), dim=0)
-    under = Answered(masks, answers(run, features, masks, goals))
+        under = Answered(masks, answers(run, features, masks, goals))
     rows = [
         _row(rule, k, under.under(m), m, cost)
         for rule, by_budget in chosen.items()
         for k, m in by_budget.items()
     ]
     rows += _static_rows(under, cost, known)
-    rows += [_row("oracle", k, *_oracle(under, k), cost) for k in range(1, layers)]
+    if oracle:
+        rows += [_row("oracle", k, *_oracle(under, k), cost) for k in range(1, layers)]
     return rows + _mean_rows(under, cost, known, seed)
 
 

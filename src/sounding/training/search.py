@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import combinations
 from math import comb
 
@@ -30,14 +29,13 @@ def best_static(run: Run, features: FeatureSet, goals: Goals) -> dict[int, Tenso
     """
     layers = run.dynamic.num_layers
     small = [k for k in range(1, layers) if comb(layers, k) <= ALL]
-    ranked = _ranked(run, features, goals, (m for k in small for m in _all(layers, k)))
+    ranked = _tried(run, features, goals, [m for k in small for m in _all(layers, k)])
     best = {k: ranked[k][0] for k in small}
     beam = [torch.ones(layers, dtype=torch.bool)]
     for k in range(layers - 1, 0, -1):
         if k not in best:
-            found = _ranked(run, features, goals, _without_one(beam))
-            ranked |= found
-            best[k] = found[k][0]
+            ranked |= _tried(run, features, goals, _without_one(beam))
+            best[k] = ranked[k][0]
         beam = ranked[k][:BEAM]
     return best
 
@@ -93,19 +91,24 @@ def _quality(found: MaskAnswers, index: Tensor | int, each: Tensor) -> tuple[flo
     return float(found.errors[index, each].sum()), float(found.losses[index, each].mean())
 
 
-def _ranked(
-    run: Run, features: FeatureSet, goals: Goals, masks: Iterable[Tensor]
+def _tried(
+    run: Run, features: FeatureSet, goals: Goals, masks: list[Tensor]
 ) -> dict[int, list[Tensor]]:
-    """Masks of each size, the best first."""
-    tried = list(masks)
-    if not tried:
+    if not masks:
         return {}
-    found = answers(run, features, torch.stack(tried), goals)
+    tried = torch.stack(masks)
+    return ranked_masks(tried, answers(run, features, tried, goals))
+
+
+def ranked_masks(masks: Tensor, found: MaskAnswers) -> dict[int, list[Tensor]]:
+    """Masks by size, the best first: the fewest errors, then the lowest loss.
+
+    Shape: masks [masks, layers], of which `found` has the answers -> each [layers] bool.
+    """
     errors, losses = found.errors.sum(1).tolist(), found.losses.mean(1).tolist()
-    order = sorted(range(len(tried)), key=lambda i: (errors[i], losses[i]))
     ranked: dict[int, list[Tensor]] = {}
-    for index in order:
-        ranked.setdefault(int(tried[index].sum()), []).append(tried[index])
+    for index in sorted(range(len(masks)), key=lambda i: (errors[i], losses[i])):
+        ranked.setdefault(int(masks[index].sum()), []).append(masks[index])
     return ranked
 
 
