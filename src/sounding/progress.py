@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ LINE_EVERY = 20.0  # seconds between lines where there is no terminal
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Yield a function called with (work done so far, a short note)."""
     console = Console(stderr=True)
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one tells
+        yield lambda done, note: None
+        return
     if not console.is_terminal:
         yield _lines(title, total)
         return

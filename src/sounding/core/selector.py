@@ -8,6 +8,7 @@ straight-through Gumbel estimator (arXiv 1611.01144) with top-k by perturbed sco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -124,6 +125,7 @@ class InputSelector(nn.Module):
         if not 0 <= after < layers:
             raise ValueError(f"after is from 0 to {layers - 1}; got {after}")
         self.width, self.layers, self.hidden, self.after = width, layers, hidden, after
+        self.gather: Callable[[Tensor], Tensor] = lambda pooled: pooled  # of several processes
         self.temperature, self.noise = temperature, noise
         self.project = nn.Linear(2 * width, hidden)
         self.budget = nn.Embedding(layers + 1, hidden)
@@ -161,7 +163,7 @@ class InputSelector(nn.Module):
         with _no_autocast(features.device.type):
             pooled = pool(features.detach().float(), frame_mask)
             if self.training:
-                self._observe(pooled)
+                self._observe(self.gather(pooled))
             return self.scores_of(pooled, k)
 
     def scores_of(self, pooled: Tensor, k: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from ..core.selector import InputSelector
 from ..data.features import FeatureSet, batches, extract, load_audio
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise, noise_for
@@ -31,6 +32,7 @@ from .fit import CLIPS as FIT_CLIPS
 from .fit import SNR_DB as FIT_SNR_DB
 from .fit import fit_selector
 from .methods import TRAIN, Step
+from .parallel import Processes, processes
 from .precision import autocast, uses_bf16
 from .runs import Run, load_run, new_run, provenance
 from .search import settle
@@ -50,12 +52,23 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     without the interruption, bit for bit on the same CPU and number of threads. A finished run
     with the same configuration and data is loaded and returned.
 
+    Started by `torchrun` or `accelerate launch`, each process takes a part of every batch, and the
+    first one writes the files.
+
     Raises:
         ValueError: `out` holds another run, or the configuration does not fit the data.
         Interrupted: on SIGINT or SIGTERM, after saving a checkpoint.
     """
-    out = Path(out)
-    _claim(out, config, folder)
+    with processes() as group:
+        return _train(config, folder, Path(out), group)
+
+
+def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes) -> Run:
+    if group.first:
+        _claim(out, config, folder)
+        if folder.task == "text":
+            _tokenizer(config, folder, out)
+    group.wait()
     if (out / "model").is_dir():
         return load_run(out)
     data = {"digest": folder.digest, "name": folder.root.name}
@@ -71,9 +84,18 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     source = _Source(run, clips)
     goals = run.task.goals(folder, clips)
     state = TrainState(run, steps_in(config, len(clips)))
-    _fit(run, state, source, goals, out)
+    _fit(run, state, source, goals, out, group)
+    if group.first:
+        _complete(run, state, folder, out)
+    group.wait()
+    return run if group.first else load_run(out)
+
+
+def _complete(run: Run, state: TrainState, folder: AudioFolder, out: Path) -> None:
+    """What follows the last step: the second stage, the calibration, the files."""
+    config = run.config
     if config.method == "input" and config.selector_fit != "joint":
-        fit_selector(run, *_for_fit(run, clips, goals))
+        fit_selector(run, *_for_fit(run, folder))
     if any(clip.split == "validation" for clip in folder.clips):
         held_out = folder.split("validation")
         features = run.read(held_out, "read validation clips")
@@ -81,7 +103,6 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
         if config.method == "input":
             settle(run, features, run.task.goals(folder, held_out))
     _finish(run, state, out)
-    return run
 
 
 def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
@@ -95,15 +116,14 @@ def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(directory)
 
 
-def _for_fit(run: Run, clips: list[Clip], goals: Goals) -> tuple[FeatureSet, Goals]:
+def _for_fit(run: Run, folder: AudioFolder) -> tuple[FeatureSet, Goals]:
     """Some training clips, with noise, for the second stage."""
+    clips = folder.split("train")
     seed, rate = run.config.seed, run.extractor.sampling_rate
     rows = np.random.default_rng(seed).permutation(len(clips))[:FIT_CLIPS].tolist()
-
+    some = [clips[row] for row in rows]
     change = noise_for(FIT_SNR_DB, rate, seed, copy=2)
-    return run.read([clips[row] for row in rows], "read for the selector", change), [
-        goals[row] for row in rows
-    ]
+    return run.read(some, "read for the selector", change), run.task.goals(folder, some)
 
 
 def _teacher(config: TrainConfig, run: Run) -> Run:
@@ -195,9 +215,9 @@ class _Source:
     def batch(self, rows: list[int], step: int) -> dict[str, Tensor]:
         if self.features:
             return self.run.collate([self.features[row] for row in rows])
-        rng = np.random.default_rng([self.config.seed, step, 1])
         made = []
         for row in rows:
+            rng = np.random.default_rng([self.config.seed, step, 1, row])
             audio = self.audio[row]
             if rng.random() < self.config.noise_share:
                 audio = add_noise(audio, rng.uniform(*SNR_DB), self.rate, rng)
@@ -205,50 +225,66 @@ class _Source:
         return self.run.collate(made)
 
 
-def _fit(run: Run, state: TrainState, source: _Source, goals: Goals, out: Path) -> None:
+def _fit(
+    run: Run, state: TrainState, source: _Source, goals: Goals, out: Path, group: Processes
+) -> None:
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         state.load(checkpoint)
+    group.wait()  # before anyone writes a new one
     state.modules.train()
+    if isinstance(run.dynamic.selector, InputSelector):
+        run.dynamic.selector.gather = group.gather
     order = _Order(source.lengths(), run.config)
     saved = time.monotonic()
     with _stop_signals() as stopped, progress(f"train {run.config.method}", state.total) as show:
         while state.step < state.total:
-            rows = order[state.step]
+            rows, weight = group.share(order[state.step])
             batch = source.batch(rows, state.step)
-            state.losses.append(_one_step(run, state, batch, [goals[row] for row in rows]))
+            state.losses.append(
+                _one_step(run, state, batch, [goals[r] for r in rows], weight, group)
+            )
             state.step += 1
             show(state.step, f"loss {np.mean(state.losses[-20:]):.3f}")
             due = time.monotonic() - saved > run.config.checkpoint_seconds
-            if (due or stopped()) and state.step < state.total:
+            stop = group.total(float(stopped())) > 0
+            if group.first and (due or stop) and state.step < state.total:
                 state.save(checkpoint)
                 saved = time.monotonic()
-            if stopped() and state.step < state.total:
+            if stop and state.step < state.total:
                 raise Interrupted(
                     f"stopped at step {state.step} of {state.total}; the same command goes on"
                 )
     state.modules.eval()
 
 
-def _one_step(run: Run, state: TrainState, batch: dict[str, Tensor], goals: Goals) -> float:
+def _one_step(
+    run: Run,
+    state: TrainState,
+    batch: dict[str, Tensor],
+    goals: Goals,
+    weight: float,
+    group: Processes,
+) -> float:
+    """Take a step with this process's part of a batch, and return the loss of the whole."""
     config = run.config
-    torch.manual_seed(config.seed * 1_000_003 + state.step)
+    torch.manual_seed(config.seed * 1_000_003 + state.step + group.rank * 7_000_003)
     rng = np.random.default_rng([config.seed, state.step])
     step = Step(state.step, state.total, rng)
     with autocast(config.precision):
-        loss = TRAIN[config.method](run, batch, goals, step)
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss.item()} at step {state.step}: lower lr_encoder or lr_head"
-        )
+        loss = weight * TRAIN[config.method](run, batch, goals, step)
+    value = group.total(float(loss.detach()))
+    if not math.isfinite(value):
+        raise ValueError(f"the loss is {value} at step {state.step}: lower lr_encoder or lr_head")
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    group.add_gradients(state.modules.parameters())
     nn.utils.clip_grad_norm_(state.modules.parameters(), config.clip_norm)
     rate = _rate(state.step, state.total, config.lr_warmup)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate * group["peak_lr"]
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = rate * parameters["peak_lr"]
     state.optimizer.step()
-    return float(loss.detach())
+    return value
 
 
 def _finish(run: Run, state: TrainState, out: Path) -> None:

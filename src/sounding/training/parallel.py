@@ -1,0 +1,104 @@
+"""Several processes, each with a part of every batch, as `torchrun` or `accelerate launch` start
+them.
+
+Every process has the whole model and takes the same step: the gradients of its part of the batch
+are added up over all of them, so the result is that of one process, within float noise, and a
+training goes on with any number of them. Layers without a gradient (skipped in a step, or frozen)
+are no trouble, since nothing waits for a gradient of its own accord.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+PATIENCE = timedelta(hours=24)  # while the first process calibrates
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The group; by itself, a group of one."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes the files."""
+        return self.rank == 0
+
+    def share(self, rows: list[int]) -> tuple[list[int], float]:
+        """Which clips of a batch this process takes, and the weight of their mean loss.
+
+        Of fewer clips than processes everyone takes all.
+        """
+        if len(rows) < self.count:
+            return rows, 1 / self.count
+        own = rows[self.rank :: self.count]
+        return own, len(own) / len(rows)
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Put the sum over all processes in the place of each gradient."""
+        if self.count == 1:
+            return
+        every = list(parameters)
+        has = torch.tensor([float(p.grad is not None) for p in every])
+        dist.all_reduce(has)
+        used = [p for p, some in zip(every, has.tolist(), strict=True) if some]
+        for parameter in used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in used if p.grad is not None])
+        dist.all_reduce(flat)
+        parts = flat.split([p.numel() for p in used])
+        for parameter, part in zip(used, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def total(self, value: float) -> float:
+        """The sum over all processes."""
+        if self.count == 1:
+            return value
+        summed = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(summed)
+        return float(summed)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Those of all processes, without gradients. Shape: [own, ...] -> [all, ...]."""
+        if self.count == 1:
+            return values
+        sizes = [torch.zeros((), dtype=torch.long) for _ in range(self.count)]
+        dist.all_gather(sizes, torch.tensor(len(values)))
+        largest = max(int(size) for size in sizes)
+        padded = values.detach().new_zeros(largest, *values.shape[1:])
+        padded[: len(values)] = values.detach()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The group that this process was started in: joined, and left at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    joined = dist.is_initialized()
+    if not joined:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        if not joined:
+            dist.destroy_process_group()

@@ -1,0 +1,130 @@
+"""Several processes train as one does, and go on with another number of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sounding
+from sounding.data.folder import load_folder
+from sounding.training.config import TrainConfig
+from sounding.training.parallel import Processes
+from sounding.training.runs import load_run
+from sounding.training.train import train
+
+CONFIG = TrainConfig(epochs=1, batch_size=7, precision="fp32", noise_share=0.5)  # 40 clips: 5 left
+# `sounding train` that stops after STOP steps, if any, as by a signal
+WORKER = """
+import sys
+from sounding.training import train as module
+from sounding.cli import main
+stop = int(sys.argv.pop(1))
+step = module._one_step
+def one_step(run, state, *rest):
+    if state.step == stop:
+        signals.asked = True
+    return step(run, state, *rest)
+module._one_step = one_step
+from contextlib import contextmanager
+@contextmanager
+def signals():
+    yield lambda: signals.asked
+signals.asked = False
+module._stop_signals = signals
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+def launch(count, config, data, out, tmp_path, *, stop=-1):
+    """Start so many processes, one torch thread each."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={count}", str(script), str(stop),
+        "--config", str(tmp_path / "config.yaml"), "--data", str(data), "--out", str(out),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def assert_same(run, other):
+    ours, theirs = run.dynamic.state_dict(), other.dynamic.state_dict()
+    for name, value in ours.items():
+        # the score of a layer that is in every candidate has no gradient but float noise, which
+        # Adam makes large
+        atol = 3e-3 if name.startswith("selector.score") else 2e-5
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("method", ["input", "random", "early-exit"])
+def test_two_processes_train_as_one_with_the_same_batch(method, whisper, tones, tmp_path):
+    config = replace(CONFIG, backbone=str(whisper), method=method)
+    one = train(config, load_folder(tones), tmp_path / "one")
+    done = launch(2, config, tones, tmp_path / "two", tmp_path)
+    assert done.returncode == 0, done.stderr
+    two = load_run(tmp_path / "two")
+    assert_same(one, two)
+    assert not list((tmp_path / "two").glob("*checkpoint*"))
+    logs = [(tmp_path / n / "log.csv").read_text().split() for n in ("one", "two")]
+    for a, b in zip(*logs, strict=True):
+        if a != "step,loss":
+            assert float(a.split(",")[1]) == pytest.approx(float(b.split(",")[1]), rel=1e-4)
+
+
+def test_a_training_goes_on_with_another_number_of_processes(whisper, tones, tmp_path):
+    config = replace(CONFIG, backbone=str(whisper), method="input")
+    one = train(config, load_folder(tones), tmp_path / "one")
+    out = tmp_path / "two"
+    done = launch(2, config, tones, out, tmp_path, stop=2)
+    assert done.returncode != 0
+    assert (out / "checkpoint.safetensors").exists(), done.stderr
+    assert "stopped at step 3 of 6" in done.stderr
+    assert_same(one, train(config, load_folder(tones), out))
+
+
+def test_shares_of_a_batch_add_up():
+    for count in (1, 2, 3):
+        for size in (1, 2, 3, 7, 16):
+            rows = list(range(100, 100 + size))
+            shares = [Processes(rank, count).share(rows) for rank in range(count)]
+            assert sum(weight for _, weight in shares) == pytest.approx(1)
+            if size >= count:
+                assert sorted(row for own, _ in shares for row in own) == rows
+                assert all(weight == len(own) / size for own, weight in shares)
+            else:
+                assert all(own == rows for own, _ in shares)
+
+
+def test_layers_that_a_step_dropped_hold_nothing_up_with_gradient_checkpointing(whisper, tones):
+    """In data parallelism a skipped layer has no gradient; checkpointing runs layers twice."""
+    from sounding.training.runs import new_run
+
+    folder = load_folder(tones)
+    run = new_run(replace(CONFIG, backbone=str(whisper), method="random"), list(folder.labels), {})
+    clips = folder.split("train")[:4]
+    batch = run.collate(run.read(clips, "read"))
+    mask = torch.tensor([True, False, True, False])
+    grads = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            run.dynamic.model.gradient_checkpointing_enable()
+        run.dynamic.train()
+        run.dynamic.zero_grad(set_to_none=True)
+        run.dynamic(**batch, mask=mask).logits.square().sum().backward()
+        Processes().add_gradients(run.dynamic.parameters())
+        grads.append({n: p.grad for n, p in run.dynamic.named_parameters()})
+    for name, value in grads[0].items():
+        if value is None:
+            assert grads[1][name] is None, name
+        else:
+            torch.testing.assert_close(value, grads[1][name], msg=name)
+    dropped = run.dynamic.stack.layers[1]
+    assert all(p.grad is None for p in dropped.parameters())
+    assert isinstance(run.dynamic, sounding.DynamicModel)
