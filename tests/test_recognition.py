@@ -13,6 +13,7 @@ import soundfile as sf
 import tiny
 import torch
 import transformers as t
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import ctc_loss
 
 import sounding
@@ -29,7 +30,7 @@ from sounding.evaluation.sweep import sweep
 from sounding.training.answers import answers, every_mask
 from sounding.training.config import METHODS, TrainConfig
 from sounding.training.runs import load_run
-from sounding.training.tasks import Goal, Recognition
+from sounding.training.tasks import Dictation, Goal, Recognition
 from sounding.training.train import train
 
 TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
@@ -308,6 +309,82 @@ def test_a_study_of_texts_has_every_rule_and_word_error_rates(config, texts, tmp
 
 def _index(name):
     return int("".join(c for c in name if c.isdigit()))
+
+
+# --- the model's own decoder ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """A tiny Whisper with its decoder, and a tokenizer of characters, as a local backbone."""
+    path = tmp_path_factory.mktemp("speaker")
+    tokens = ["<unk>", "<s>", "</s>", "▁", *sorted(set("lowhig"))]
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(tokens)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    t.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(path)
+    model = tiny.make("whisper-generation", max_target_positions=24)
+    model.generation_config.max_length = 20
+    model.save_pretrained(path)
+    t.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("method", ["full", "random", "static", "input", "early-exit"])
+def test_a_decoder_is_trained_at_every_depth_and_says_the_same_alone(
+    method, speaker, texts, tmp_path
+):
+    config = TrainConfig(
+        backbone=str(speaker), method=method, recognition="decoder", epochs=0.7, batch_size=8,
+        max_seconds=0.9, precision="fp32",
+    )  # fmt: skip
+    folder = load_folder(texts)
+    run = train(config, folder, tmp_path / "run")
+    assert run.dynamic.exits is None
+    result = sweep([load_run(tmp_path / "run")], folder, rounds=1)
+    assert {row.metric for row in result.rows} == {"wer"}
+    clips = folder.split("test")
+    goals = run.task.goals(folder, clips)
+    errors = 0
+    for clip, goal in zip(clips, goals, strict=True):
+        (answer,) = classify(run, [clip.path], 4, max_seconds=0.9)
+        assert answer.probability is None
+        assert len(answer.executed_layers) == 4
+        errors += word_errors(goal.text, answer.label)
+    row = next(r for r in result.rows if r.kept_layers == 4 and r.method == method)
+    assert row.value == pytest.approx(errors / sum(run.task.weight(goal) for goal in goals))
+
+
+def test_a_decoder_learns_the_tokens_after_its_prompt_and_padding_does_not_count(speaker):
+    torch.manual_seed(0)
+    task = Dictation(t.AutoTokenizer.from_pretrained(speaker))
+    assert task.prompt == 1
+    goals = [
+        Goal(tuple(task.tokenizer(one)["input_ids"]), one) for one in ("low", "high low", "high")
+    ]
+    ids = task.inputs({}, goals)["decoder_input_ids"]
+    assert ids.shape == (3, 9)
+    assert ids[:, 0].tolist() == [1, 1, 1]
+    logits = torch.randn(2, 3, 9, 40)
+    losses, errors = task.losses(logits, None, goals), task.errors(logits, None, goals)
+    distances = task.distances(logits, logits[1], None, goals)
+    assert distances[1].abs().max() < 1e-5
+    for row, goal in enumerate(goals):
+        own, wanted = logits[0, row, : len(goal.ids) - 1], torch.tensor(goal.ids[1:])
+        torch.testing.assert_close(losses[0, row], torch.nn.functional.cross_entropy(own, wanted))
+        assert errors[0, row] == (own.argmax(-1) != wanted).sum()
+    assert task.decode([goal.ids for goal in goals]) == ["low", "high low", "high"]
+
+
+def test_a_study_of_decoders_is_refused(config, texts, tmp_path):
+    settings = {"backbone": config.backbone, "recognition": "decoder"}
+    with pytest.raises(ValueError, match="use recognition: ctc"):
+        compare(StudyConfig(settings=settings), [texts], tmp_path)
 
 
 def test_command_line_recognizes(runs, root, texts, capsys):

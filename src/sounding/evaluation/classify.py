@@ -14,7 +14,7 @@ from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
 from ..training.runs import Run
-from .predict import predict
+from .predict import say
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Answer:
 
     Attributes:
         label: the class, or the text.
-        probability: of the class; for a text the mean over the frames of the likeliest token's.
+        probability: of the class; for a text by CTC the mean over the frames of the likeliest
+            token's; None from a decoder.
         kept_layers: k, as asked for; with a mean budget, as many as ran.
         executed_layers: indexes of the layers that really ran.
         milliseconds: of the model, without reading the file.
@@ -31,7 +32,7 @@ class Answer:
 
     file: str
     label: str
-    probability: float
+    probability: float | None
     kept_layers: int
     executed_layers: list[int]
     layers: int
@@ -66,13 +67,13 @@ def classify(
             [Clip(Path(file), "", "test")], run.extractor, max_seconds=max_seconds
         )
         start = perf_counter()
-        logits, executed = predict(run, run.collate(features), asked)
+        said = say(run, run.collate(features), asked)
         milliseconds = 1000 * (perf_counter() - start)
-        (label,) = run.task.answers(logits, None)
+        executed = said.executed
         yield Answer(
             file=str(file),
-            label=label,
-            probability=float(confidence(logits)),
+            label=said.texts[0],
+            probability=None if said.logits is None else float(confidence(said.logits)),
             kept_layers=asked if isinstance(asked, int) else int(executed.sum()),
             executed_layers=executed[0].nonzero().squeeze(1).tolist(),
             layers=layers,
@@ -83,7 +84,8 @@ def classify(
 def show(answer: Answer) -> str:
     """One line for people: a filled block for each layer that ran."""
     blocks = "".join("■" if i in answer.executed_layers else "·" for i in range(answer.layers))
+    sure = "" if answer.probability is None else f" ({100 * answer.probability:.0f} %)"
     return (
-        f"{answer.file}: {answer.label} ({100 * answer.probability:.0f} %)  layers {blocks} "
+        f"{answer.file}: {answer.label}{sure}  layers {blocks} "
         f"{len(answer.executed_layers)} of {answer.layers}  {answer.milliseconds:.0f} ms"
     )

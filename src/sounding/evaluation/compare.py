@@ -89,6 +89,8 @@ class StudyConfig:
     def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
         """Of one run."""
         values = {**self.settings, **self.data.get(data, {}), **VARIANTS[variant], "seed": seed}
+        if values.get("recognition") == "decoder":
+            raise ValueError("compare answers for every mask from frames: use recognition: ctc")
         if values["method"] == "dld":
             values["teacher"] = str(place(out, data, "full", seed))
         return TrainConfig.from_values(values)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..training.methods import random_masks
 from ..training.runs import Batch, Run
+from ..training.tasks import Dictation
 
 RANDOM = ("random", "dld")
+
+
+class Said(NamedTuple):
+    """Answers to a batch.
+
+    Attributes:
+        texts: the class or the text of each input.
+        logits: None from a decoder.
+
+    Shape:
+        executed: [batch, layers] bool.
+    """
+
+    texts: list[str]
+    executed: Tensor
+    logits: Tensor | None
 
 
 @torch.inference_mode()
@@ -26,11 +45,32 @@ def predict(
 
     Shape: random [batch, layers] bool -> [batch, labels] float, [batch, layers] bool.
     """
-    dynamic, layers = run.dynamic, run.dynamic.num_layers
-    if isinstance(k, str) or run.config.method not in RANDOM or k == layers:
-        out = dynamic(**batch, budget=k)
-    else:
-        if random is None:
-            random = random_masks(np.random.default_rng(0), 1, layers, k)[0]
-        out = dynamic(**batch, mask=random)
+    out = run.dynamic(**batch, **_choice(run, k, random))
     return out.logits, out.executed_layers
+
+
+@torch.inference_mode()
+def say(run: Run, batch: Batch, k: int | str, random: Tensor | None = None) -> Said:
+    """As `predict`, in words; by its decoder where a run has one.
+
+    A batch for a decoder has inputs of one length.
+    """
+    if not isinstance(run.task, Dictation):
+        logits, executed = predict(run, batch, k, random)
+        return Said(run.task.answers(logits, run.frame_mask(batch, logits)), executed, logits)
+    settings: dict[str, Any] = {}
+    if getattr(run.dynamic.generation_config, "is_multilingual", False):
+        settings = {"language": run.config.language, "task": "transcribe"}
+    settings |= {**batch, **_choice(run, k, random), "return_dict_in_generate": True}
+    out = run.dynamic.generate(**settings)
+    return Said(run.task.decode(out["sequences"].tolist()), out["executed_layers"], None)
+
+
+def _choice(run: Run, k: int | str, random: Tensor | None) -> dict[str, Any]:
+    """The budget, or the mask, for a call of the model."""
+    layers = run.dynamic.num_layers
+    if isinstance(k, str) or run.config.method not in RANDOM or k == layers:
+        return {"budget": k}
+    if random is None:
+        random = random_masks(np.random.default_rng(0), 1, layers, k)[0]
+    return {"mask": random}

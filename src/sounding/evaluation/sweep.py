@@ -24,7 +24,7 @@ from ..progress import progress
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance
 from ..training.tasks import Goals
-from .predict import RANDOM, predict
+from .predict import RANDOM, say
 from .statistics import error_rate, wilson
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
@@ -125,8 +125,9 @@ def sweep(
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
     for run in runs:
         features = run.read(clips, f"read {split} clips")
-        median = run.collate([sorted(features, key=len)[len(features) // 2]])
-        macs = count_macs(run.dynamic, median)
+        middle = sorted(range(len(features)), key=lambda i: len(features[i]))[len(features) // 2]
+        median = run.collate([features[middle]])
+        macs = count_macs(run.dynamic, run.task.inputs(median, [goals[middle]]))
         with progress(f"sweep {run.config.method}", run.dynamic.num_layers) as show:
             for k in range(1, run.dynamic.num_layers + 1):
                 errors, executed = _answers(run, features, goals, k, batch_size, seed)
@@ -202,13 +203,14 @@ def _answers(
     executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
     for draw in range(draws):
-        for rows in batches(order, batch_size, seed=0, epoch=0, shuffle=False):
+        for rows in batches(
+            order, batch_size if run.batches else 1, seed=0, epoch=0, shuffle=False
+        ):
             index = [order[i] for i in rows]
             batch = run.collate([features[i] for i in index])
-            logits, ran = predict(run, batch, k, None if masks is None else masks[draw, index])
-            valid, some = run.frame_mask(batch, logits), [goals[i] for i in index]
-            errors[draw, index] = run.task.errors(logits[None], valid, some)[0].numpy()
-            executed[draw, index] = ran
+            said = say(run, batch, k, None if masks is None else masks[draw, index])
+            errors[draw, index] = run.task.count(said.texts, [goals[i] for i in index])
+            executed[draw, index] = said.executed
     return errors, executed
 
 
@@ -271,7 +273,7 @@ def _with_latency(
                 run, k, batch = timed[index]
                 mask = random_masks(rng, 1, run.dynamic.num_layers, k)
                 start = perf_counter()
-                predict(run, batch, k, mask)
+                say(run, batch, k, mask)
                 times[max(0, turn), index] = perf_counter() - start
             show(turn + 1, "")
     full = [i for i, (run, k, _) in enumerate(timed) if k == run.dynamic.num_layers]

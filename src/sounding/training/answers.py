@@ -54,10 +54,10 @@ def answers(
     losses, errors, sure, certain = torch.zeros(4, len(masks), len(features))
     read: Tensor | None = None
     for rows, batch in study_batches(run, features, precision):
-        out = run.dynamic.forward_masks(batch, masks)
-        valid = out.frame_mask if out.logits.ndim == 4 else None
-        if goals is not None:
-            some = [goals[row] for row in rows]
+        some = None if goals is None else [goals[row] for row in rows]
+        out = run.dynamic.forward_masks(run.task.inputs(batch, some), masks)
+        valid = out.frame_mask if run.task.by_frame else None
+        if some is not None:
             losses[:, rows] = run.task.losses(out.logits, valid, some)
             errors[:, rows] = run.task.errors(out.logits, valid, some)
         for index, logits in enumerate(out.logits):
@@ -102,9 +102,10 @@ def study_batches(
 ) -> Iterator[tuple[list[int], Batch]]:
     """Clips of similar length together, in inference mode."""
     run.dynamic.eval()
+    size = BATCH if run.batches else 1
     order = sorted(range(len(features)), key=lambda index: len(features[index]))
     with torch.inference_mode(), autocast(precision or run.config.precision):
-        for places in batches(order, BATCH, seed=0, epoch=0, shuffle=False):
+        for places in batches(order, size, seed=0, epoch=0, shuffle=False):
             rows = [order[place] for place in places]
             yield rows, run.collate([features[row] for row in rows])
 
@@ -135,7 +136,8 @@ def calibrate(run: Run, features: FeatureSet, precision: str = "fp32") -> list[t
             return float((logits > threshold).sum(1).clamp(min=1).float().mean())
 
         return table(mean_at, logits.flatten(), layers, rising=False)
-    if run.config.method not in ("input", "early-exit") or layers == 1:
+    decides = run.config.method in ("input", "early-exit") and run.config.recognition != "decoder"
+    if not decides or layers == 1:
         return []
     return depth_table(depths(run, features, None, precision).confidence[:-1], layers)
 

@@ -15,6 +15,7 @@ SKIP = ("auto", "identity", "norm", "adapter")
 GATES = ("global", "local")
 SELECTOR_FIT = ("joint", "search", "library")
 HEADS = ("auto", "own", "shared")
+RECOGNITION = ("ctc", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
 
 
@@ -55,7 +56,9 @@ class TrainConfig:
             otherwise "identity".
         heads: "own" (a head for each number of kept layers), "shared", or "auto": own for the
             methods "input", "static" and "early-exit".
-        vocabulary: of recognition: "characters", or a number of tokens, for pieces of words.
+        recognition: how texts are recognized: "ctc" (a new head) or "decoder" (the model's own).
+        language: of the texts, for a decoder of many languages.
+        vocabulary: for "ctc": "characters", or a number of tokens, for pieces of words.
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
             "auto": bf16 where the processor computes with it natively.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
@@ -85,6 +88,8 @@ class TrainConfig:
     freeze: str = "front-end"
     skip: str = "auto"
     heads: str = "auto"
+    recognition: str = "ctc"
+    language: str = "en"
     vocabulary: str = "characters"
     precision: str = "auto"
     max_seconds: float | None = None
@@ -98,6 +103,7 @@ class TrainConfig:
             ("gates", GATES),
             ("heads", HEADS),
             ("selector_fit", SELECTOR_FIT),
+            ("recognition", RECOGNITION),
             ("precision", PRECISION),
         ):
             if getattr(self, name) not in allowed:
@@ -128,6 +134,8 @@ class TrainConfig:
     def has_exits(self) -> bool:
         """Whether each number of kept layers has a head of its own."""
         if self.heads == "auto":
+            if self.recognition == "decoder":  # one decoder answers at every depth
+                return False
             return self.method in ("input", "static", "early-exit")
         return self.heads == "own"
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -41,9 +43,7 @@ from ..data.folder import Clip
 from ..progress import progress
 from ..weights import resolve
 from .config import TrainConfig
-from .tasks import Classes, Recognition, Task
-
-Batch: TypeAlias = dict[str, Tensor]
+from .tasks import Batch, Classes, Dictation, Recognition, Task
 
 
 @dataclass
@@ -64,12 +64,24 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """Classification, or recognition."""
-        return Classes(self.labels) if self.tokenizer is None else Recognition(self.tokenizer)
+        """Classification, or recognition of one kind."""
+        if self.tokenizer is None:
+            return Classes(self.labels)
+        if self.config.recognition == "decoder":
+            return Dictation(self.tokenizer)
+        return Recognition(self.tokenizer)
+
+    @property
+    def batches(self) -> bool:
+        """Whether inputs of several lengths may share a batch outside of training."""
+        return self.config.recognition != "decoder"
 
     def frame_mask(self, batch: Batch, logits: Tensor) -> Tensor | None:
-        """Which frames of answers are no padding. Shape: logits [batch, ...] -> [batch, frames]."""
-        return None if logits.ndim < 3 else self.dynamic.frame_mask(batch, logits.shape[1])
+        """Which frames of answers are no padding, where there is an answer a frame.
+
+        Shape: logits [batch, ...] -> [batch, frames] bool.
+        """
+        return self.dynamic.frame_mask(batch, logits.shape[1]) if self.task.by_frame else None
 
     def read(self, clips: Sequence[Clip], title: str, change: Change | None = None) -> FeatureSet:
         """The features of clips, with progress under that title; `change` as `load_features`."""
@@ -84,6 +96,8 @@ class Run:
 
     def collate(self, features: Sequence[np.ndarray]) -> Batch:
         """A batch as the model takes it, from the features of `load_features`."""
+        if self.config.recognition == "decoder" and self.dynamic.backbone.window(self.dynamic.base):
+            features = _with_silence(features)
         batch = collate(features, *extractor_layout(self.extractor))
         if bool(batch["attention_mask"].all()):  # nothing is padded (AST: ever)
             del batch["attention_mask"]
@@ -106,6 +120,8 @@ def new_run(
     torch.manual_seed(config.seed)
     if tokenizer is None:
         model = _classifier(str(path), labels)
+    elif config.recognition == "decoder":
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32)
     else:
         model = _recognizer(str(path), len(labels))
     dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
@@ -124,6 +140,18 @@ def _classifier(path: str, labels: list[str]) -> Any:
         )
     model = AutoModel.from_pretrained(path, dtype=torch.float32)
     return EncoderForAudioClassification.of(model, **naming)
+
+
+def _with_silence(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Log-mel features made as long as the longest one: Whisper's decoder knows no padding mask.
+
+    Silence has the lowest value of a clip: the extractor cuts off what is 80 dB below the loudest.
+    """
+    longest = max(len(one) for one in features)
+    return [
+        np.pad(one, ((0, longest - len(one)), (0, 0)), constant_values=one.min())
+        for one in features
+    ]
 
 
 def _recognizer(path: str, tokens: int) -> Any:
@@ -183,7 +211,9 @@ def load_run(directory: Path | str) -> Run:
     extractor = AutoFeatureExtractor.from_pretrained(directory / "model")
     tokenizer = None
     if info.get("task") == "text":
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "model")
+        own = config.recognition == "decoder"  # a tokenizer of the model, or one that we made
+        kind = AutoTokenizer if own else PreTrainedTokenizerFast
+        tokenizer = kind.from_pretrained(directory / "model")
     return Run(config, dynamic, extractor, info, tokenizer=tokenizer)
 
 

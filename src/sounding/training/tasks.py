@@ -1,9 +1,9 @@
-"""What a clip is to be answered with, and how wrong an answer is: a class, or a text by CTC."""
+"""What a clip is to be answered with, and how wrong an answer is: a class, or a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy, ctc_loss, kl_div
 
 from ..data.folder import AudioFolder, Clip
 from ..data.text import collapse, plain, word_errors
+
+Batch: TypeAlias = dict[str, Tensor]
 
 
 class Goal(NamedTuple):
@@ -28,12 +30,20 @@ class Task(Protocol):
 
     Attributes:
         metric: of `errors` over `weight`.
+        by_frame: whether the logits are those of the encoder's frames.
     """
 
     metric: str
+    by_frame: bool
 
     def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
         """What each clip is to be answered with."""
+
+    def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
+        """What the model takes beside features: for a decoder what comes before each token.
+
+        Without goals that is the start only.
+        """
 
     def weight(self, goal: Goal) -> int:
         """How much there is to get wrong: one class, or so many words."""
@@ -57,19 +67,26 @@ class Task(Protocol):
         """As text. Shape: logits [batch, ...]."""
 
     def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
-        """How many: 0 or 1, or words. Shape: as `losses`, float."""
+        """How many: 0 or 1, words, or tokens of a decoder. Shape: as `losses`, float."""
+
+    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
+        """How many errors are in answers: 0 or 1, or words."""
 
 
 class Classes:
     """One class a clip."""
 
     metric = "accuracy"
+    by_frame = False
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = labels
 
     def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
         return [Goal((folder.label_index(clip),), clip.target) for clip in clips]
+
+    def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
+        return batch
 
     def weight(self, goal: Goal) -> int:
         return 1
@@ -90,6 +107,9 @@ class Classes:
     def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         return (logits.argmax(-1) != _classes(goals)).float()
 
+    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
+        return [int(text != goal.text) for text, goal in zip(texts, goals, strict=True)]
+
 
 class Recognition:
     """A text a clip, by connectionist temporal classification (Graves et al., 2006).
@@ -98,9 +118,13 @@ class Recognition:
     """
 
     metric = "wer"
+    by_frame = True
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+
+    def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
+        return batch
 
     def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
         texts = [plain(clip.target) for clip in clips]
@@ -146,14 +170,85 @@ class Recognition:
         return [" ".join(text.split()) for text in found]
 
     def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
-        count = [
-            [
-                word_errors(goal.text, heard)
-                for goal, heard in zip(goals, self.answers(one, frame_mask), strict=True)
-            ]
-            for one in logits
-        ]
-        return torch.tensor(count, dtype=torch.float)
+        counts = [self.count(self.answers(one, frame_mask), goals) for one in logits]
+        return torch.tensor(counts, dtype=torch.float)
+
+    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
+        return _words(texts, goals)
+
+
+class Dictation:
+    """A text a clip, by the model's own decoder, which is told the tokens before (teacher forcing).
+
+    Losses, distances and errors are of the tokens that come after the prompt (language, task).
+    """
+
+    metric = "wer"
+    by_frame = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.start: list[int] = tokenizer("")["input_ids"][:-1]
+        self.prompt = len(self.start)
+
+    def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
+        texts = [plain(clip.target) for clip in clips]
+        ids = self.tokenizer(texts)["input_ids"] if texts else []
+        return [Goal(tuple(tokens), text) for tokens, text in zip(ids, texts, strict=True)]
+
+    def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
+        size = len(next(iter(batch.values()))) if batch else 0
+        before = [self.start] * size if goals is None else [goal.ids[:-1] for goal in goals]
+        return {**batch, "decoder_input_ids": self._padded(before)}
+
+    def weight(self, goal: Goal) -> int:
+        return len(goal.text.split())
+
+    def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
+        wanted, counted = self._wanted(goals)
+        each = wanted.expand(logits.shape[:3])
+        losses = cross_entropy(logits.float().flatten(0, 2), each.flatten(), reduction="none")
+        return self._mean(losses.view(each.shape), counted)
+
+    def distances(
+        self, logits: Tensor, teacher: Tensor, frame_mask: Tensor | None, goals: Goals
+    ) -> Tensor:
+        return self._mean(_divergence(logits, teacher), self._wanted(goals)[1])
+
+    def answers(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
+        return self.decode(logits.argmax(-1).tolist())
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """What was generated, as text in its plain form."""
+        return [plain(t) for t in self.tokenizer.batch_decode(list(ids), skip_special_tokens=True)]
+
+    def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
+        """Tokens that are not the likeliest, given those before. Shape: as `losses`."""
+        wanted, counted = self._wanted(goals)
+        return ((logits.argmax(-1) != wanted) & counted).sum(-1).float()
+
+    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
+        return _words(texts, goals)
+
+    def _wanted(self, goals: Goals) -> tuple[Tensor, Tensor]:
+        """The tokens, and which of them count. Shape: [batch, tokens] int and bool."""
+        wanted = self._padded([goal.ids[1:] for goal in goals])
+        place = torch.arange(wanted.shape[1])
+        ends = torch.tensor([len(goal.ids) - 1 for goal in goals])
+        return wanted, (place >= self.prompt - 1) & (place < ends[:, None])
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        longest = max(len(one) for one in ids)
+        pad = self.tokenizer.pad_token_id
+        return torch.tensor([[*one, *[pad] * (longest - len(one))] for one in ids])
+
+    @staticmethod
+    def _mean(values: Tensor, counted: Tensor) -> Tensor:
+        return (values * counted).sum(-1) / counted.sum(-1)
+
+
+def _words(texts: Sequence[str], goals: Goals) -> list[int]:
+    return [word_errors(goal.text, text) for text, goal in zip(texts, goals, strict=True)]
 
 
 def _classes(goals: Goals) -> Tensor:

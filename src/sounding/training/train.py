@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..core.selector import InputSelector
 from ..data.features import FeatureSet, batches, extract, load_audio
@@ -26,6 +26,7 @@ from ..data.noise import add_noise, noise_for
 from ..data.text import build_tokenizer, plain, tokens_of
 from ..files import atomic_directory, atomic_path, write_json, write_text
 from ..progress import progress
+from ..weights import resolve
 from .answers import calibrate
 from .config import TrainConfig
 from .fit import CLIPS as FIT_CLIPS
@@ -107,6 +108,8 @@ def _complete(run: Run, state: TrainState, folder: AudioFolder, out: Path) -> No
 
 def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
     """That of the run in `out`; the first time it is made from the training texts."""
+    if config.recognition == "decoder":
+        return _decoder_tokenizer(config)
     directory = out / "tokenizer"
     if not directory.is_dir():
         texts = [plain(clip.target) for clip in folder.split("train")]
@@ -114,6 +117,13 @@ def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
         with atomic_directory(directory) as temporary:
             made.save_pretrained(temporary)
     return PreTrainedTokenizerFast.from_pretrained(directory)
+
+
+def _decoder_tokenizer(config: TrainConfig) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(resolve(config.backbone))
+    if hasattr(tokenizer, "set_prefix_tokens"):  # Whisper; without effect if it knows one language
+        tokenizer.set_prefix_tokens(config.language, "transcribe", predict_timestamps=False)
+    return tokenizer
 
 
 def _for_fit(run: Run, folder: AudioFolder) -> tuple[FeatureSet, Goals]:
@@ -272,7 +282,8 @@ def _one_step(
     rng = np.random.default_rng([config.seed, state.step])
     step = Step(state.step, state.total, rng)
     with autocast(config.precision):
-        loss = weight * TRAIN[config.method](run, batch, goals, step)
+        loss = TRAIN[config.method](run, run.task.inputs(batch, goals), goals, step)
+        loss = weight * loss
     value = group.total(float(loss.detach()))
     if not math.isfinite(value):
         raise ValueError(f"the loss is {value} at step {state.step}: lower lr_encoder or lr_head")
@@ -364,7 +375,8 @@ def _freeze(run: Run) -> None:
 
 def _groups(run: Run, modules: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups: encoder, selector and head, each with and without weight decay."""
-    encoder = {id(p) for p in run.dynamic.base.parameters()}
+    pretrained = run.dynamic.model if run.config.recognition == "decoder" else run.dynamic.base
+    encoder = {id(p) for p in pretrained.parameters()}
     selector = {id(p) for p in run.dynamic.selector.parameters()}
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     for parameter in modules.parameters():
