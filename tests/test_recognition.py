@@ -394,6 +394,9 @@ def test_command_line_recognizes(runs, root, texts, capsys):
     assert answer["kept_layers"] == 2
     (again,) = classify(runs["input"], [clip], 2)
     assert answer["label"] == again.label
+    pytest.importorskip("flashlight.lib.text")
+    assert main(["run", str(root / "input"), str(clip), "--budget", "2", "--beam", "9"]) == 0
+    assert "layers" in capsys.readouterr().out
 
 
 def test_what_cannot_recognize_is_said(texts, tmp_path):

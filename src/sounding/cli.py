@@ -166,6 +166,7 @@ def _add_sweep(commands: Any) -> None:
     parser.add_argument("--card", help="write a model card of the last RUN to this file")
     parser.add_argument("--rounds", type=int, default=15, help="timings a row (15); 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of random masks and timing order")
+    _add_beam(parser)
     parser.set_defaults(command=_sweep)
 
 
@@ -180,6 +181,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
     folder = load_folder(arguments.data)
     runs = [load_run(directory) for directory in arguments.runs]
+    for run in runs:
+        run.beam = _beam(arguments, run)
     result = sweep(
         runs, folder, split=arguments.split, rounds=arguments.rounds, seed=arguments.seed
     )
@@ -209,6 +212,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--budget", help="kept layers: 3, 0.5, 50%% or mean:3; default: full")
     parser.add_argument("--max-seconds", type=float, help="use only the start of longer clips")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    _add_beam(parser)
     parser.set_defaults(command=_run)
 
 
@@ -219,9 +223,27 @@ def _run(arguments: argparse.Namespace) -> None:
     from .training.runs import load_run
 
     run = load_run(arguments.run)
+    run.beam = _beam(arguments, run)
     seconds = arguments.max_seconds or run.config.max_seconds
     for answer in classify(run, arguments.clips, _budget(arguments.budget), max_seconds=seconds):
         print(json.dumps(answer.to_json()) if arguments.json else show(answer), flush=True)
+
+
+def _add_beam(parser: Any) -> None:
+    parser.add_argument("--beam", type=int, help="texts kept by a beam search (recognition by CTC)")
+    parser.add_argument("--lm", help="ARPA language model of words, for the beam search")
+
+
+def _beam(arguments: argparse.Namespace, run: Any) -> Any:
+    """The beam search that was asked for; None is greedy."""
+    if arguments.beam is None and arguments.lm is None:
+        return None
+    if run.tokenizer is None or run.config.recognition != "ctc":
+        raise ValueError("--beam and --lm are for runs that recognize texts by CTC")
+    from .evaluation.beam import BeamDecoder
+
+    beam = 25 if arguments.beam is None else arguments.beam
+    return BeamDecoder(run.labels, beam, lm=arguments.lm)
 
 
 def _budget(text: str | None) -> Any:

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +56,7 @@ class Run:
     info: dict[str, Any]
     teacher: Run | None = None  # in training by method "dld"
     tokenizer: Any = None  # for recognition
+    beam: Callable[[Tensor], str] | None = None  # decodes for CTC; by default greedy
 
     @property
     def labels(self) -> list[str]:
@@ -69,7 +70,7 @@ class Run:
             return Classes(self.labels)
         if self.config.recognition == "decoder":
             return Dictation(self.tokenizer)
-        return Recognition(self.tokenizer)
+        return Recognition(self.tokenizer, self.beam)
 
     @property
     def batches(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -111,20 +111,13 @@ class Classes:
         return [int(text != goal.text) for text, goal in zip(texts, goals, strict=True)]
 
 
-class Recognition:
-    """A text a clip, by connectionist temporal classification (Graves et al., 2006).
-
-    Losses and distances are per token of the text, so that long clips do not outweigh short ones.
-    """
+class _Texts:
+    """A text a clip, in its plain form."""
 
     metric = "wer"
-    by_frame = True
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-
-    def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
-        return batch
 
     def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
         texts = [plain(clip.target) for clip in clips]
@@ -133,6 +126,29 @@ class Recognition:
 
     def weight(self, goal: Goal) -> int:
         return len(goal.text.split())
+
+    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
+        return [word_errors(goal.text, text) for text, goal in zip(texts, goals, strict=True)]
+
+
+class Recognition(_Texts):
+    """A text a clip, by connectionist temporal classification (Graves et al., 2006).
+
+    Losses and distances are per token of the text, so that long clips do not outweigh short ones.
+
+    Args:
+        beam: finds the text of a clip in its logits [frames, tokens]; by default the likeliest
+            token of each frame counts (greedy).
+    """
+
+    by_frame = True
+
+    def __init__(self, tokenizer: Any, beam: Callable[[Tensor], str] | None = None) -> None:
+        super().__init__(tokenizer)
+        self.beam = beam
+
+    def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
+        return batch
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         masks, batch, frames, tokens = logits.shape
@@ -159,9 +175,10 @@ class Recognition:
         return distances.sum(-1) / _tokens(goals).to(distances.device)
 
     def answers(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
-        """Greedy: the likeliest token of each frame."""
+        ends = [None] * len(logits) if frame_mask is None else frame_mask.sum(1).tolist()
+        if self.beam is not None:
+            return [self.beam(one[:end]) for one, end in zip(logits, ends, strict=True)]
         paths = logits.argmax(-1).tolist()
-        ends = [None] * len(paths) if frame_mask is None else frame_mask.sum(1).tolist()
         return self.decode([collapse(path[:end]) for path, end in zip(paths, ends, strict=True)])
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -173,36 +190,24 @@ class Recognition:
         counts = [self.count(self.answers(one, frame_mask), goals) for one in logits]
         return torch.tensor(counts, dtype=torch.float)
 
-    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
-        return _words(texts, goals)
 
-
-class Dictation:
+class Dictation(_Texts):
     """A text a clip, by the model's own decoder, which is told the tokens before (teacher forcing).
 
     Losses, distances and errors are of the tokens that come after the prompt (language, task).
     """
 
-    metric = "wer"
     by_frame = False
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         self.start: list[int] = tokenizer("")["input_ids"][:-1]
         self.prompt = len(self.start)
-
-    def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
-        texts = [plain(clip.target) for clip in clips]
-        ids = self.tokenizer(texts)["input_ids"] if texts else []
-        return [Goal(tuple(tokens), text) for tokens, text in zip(ids, texts, strict=True)]
 
     def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
         size = len(next(iter(batch.values()))) if batch else 0
         before = [self.start] * size if goals is None else [goal.ids[:-1] for goal in goals]
         return {**batch, "decoder_input_ids": self._padded(before)}
-
-    def weight(self, goal: Goal) -> int:
-        return len(goal.text.split())
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         wanted, counted = self._wanted(goals)
@@ -227,9 +232,6 @@ class Dictation:
         wanted, counted = self._wanted(goals)
         return ((logits.argmax(-1) != wanted) & counted).sum(-1).float()
 
-    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
-        return _words(texts, goals)
-
     def _wanted(self, goals: Goals) -> tuple[Tensor, Tensor]:
         """The tokens, and which of them count. Shape: [batch, tokens] int and bool."""
         wanted = self._padded([goal.ids[1:] for goal in goals])
@@ -245,10 +247,6 @@ class Dictation:
     @staticmethod
     def _mean(values: Tensor, counted: Tensor) -> Tensor:
         return (values * counted).sum(-1) / counted.sum(-1)
-
-
-def _words(texts: Sequence[str], goals: Goals) -> list[int]:
-    return [word_errors(goal.text, text) for text, goal in zip(texts, goals, strict=True)]
 
 
 def _classes(goals: Goals) -> Tensor:
