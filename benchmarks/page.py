@@ -12,14 +12,35 @@ from sounding.evaluation.verdict import in_words, verdict_line
 from sounding.files import write_text
 
 HERE = Path(__file__).parent
-STUDY = HERE / "results" / "study"
+RESULTS = HERE / "results"
+THREE = "DATA/ravdess DATA/esc10 DATA/wakewords"
+MOONSHINE = "--set backbone=moonshine-base"
+STUDIES = {  # directory of the results -> title, and the arguments of `sounding compare`
+    "study": (
+        "Does the input matter? Whisper-base, three data sets, three seeds",
+        f"--methods all --config benchmarks/study.yaml --data {THREE}",
+    ),
+    "moonshine": (
+        "Moonshine-base, three data sets, one seed",
+        "--methods full,random,early-exit,static,input --seeds 0 --config benchmarks/study.yaml "
+        f"{MOONSHINE} --data {THREE}",
+    ),
+    "asr-whisper": (
+        "Speech recognition by CTC, Whisper-base",
+        "--config benchmarks/asr.yaml --data DATA/speechocean762",
+    ),
+    "asr-moonshine": (
+        "Speech recognition by CTC, Moonshine-base",
+        f"--config benchmarks/asr.yaml {MOONSHINE} --data DATA/speechocean762",
+    ),
+}
 DATA = {"fsdd": "spoken digits", "wakewords": "wake words", "ravdess": "emotions in speech"}
 OLD = """Measured before the input method trained on a tree of masks (commit ddb0315): kept until it
 is measured again."""
-UNDER_WAY = """## Does the input matter? Every method, three data sets
+UNDER_WAY = """## {title}
 
-Under way: `results/study/` has {count} measured runs of [study.yaml](study.yaml), too few for a
-verdict. `sounding compare` goes on from them.
+Under way: `results/{name}/` has {count} measured runs, too few for a verdict. `sounding compare`
+goes on from them.
 """
 INTRO = """# Benchmarks
 
@@ -39,11 +60,7 @@ random one half of full depth. Random dropping learns slowest and has not conver
 def main() -> None:
     """Write the page."""
     parts = [INTRO]
-    if (STUDY / "verdict.json").exists():
-        parts.append(study())
-    elif STUDY.exists():
-        count = len(list(STUDY.rglob("measured.json")))
-        parts.append(UNDER_WAY.format(count=count))
+    parts += [study(name) for name in STUDIES if (RESULTS / name).exists()]
     parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
     if result("timing").exists():
         parts.append(timing(json.loads(result("timing").read_text(encoding="utf-8"))))
@@ -54,22 +71,26 @@ def main() -> None:
 
 def result(name: str) -> Path:
     """The JSON file of a benchmark."""
-    return HERE / "results" / f"{name}.json"
+    return RESULTS / f"{name}.json"
 
 
-def study() -> str:
-    """Every method on three data sets: the verdicts in words, and the table of each."""
-    verdicts = json.loads((STUDY / "verdict.json").read_text(encoding="utf-8"))["verdicts"]
+def study(name: str) -> str:
+    """Every method on some data sets: the verdicts in words, and the table of each."""
+    title, arguments = STUDIES[name]
+    if not (RESULTS / name / "verdict.json").exists():
+        count = len(list((RESULTS / name).rglob("measured.json")))
+        return UNDER_WAY.format(title=title, name=name, count=count)
+    read = (RESULTS / name / "verdict.json").read_text(encoding="utf-8")
+    verdicts = json.loads(read)["verdicts"]
     words = [f"- {one['data']}: {' '.join(in_words(one))}" for one in verdicts]
     lines = "\n".join(verdict_line(one) for one in verdicts)
-    table = (STUDY / "table.md").read_text(encoding="utf-8").replace("## ", "### ")
-    return f"""## Does the input matter? Every method, three data sets
+    table = (RESULTS / name / "table.md").read_text(encoding="utf-8").replace("## ", "### ")
+    return f"""## {title}
 
-`sounding compare --methods all --config benchmarks/study.yaml --data DATA/ravdess DATA/esc10
-DATA/wakewords --out benchmarks/results/study --drop-models` (Whisper-base; epochs, clip lengths and
-noise in [study.yaml](study.yaml); commits, seconds and machine of each run in its `measured.json`).
-The whole of it as one page, with controls, ablations, worst groups and pictures:
-[results/study/report.html](results/study/report.html).
+`sounding compare {arguments} --out benchmarks/results/{name} --drop-models` (settings in the YAML;
+commit, seconds and machine of each run in its `measured.json`). The whole of it as one page, with
+controls, ablations, worst groups and pictures:
+[results/{name}/report.html](results/{name}/report.html).
 
 {chr(10).join(words)}
 
