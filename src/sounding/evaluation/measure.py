@@ -20,8 +20,7 @@ from ..core.budget import threshold_for
 from ..core.macs import Macs, count_macs
 from ..core.plan import confidence
 from ..core.selector import InputSelector, StaticSelector, top_k_mask
-from ..data.audio import duration
-from ..data.features import Change, FeatureSet
+from ..data.features import Change, FeatureSet, clip_seconds
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import noise_for
 from ..training.answers import (
@@ -220,10 +219,10 @@ def _set(
     labels = _labels(folder, clips)
     seconds = run.config.max_seconds or np.inf
     described = {
-        "file": [clip.path.relative_to(folder.root).as_posix() for clip in clips],
+        "file": [folder.name(clip) for clip in clips],
         "label": [clip.target for clip in clips],
         "speaker": [clip.speaker for clip in clips],
-        "seconds": [round(min(duration(clip.path), seconds), 3) for clip in clips],
+        "seconds": [round(min(clip_seconds(clip), seconds), 3) for clip in clips],
     }
     method = run.config.method
     if method == "early-exit":

@@ -118,7 +118,7 @@ def sweep(
     labels = np.array([folder.label_index(clip) for clip in clips])
     rows: list[Row] = []
     means: list[Row] = []
-    masks = {"files": [c.path.relative_to(folder.root).as_posix() for c in clips]}
+    masks = {"files": [folder.name(clip) for clip in clips]}
     masks["labels"] = [clip.target for clip in clips]
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
     for run in runs:
