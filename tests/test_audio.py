@@ -91,6 +91,31 @@ def test_max_seconds_beyond_the_end_is_the_whole_file(write):
     assert len(read_audio(write(tone(0.5)), max_seconds=100)) == 8000
 
 
+@pytest.mark.parametrize(
+    ("name", "format"), [("a.wav", "WAV"), ("a.flac", "FLAC"), ("a.sph", "NIST")]
+)
+def test_a_segment_is_that_part_of_the_file_and_no_more(write, name, format):
+    path = write(tone(2.0), name=name, format=format, subtype="PCM_16")
+    whole = read_audio(path)
+    assert len(whole) == 32000
+    np.testing.assert_array_equal(read_audio(path, start=0.5, end=1.25), whole[8000:20000])
+    np.testing.assert_array_equal(read_audio(path, start=1.5), whole[24000:])
+    np.testing.assert_array_equal(read_audio(path, end=0.25), whole[:4000])
+    cut = read_audio(path, start=0.5, end=1.5, max_seconds=0.1)
+    np.testing.assert_array_equal(cut, whole[8000:9600])
+
+
+def test_a_segment_may_end_a_little_behind_its_recording_but_not_much(write):
+    path = write(tone(2.0))
+    assert len(read_audio(path, start=1.0, end=2.4)) == 16000
+    with pytest.raises(AudioError, match=r"clip.wav\[1.00-2.60\]: the recording has 2.00 s"):
+        read_audio(path, start=1.0, end=2.6)
+    with pytest.raises(AudioError, match=r"\[3.00-end\]: the recording has 2.00 s"):
+        read_audio(path, start=3.0)
+    with pytest.raises(AudioError, match=r"\[1.00-1.01\]: 0.010 s"):
+        read_audio(path, start=1.0, end=1.01)
+
+
 @pytest.mark.parametrize("seconds", [0, 0.01, -1, float("nan")])
 def test_max_seconds_that_leaves_nothing_is_refused(write, seconds):
     with pytest.raises(ValueError, match="max_seconds is"):

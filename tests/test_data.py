@@ -6,6 +6,7 @@ import csv
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,17 @@ import transformers
 from sounding.data.audio import AudioError
 from sounding.data.features import (
     batches,
+    clip_seconds,
     collate,
     extract,
     extractor_layout,
+    load_audio,
     load_features,
 )
 from sounding.data.folder import (
     Clip,
     DataError,
+    folder_of,
     load_folder,
     subset,
 )
@@ -124,6 +128,39 @@ def test_label_comes_before_text_and_text_is_kept(make):
     folder = load_folder(make([{**row, "text": "hello"} for row in all_splits()]))
     assert folder.task == "classification"
     assert folder.clips[0].extra == {"text": "hello"}
+
+
+def test_several_labels_a_clip(make):
+    rows = all_splits()
+    for row in rows:
+        row["labels"] = f"{row.pop('label')}; any"
+    folder = load_folder(make(rows))
+    assert folder.task == "tags"
+    assert folder.labels == ("any", "no", "yes")
+    assert folder.split("test")[0].target == "no; any"
+    assert folder.split("test")[0].tags == ("no", "any")
+    rows[-1]["labels"] = "no;new"
+    with pytest.raises(DataError, match="classes in test without any training clip: new"):
+        load_folder(make(rows, name="new"))
+    rows[-1]["labels"] = " ; "
+    with pytest.raises(DataError, match="an empty 'labels'"):
+        load_folder(make(rows, name="empty"))
+
+
+def test_hash_split_leaves_every_tag_in_training(make):
+    rows = [{"file_name": f"{i}.wav", "labels": f"t{i % 2};u{i}"} for i in range(30)]
+    rows += [{"file_name": f"{i}.wav", "labels": "t0;t1"} for i in range(30, 50)]
+    folder = load_folder(make(rows))
+    assert len(folder.labels) == 32
+    assert all(clip.tags == ("t0", "t1") for clip in folder.split("test"))
+
+
+def test_texts_may_be_for_the_test_only(make):
+    rows = [{"file_name": f"{i}.wav", "text": "hello", "split": "test"} for i in range(3)]
+    folder = load_folder(make(rows))
+    assert len(folder.split("test")) == 3
+    with pytest.raises(DataError, match=r"no split 'train', there is test \(3 clips\)"):
+        folder.split("train")
 
 
 def test_a_split_without_clips_says_which_there_are(make):
@@ -308,6 +345,60 @@ def test_missing_validation_is_carved_from_training(make):
     folder = load_folder(make(rows))
     assert [len(folder.split(s)) for s in ("train", "validation", "test")] == [45, 5, 10]
     assert {c.path.name for c in folder.split("test")} == {f"test{i}.wav" for i in range(10)}
+
+
+# --- segments, and folders that another reader found ----------------------------------------
+
+
+def segments(root: Path) -> list[Clip]:
+    sf.write(root / "talk.flac", noise(32000), 16000)
+    return [
+        Clip(root / "talk.flac", f"part {i}", split, start=i * 0.5, end=i * 0.5 + 0.4)
+        for i, split in enumerate(("train", "train", "train", "test"))
+    ]
+
+
+def test_segments_of_one_file_are_clips_of_their_own(tmp_path):
+    folder = folder_of(tmp_path, "text", segments(tmp_path))
+    names = [folder.name(clip) for clip in folder.clips]
+    assert names == [f"talk.flac[{s:.2f}-{s + 0.4:.2f}]" for s in (0, 0.5, 1, 1.5)]
+    assert [clip_seconds(clip) for clip in folder.clips] == pytest.approx([0.4] * 4)
+    assert [clip.split for clip in folder.clips].count("validation") == 1
+    audio = load_audio(folder.clips[1], 16000, None)
+    np.testing.assert_allclose(audio, noise(32000)[8000:14400], atol=1e-4)
+    left = len(folder.split("train"))
+    assert len(subset(folder, "train", 1, seed=0)) == 1 < left
+
+
+def test_an_hour_is_no_limit_for_its_segments(tmp_path):
+    sf.write(tmp_path / "hour.flac", np.zeros(3600 * 800), 800)
+    clip = Clip(tmp_path / "hour.flac", "x", "test", start=3000, end=3030)
+    with pytest.warns(UserWarning, match=r"hour.flac\[3000.00-3030.00\]: the audio is silent"):
+        assert len(load_audio(clip, 800, None)) == 30 * 800
+    with pytest.raises(AudioError, match=r"\[3000.00-end\]: 600.0 s"):
+        load_audio(replace(clip, end=None), 800, None)
+
+
+def test_folder_of_names_what_is_missing_or_there_twice(tmp_path):
+    clips = segments(tmp_path)
+    with pytest.raises(DataError, match=r"more than one transcript or label for talk.flac\[0.00"):
+        folder_of(tmp_path, "text", [*clips, clips[0]])
+    clips[0] = replace(clips[0], path=tmp_path / "gone.flac")
+    with pytest.raises(DataError, match=r"1 audio files of 4 clips are missing: .*gone\.flac"):
+        folder_of(tmp_path, "text", clips)
+
+
+def test_digest_of_sizes_changes_with_names_targets_splits_and_sizes_only(make):
+    root = make(all_splits())
+    quick = load_folder(root, hash_audio=False)
+    assert quick.digest != load_folder(root).digest
+    assert folder_of(root, "classification", quick.clips).digest == quick.digest
+    content = bytearray((root / "test0.wav").read_bytes())
+    content[-1] ^= 1
+    (root / "test0.wav").write_bytes(content)
+    assert load_folder(root, hash_audio=False).digest == quick.digest
+    (root / "test0.wav").write_bytes(content + b"x")
+    assert load_folder(root, hash_audio=False).digest != quick.digest
 
 
 # --- digest ---------------------------------------------------------------------------------

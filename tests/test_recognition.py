@@ -285,7 +285,7 @@ def test_a_sweep_has_word_error_rates(runs, texts):
     found = answers(run, features, every_mask(4), goals)
     assert found.errors.max() > 0
     with pytest.raises(ValueError, match="which the full run was not trained for"):
-        sweep([replace(runs["full"], tokenizer=None)], folder)
+        sweep([replace(runs["full"], info={"task": "classification"})], folder)
 
 
 def test_a_study_of_texts_has_every_rule_and_word_error_rates(config, texts, tmp_path):

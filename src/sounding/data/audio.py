@@ -17,6 +17,7 @@ Seconds: TypeAlias = float
 MIN_SECONDS: Seconds = 0.06  # every supported front end still gives a frame
 SILENT_PEAK = 1e-5
 MISSING_SECONDS: Seconds = 0.1  # an mp3 header may be off by a frame or two
+OVERSHOOT_SECONDS: Seconds = 0.5  # that a segment may end behind its recording
 UNKNOWN_FRAMES = 2**62  # libsndfile's count for a stream that does not say its length
 FORMATS = "wav, flac, ogg, opus or mp3"
 
@@ -30,18 +31,25 @@ class SilentAudioWarning(UserWarning):
 
 
 def read_audio(
-    path: Path | str, *, rate: int = 16000, max_seconds: Seconds | None = None
+    path: Path | str,
+    *,
+    rate: int = 16000,
+    max_seconds: Seconds | None = None,
+    start: Seconds | None = None,
+    end: Seconds | None = None,
 ) -> np.ndarray:
-    """Read an audio file, its channels averaged, at `rate` samples per second.
+    """Read an audio file or a segment of it, channels averaged, at `rate` samples per second.
 
     Args:
         rate: of the result, in Hz; the file is resampled when it has another.
-        max_seconds: decode only the start of the file.
+        max_seconds: decode only the start of the file or segment.
+        start, end: of the segment; by default those of the file.
 
     Shape: [samples] float32, about -1 to 1.
 
     Raises:
-        AudioError: a missing, empty, corrupt or too short file, or one with NaN or infinity.
+        AudioError: a missing, empty, corrupt or too short file, one with NaN or infinity, or one
+            that ends more than 0.5 s before the segment does.
         ValueError: `max_seconds` below `MIN_SECONDS`.
 
     Warns:
@@ -51,10 +59,11 @@ def read_audio(
         raise ValueError(f"max_seconds is {max_seconds}: give at least {MIN_SECONDS}, or None")
     with _open(path) as file:
         own_rate = int(file.samplerate)
-        samples = _decode(path, file, max_seconds)
-    check_samples(samples, own_rate, path)
+        samples = _decode(path, file, max_seconds, start, end)
+    name = segment_name(path, start, end)
+    check_samples(samples, own_rate, name)
     if np.abs(samples).max() < SILENT_PEAK:
-        warnings.warn(f"{path}: the audio is silent", SilentAudioWarning, stacklevel=2)
+        warnings.warn(f"{name}: the audio is silent", SilentAudioWarning, stacklevel=2)
     if own_rate != rate:
         samples = soxr.resample(samples, own_rate, rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
@@ -68,6 +77,13 @@ def duration(path: Path | str) -> Seconds:
     """
     with _open(path) as file:
         return float(file.frames / file.samplerate)
+
+
+def segment_name(path: Path | str, start: Seconds | None, end: Seconds | None) -> str:
+    """A file, or a segment of it as FILE[START-END]."""
+    if start is None and end is None:
+        return str(path)
+    return f"{path}[{start or 0:.2f}-{'end' if end is None else format(end, '.2f')}]"
 
 
 def check_samples(samples: np.ndarray, rate: int, path: Path | str) -> None:
@@ -155,12 +171,28 @@ def _check_file(path: Path | str) -> None:
         )
 
 
-def _decode(path: Path | str, file: Any, max_seconds: Seconds | None) -> np.ndarray:
+def _decode(
+    path: Path | str,
+    file: Any,
+    max_seconds: Seconds | None,
+    start: Seconds | None,
+    end: Seconds | None,
+) -> np.ndarray:
     """Samples of an open file, at its own rate. Shape: [samples] float32."""
-    wanted = int(file.frames)
+    first = round((start or 0.0) * file.samplerate)
+    last = int(file.frames) if end is None else round(end * file.samplerate)
+    if max(first, last - OVERSHOOT_SECONDS * file.samplerate) > file.frames:
+        length = file.frames / file.samplerate
+        raise AudioError(
+            f"{segment_name(path, start, end)}: the recording has {length:.2f} s, expected one "
+            "that holds the segment: copy it again, or leave the segment out"
+        )
+    wanted = max(0, min(last, int(file.frames)) - first)
     if max_seconds is not None:
         wanted = min(wanted, math.ceil(max_seconds * file.samplerate))
     try:
+        if first:
+            file.seek(first)
         decoded = file.read(frames=wanted, dtype="float32", always_2d=True)
     except sf.SoundFileError as error:
         raise _undecodable(path, error) from None

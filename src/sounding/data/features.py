@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from .audio import Seconds, check_length, check_samples, duration, read_audio
+from .audio import (
+    Seconds,
+    check_length,
+    check_samples,
+    duration,
+    read_audio,
+    segment_name,
+)
 from .folder import Clip
 
 if TYPE_CHECKING:
@@ -100,8 +107,19 @@ def load_features(
 def load_audio(clip: Clip, rate: int, max_seconds: Seconds | None) -> np.ndarray:
     """The audio of a clip, refused where it is too long. Shape: [samples] float32."""
     if max_seconds is None:  # by the header: hours of audio are not decoded to be refused
-        check_length(round(duration(clip.path) * rate), rate, LIMIT_SECONDS, clip.path)
-    return read_audio(clip.path, rate=rate, max_seconds=max_seconds)
+        name = segment_name(clip.path, clip.start, clip.end)
+        check_length(round(clip_seconds(clip) * rate), rate, LIMIT_SECONDS, name)
+    return read_audio(clip.path, rate=rate, max_seconds=max_seconds, start=clip.start, end=clip.end)
+
+
+def clip_seconds(clip: Clip) -> Seconds:
+    """Length of a clip, by the header of its file where it does not say its end.
+
+    Raises:
+        AudioError: as `duration`.
+    """
+    end = duration(clip.path) if clip.end is None else clip.end
+    return end - (clip.start or 0.0)
 
 
 def collate(

@@ -1,6 +1,7 @@
 """Folders of clips (Hugging Face `AudioFolder`: metadata.csv beside the audio).
 
-DIR/metadata.csv   file_name, label or text; optional: split, speaker, and any other column
+DIR/metadata.csv   file_name, and label, labels (with ; between them) or text; optional: split,
+                   speaker, and any other column
 DIR/...            the audio files that metadata.csv names
 """
 
@@ -12,14 +13,16 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, TypeAlias
 
 from ..files import sha256
+from .audio import Seconds, segment_name
 
-Task: TypeAlias = Literal["classification", "text"]
+Task: TypeAlias = Literal["classification", "tags", "text"]
 
+COLUMNS: dict[Task, str] = {"classification": "label", "tags": "labels", "text": "text"}
 METADATA = "metadata.csv"
 SPLITS = ("train", "validation", "test")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
@@ -34,14 +37,15 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """One audio file.
+    """One audio file, or a segment of one.
 
     Attributes:
         path: of the audio.
-        target: its label, or its text.
+        target: its label, its text, or its labels with ";" between them.
         split: "train", "validation" or "test".
         speaker: "" where metadata.csv does not say.
         extra: the other columns.
+        start, end: of the segment in the file; None: those of the file.
     """
 
     path: Path
@@ -49,6 +53,13 @@ class Clip:
     split: str
     speaker: str = ""
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
+    start: Seconds | None = None
+    end: Seconds | None = None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The single labels of a target that joins several."""
+        return split_tags(self.target)
 
 
 @dataclass(frozen=True)
@@ -57,10 +68,11 @@ class AudioFolder:
 
     Attributes:
         root: the folder.
-        task: "classification" where metadata.csv has labels, "text" where it has texts only.
+        task: "classification" (a label a clip), "tags" (several) or "text".
         clips: of all splits, by file name.
         labels: the classes of the training clips, sorted; empty for texts.
-        digest: of names, targets, splits and audio; whatever the order of rows or the place.
+        digest: of names, targets, splits and audio; whatever the order of rows or the place. Of
+            the sizes in place of the audio where it was found by `folder_of`.
     """
 
     root: Path
@@ -85,6 +97,10 @@ class AudioFolder:
             )
         return clips
 
+    def name(self, clip: Clip) -> str:
+        """What a clip is called, within the folder: its file, or FILE[START-END]."""
+        return _name(self.root, clip)
+
     def label_index(self, clip: Clip) -> int:
         """Where the label of a clip stands in `labels`.
 
@@ -100,15 +116,20 @@ class AudioFolder:
             ) from None
 
 
-def load_folder(root: Path | str) -> AudioFolder:
+def load_folder(root: Path | str, *, hash_audio: bool = True) -> AudioFolder:
     """Read metadata.csv and check it against the audio files, which are hashed but not decoded.
 
     Without a `split` column a tenth of the clips each is held out as validation and test, by the
     hash of the speaker if there are at least 10, otherwise by that of the file name. A folder
     with training and test clips only gets its validation from the training clips in the same way.
+    A folder with texts may have test clips only.
+
+    Args:
+        hash_audio: False puts the sizes of the audio files into the digest in place of their
+            content, which takes a minute for each 10 GB or so.
 
     Raises:
-        DataError: a folder that cannot be trained on; the text says where and why.
+        DataError: a folder that cannot be used; the text says where and why.
     """
     path = Path(root) / METADATA
     if not path.parent.is_dir():
@@ -132,7 +153,38 @@ def load_folder(root: Path | str) -> AudioFolder:
     clips = tuple(
         Clip(root / row.name, row.target, splits[row.name], row.speaker, row.extra) for row in rows
     )
-    return AudioFolder(root, task, clips, labels, _digest(root, clips))
+    return AudioFolder(
+        root, task, clips, labels, _digest(root, clips, None if hash_audio else _sizes(clips))
+    )
+
+
+def folder_of(root: Path | str, task: Task, clips: Iterable[Clip]) -> AudioFolder:
+    """A folder out of the clips that a reader of another layout found, checked as `load_folder`.
+
+    Its digest takes the sizes of the audio files in place of their content.
+
+    Raises:
+        DataError: files that are missing, or clips that cannot be trained on.
+    """
+    root = Path(os.path.abspath(root))
+    found = list(clips)
+    rows = [_Row(0, _name(root, c), c.target, c.split, c.speaker, {}) for c in found]
+    count = Counter(row.name for row in rows)
+    twice = [name for name in count if count[name] > 1]
+    if twice:
+        raise DataError(f"{root}: more than one transcript or label for {_some(twice)}: keep one")
+    sizes = _sizes(found)
+    missing = sorted({str(clip.path) for clip in found} - set(sizes))
+    if missing:
+        raise DataError(
+            f"{root}: {len(missing)} audio files of {len(found)} clips are missing: "
+            f"{_some(missing)}: unpack the corpus again"
+        )
+    splits = _splits(root, rows, True, task)
+    labels = _labels(root, rows, splits, task)
+    named = {row.name: clip for row, clip in zip(rows, found, strict=True)}
+    made = tuple(replace(named[name], split=splits[name]) for name in sorted(named))
+    return AudioFolder(root, task, made, labels, _digest(root, made, sizes))
 
 
 @dataclass(frozen=True)
@@ -179,19 +231,17 @@ def _task(path: Path, columns: list[str]) -> Task:
             f"{path}: no column 'file_name' ({there}): name the columns in the first line, "
             "separated by commas"
         )
-    if "label" in columns:
-        return "classification"
-    if "text" in columns:
-        return "text"
+    for task, column in COLUMNS.items():
+        if column in columns:
+            return task
     raise DataError(
         f"{path}: neither a column 'label' nor 'text' ({there}): add the class of each clip as "
-        "'label', or what is said as 'text'"
+        "'label' (several as 'labels', with ; between them), or what is said as 'text'"
     )
 
 
 def _row(line: int, values: dict[str, str], task: Task) -> _Row:
-    target = "label" if task == "classification" else "text"
-    used = ("file_name", target, "split", "speaker")
+    used = ("file_name", COLUMNS[task], "split", "speaker")
     name, goal, split, speaker = (values.get(column, "").strip() for column in used)
     extra = {column: value for column, value in values.items() if column not in used}
     name = str(PurePosixPath(name)) if name else ""  # ./a.wav and a.wav are one file
@@ -222,11 +272,10 @@ def _escapes(name: str) -> bool:
 
 
 def _check_targets(path: Path, rows: list[_Row], task: Task) -> None:
-    column = "label" if task == "classification" else "text"
-    empty = [row.line for row in rows if not row.target]
+    empty = [row.line for row in rows if not row.target or not _classes([row], task)]
     if empty:
         raise DataError(
-            f"{path}: {_lines(empty)} an empty {column!r}: fill it in or remove the row"
+            f"{path}: {_lines(empty)} an empty {COLUMNS[task]!r}: fill it in or remove the row"
         )
 
 
@@ -289,14 +338,10 @@ def _hold_out(rows: list[_Row], unit: Callable[[_Row], str], wanted: int, task: 
     groups: dict[str, list[_Row]] = defaultdict(list)
     for row in rows:
         groups[unit(row)].append(row)
-
-    def classes(some: Iterable[_Row]) -> Counter[str]:
-        return Counter(row.target if task == "classification" else "" for row in some)
-
-    left = classes(rows)
+    left = _classes(rows, task)
     held: list[_Row] = []
     for name in sorted(groups, key=_sha256):
-        taken = classes(groups[name])
+        taken = _classes(groups[name], task)
         if wanted and all(left[label] > count for label, count in taken.items()):
             held += groups[name]
             left -= taken
@@ -304,16 +349,31 @@ def _hold_out(rows: list[_Row], unit: Callable[[_Row], str], wanted: int, task: 
     return {row.name for row in held}
 
 
+def _classes(rows: Iterable[_Row], task: Task) -> Counter[str]:
+    """How many rows have each class; all have the same one where they have texts."""
+    if task == "text":
+        return Counter("" for _ in rows)
+    if task == "tags":
+        return Counter(tag for row in rows for tag in split_tags(row.target))
+    return Counter(row.target for row in rows)
+
+
+def split_tags(target: str) -> tuple[str, ...]:
+    """The labels of a clip out of "one;another", each once."""
+    return tuple(dict.fromkeys(tag.strip() for tag in target.split(";") if tag.strip()))
+
+
 def _labels(path: Path, rows: list[_Row], splits: dict[str, str], task: Task) -> tuple[str, ...]:
-    train = {row.target for row in rows if splits[row.name] == "train"}
+    if task == "text" and rows:
+        return ()
+    train = set(_classes((row for row in rows if splits[row.name] == "train"), task))
     if not train:
         raise DataError(
             f"{path}: no row of the split 'train' among {len(rows)} rows: training clips are needed"
         )
-    if task == "text":
-        return ()
     for split in ("validation", "test"):
-        new = sorted({row.target for row in rows if splits[row.name] == split} - train)
+        held_out = (row for row in rows if splits[row.name] == split)
+        new = sorted(set(_classes(held_out, task)) - train)
         if new:
             raise DataError(
                 f"{path}: classes in {split} without any training clip: {_some(new)}: "
@@ -324,12 +384,27 @@ def _labels(path: Path, rows: list[_Row], splits: dict[str, str], task: Task) ->
     return tuple(sorted(train))
 
 
-def _digest(root: Path, clips: Iterable[Clip]) -> str:
+def _name(root: Path, clip: Clip) -> str:
+    return segment_name(clip.path.relative_to(root).as_posix(), clip.start, clip.end)
+
+
+def _digest(root: Path, clips: Sequence[Clip], sizes: dict[str, int] | None) -> str:
     entries = []
     for clip in clips:
-        name = clip.path.relative_to(root).as_posix()
-        entries.append((name, clip.target, clip.split, sha256(clip.path)))
+        content = sha256(clip.path) if sizes is None else sizes[str(clip.path)]
+        entries.append((_name(root, clip), clip.target, clip.split, content))
     return _sha256(json.dumps(sorted(entries)))
+
+
+def _sizes(clips: Iterable[Clip]) -> dict[str, int]:
+    """Of the audio files that are there, in bytes; each is asked for once."""
+    sizes = {}
+    for path in {str(clip.path) for clip in clips}:
+        try:
+            sizes[path] = os.stat(path).st_size
+        except OSError:
+            continue
+    return sizes
 
 
 def _sha256(text: str) -> str:
@@ -358,14 +433,14 @@ def subset(folder: AudioFolder, split: str, n: int, seed: int) -> list[Clip]:
     if n < 1:
         raise ValueError(f"a subset of {n} clips: give at least 1")
     clips = folder.split(split)
-    keys = {c.path: _sha256(f"{seed}:{c.path.relative_to(folder.root).as_posix()}") for c in clips}
-    classes: dict[str, list[Clip]] = defaultdict(list)
-    for clip in sorted(clips, key=lambda clip: keys[clip.path]):
-        classes[clip.target if folder.task == "classification" else ""].append(clip)
+    keys = {folder.name(clip): _sha256(f"{seed}:{folder.name(clip)}") for clip in clips}
+    classes: dict[str, list[str]] = defaultdict(list)
+    for clip in sorted(clips, key=lambda clip: keys[folder.name(clip)]):
+        classes["" if folder.task == "text" else clip.target].append(folder.name(clip))
     places = {  # of each clip within its class, from 0 to 1: an even cut through all classes
-        clip.path: (rank + 0.5) / len(members)
+        name: (rank + 0.5) / len(members)
         for members in classes.values()
-        for rank, clip in enumerate(members)
+        for rank, name in enumerate(members)
     }
-    chosen = set(sorted(places, key=lambda path: (places[path], keys[path]))[:n])
-    return [clip for clip in clips if clip.path in chosen]
+    chosen = set(sorted(places, key=lambda name: (places[name], keys[name]))[:n])
+    return [clip for clip in clips if folder.name(clip) in chosen]

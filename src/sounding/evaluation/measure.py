@@ -19,8 +19,7 @@ from torch import Tensor
 from ..core.budget import threshold_for
 from ..core.macs import Macs, count_macs
 from ..core.selector import InputSelector, StaticSelector, top_k_mask
-from ..data.audio import duration
-from ..data.features import Change, FeatureSet
+from ..data.features import Change, FeatureSet, clip_seconds
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import noise_for
 from ..training.answers import (
@@ -222,12 +221,12 @@ def _set(
     goals = run.task.goals(folder, clips)
     seconds = run.config.max_seconds or np.inf
     described = {
-        "file": [clip.path.relative_to(folder.root).as_posix() for clip in clips],
+        "file": [folder.name(clip) for clip in clips],
         "label": [clip.target if folder.labels else "" for clip in clips],
         "speaker": [clip.speaker for clip in clips],
-        "seconds": [round(min(duration(clip.path), seconds), 3) for clip in clips],
+        "seconds": [round(min(clip_seconds(clip), seconds), 3) for clip in clips],
     }
-    if run.task.metric != "accuracy":
+    if run.task.metric == "wer":
         described["weight"] = [run.task.weight(goal) for goal in goals]
     method = run.config.method
     if method == "early-exit":
@@ -252,10 +251,14 @@ def _row(
     return {
         "rule": rule,
         "budget": budget,
-        "errors": [[int(count) for count in draw] for draw in errors.view(-1, clips)],
+        "errors": [[_short(x) for x in draw] for draw in errors.view(-1, clips).tolist()],
         "masks": _digits(masks) if masks.ndim == 1 else [_digits(mask) for mask in masks],
         "macs": cost.of(masks.expand(clips, -1), exits),
     }
+
+
+def _short(errors: float) -> float:
+    return int(errors) if errors == int(errors) else round(errors, 4)
 
 
 def _digits(values: Tensor) -> str:

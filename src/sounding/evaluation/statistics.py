@@ -28,6 +28,20 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, center - spread), min(1.0, center + spread)
 
 
+def average_precision(scores: NDArray[np.float64], wanted: NDArray[np.bool_]) -> float:
+    """Mean over the classes of the area under precision and recall (mAP), as AudioSet has it.
+
+    Classes that no clip has do not count.
+
+    Shape: scores, wanted [clips, labels].
+    """
+    there = wanted.any(0)
+    order = (-scores[:, there]).argsort(0, kind="stable")
+    hits = np.take_along_axis(wanted[:, there], order, 0)
+    precision = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
+    return float(((precision * hits).sum(0) / hits.sum(0)).mean())
+
+
 class Interval(NamedTuple):
     """A mean and the ends of its interval."""
 
@@ -89,6 +103,23 @@ def paired_bootstrap(
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     # rounded, so that thirds of three seeds that add up to zero are zero
     return Interval(*(round(float(x), 12) for x in (values.mean(), low, high)))
+
+
+def precision_interval(
+    scores: NDArray[np.float64], wanted: NDArray[np.bool_], *, resamples: int = 200, seed: int = 0
+) -> Interval:
+    """`average_precision` with the 95 % interval of a bootstrap over the clips.
+
+    Raises:
+        ValueError: no clip has a label.
+    """
+    if not wanted.any():
+        raise ValueError("an average precision needs a clip with a label")
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(len(scores), size=len(scores)) for _ in range(resamples)]
+    values = [average_precision(scores[i], wanted[i]) for i in drawn if wanted[i].any()]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Interval(average_precision(scores, wanted), float(low), float(high))
 
 
 @lru_cache(maxsize=2)

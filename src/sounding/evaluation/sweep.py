@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..core.macs import Macs, count_macs
 from ..data.features import FeatureSet, batches
-from ..data.folder import AudioFolder
+from ..data.folder import COLUMNS, AudioFolder
 from ..progress import progress
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance
-from ..training.tasks import Goals
+from ..training.tasks import Goals, Tags
 from .predict import RANDOM, say
-from .statistics import error_rate, wilson
+from .statistics import Interval, error_rate, precision_interval, wilson
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
 
@@ -39,7 +39,7 @@ class Row:
             or the run's method; with "-mean" behind it for mean budgets.
         kept_layers: k, as asked for; the mean asked for where the method ends in "-mean".
         metric, value, ci_low, ci_high: "accuracy" from 0 to 1 with its 95 % interval over the
-            clips (Wilson), or "wer" (bootstrap); for "random" the mean over the masks.
+            clips (Wilson), or "wer" or "map" (bootstrap); for "random" the mean over the masks.
         macs: multiply-accumulates of a clip of median length, the selector's included.
         macs_share: of those at full depth without a selector.
         latency_ms: median of one clip of median length at a time; an illustration.
@@ -117,10 +117,9 @@ def sweep(
     _check(runs, folder)
     clips = folder.split(split)
     goals = runs[0].task.goals(folder, clips)
-    weight = np.array([runs[0].task.weight(goal) for goal in goals])
     rows: list[Row] = []
     means: list[Row] = []
-    masks = {"files": [c.path.relative_to(folder.root).as_posix() for c in clips]}
+    masks = {"files": [folder.name(clip) for clip in clips]}
     masks["labels"] = [clip.target if folder.labels else "" for clip in clips]
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
     for run in runs:
@@ -130,18 +129,18 @@ def sweep(
         macs = count_macs(run.dynamic, run.task.inputs(median, [goals[middle]]))
         with progress(f"sweep {run.config.method}", run.dynamic.num_layers) as show:
             for k in range(1, run.dynamic.num_layers + 1):
-                errors, executed = _answers(run, features, goals, k, batch_size, seed)
-                row = _row(run, k, errors, weight, executed, macs)
+                found = _answers(run, features, goals, k, batch_size, seed)
+                row = _row(run, k, found, goals, macs)
                 rows.append(row)
                 timed.append((run, k, median))
                 if row.method == "input" and k < run.dynamic.num_layers:
-                    masks[f"input/{k}"] = _texts(executed[0])
+                    masks[f"input/{k}"] = _texts(found.executed[0])
                 show(k, f"{row.method} k={k} {row.value:.3f}")
         for mean in range(2, run.dynamic.num_layers) if run.dynamic.mean_budgets else ():
             budget = f"mean:{mean}"
-            errors, executed = _answers(run, features, goals, budget, batch_size, seed)
-            means.append(_mean_row(run, mean, errors, weight, executed, macs))
-            masks[f"{means[-1].method}/{mean}"] = _texts(executed[0])
+            found = _answers(run, features, goals, budget, batch_size, seed)
+            means.append(_mean_row(run, mean, found, goals, macs))
+            masks[f"{means[-1].method}/{mean}"] = _texts(found.executed[0])
     rows = _with_latency(rows, timed, rounds, seed) + means  # whose time depends on the clip
     header = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,9 +162,9 @@ def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
     if len(set(methods)) < len(methods):
         raise ValueError(f"more than one run of a method ({', '.join(methods)}): sweep them apart")
     for run in runs:
-        if (run.tokenizer is None) != (folder.task == "classification"):
+        if run.info.get("task", "classification") != folder.task:
             raise ValueError(
-                f"{folder.root} has {'texts' if folder.task == 'text' else 'labels'}, which the "
+                f"{folder.root} has a column {COLUMNS[folder.task]!r}, which the "
                 f"{run.config.method} run was not trained for: give the data that it was trained on"
             )
         if run.tokenizer is None and run.labels != list(folder.labels):
@@ -185,13 +184,22 @@ def _describe(run: Run) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Of all clips at one budget, for each draw of random masks.
+
+    Shape: errors [draws, clips], executed [draws, clips, layers] bool, scores [clips, labels] for
+    clips with several labels, of the first draw.
+    """
+
+    errors: np.ndarray
+    executed: Tensor
+    scores: np.ndarray | None
+
+
 def _answers(
     run: Run, features: FeatureSet, goals: Goals, k: int | str, batch_size: int, seed: int
-) -> tuple[np.ndarray, Tensor]:
-    """The errors in each clip, and the layers that ran, for each draw of random masks.
-
-    Shape: -> [draws, clips] float, [draws, clips, layers] bool.
-    """
+) -> _Found:
     layers = run.dynamic.num_layers
     masks: Tensor | None = None
     draws = 1
@@ -201,34 +209,42 @@ def _answers(
         masks = masks.view(draws, len(features), layers)
     errors = np.zeros((draws, len(features)))
     executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
+    several = isinstance(run.task, Tags)
+    scores = np.zeros((len(features), len(run.labels))) if several else None
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
+    size = batch_size if run.batches else 1
     for draw in range(draws):
-        for rows in batches(
-            order, batch_size if run.batches else 1, seed=0, epoch=0, shuffle=False
-        ):
+        for rows in batches(order, size, seed=0, epoch=0, shuffle=False):
             index = [order[i] for i in rows]
             batch = run.collate([features[i] for i in index])
             said = say(run, batch, k, None if masks is None else masks[draw, index])
             errors[draw, index] = run.task.count(said.texts, [goals[i] for i in index])
             executed[draw, index] = said.executed
-    return errors, executed
+            if scores is not None and said.logits is not None and draw == 0:
+                scores[index] = said.logits.float().numpy()
+    return _Found(errors, executed, scores)
 
 
-def _row(
-    run: Run, k: int, errors: np.ndarray, weight: np.ndarray, executed: Tensor, macs: Macs
-) -> Row:
-    layers = run.dynamic.num_layers
-    method = run.config.method
+def _value(run: Run, found: _Found, goals: Goals) -> tuple[str, Interval]:
+    """The metric, and its value with the interval."""
+    if found.scores is not None:
+        assert isinstance(run.task, Tags)
+        return "map", precision_interval(found.scores, run.task.wanted(goals).numpy())
     if run.task.metric == "wer":
-        value, low, high = error_rate(errors.mean(0), weight)
-    else:
-        value = float(1 - errors.mean())
-        low, high = wilson(value, errors.shape[1])
+        weight = np.array([run.task.weight(goal) for goal in goals])
+        return "wer", error_rate(found.errors.mean(0), weight)
+    value = float(1 - found.errors.mean())
+    return "accuracy", Interval(value, *wilson(value, found.errors.shape[1]))
+
+
+def _row(run: Run, k: int, found: _Found, goals: Goals, macs: Macs) -> Row:
+    layers, method, executed = run.dynamic.num_layers, run.config.method, found.executed
+    metric, (value, low, high) = _value(run, found, goals)
     cost = macs.of(executed.flatten(0, 1), selector=method in ("input", "i3d") and k < layers)
     return Row(
         method="first" if method == "full" and k < layers else method,
         kept_layers=k,
-        metric=run.task.metric,
+        metric=metric,
         value=value,
         ci_low=low,
         ci_high=high,
@@ -238,17 +254,15 @@ def _row(
         latency_share=None,
         executed_layers=float(executed.sum(-1).double().mean()),
         layer_use=executed.double().mean((0, 1)).tolist(),
-        draws=len(errors),
+        draws=len(executed),
     )
 
 
-def _mean_row(
-    run: Run, mean: int, errors: np.ndarray, weight: np.ndarray, executed: Tensor, macs: Macs
-) -> Row:
-    row = _row(run, mean, errors, weight, executed, macs)
+def _mean_row(run: Run, mean: int, found: _Found, goals: Goals, macs: Macs) -> Row:
+    row = _row(run, mean, found, goals, macs)
     cost = row.macs
     if run.config.method != "i3d":  # an answer after each layer, to see whether it is sure
-        depth = executed[0].sum(1).double()
+        depth = found.executed[0].sum(1).double()
         cost += (macs.exit or macs.head) * float(depth.clamp(max=run.dynamic.num_layers - 1).mean())
         cost -= macs.selector if run.config.method == "input" else 0
     return replace(row, method=f"{run.config.method}-mean", macs=cost, macs_share=cost / macs.full)

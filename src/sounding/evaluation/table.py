@@ -24,7 +24,7 @@ METHODS = {  # in the order of the table; what people read
     "input": "input-driven",
     "input-mean": "input, mean",
 }
-METRICS = {"accuracy": "accuracy", "wer": "WER"}  # as people read them
+METRICS = {"accuracy": "accuracy", "wer": "WER", "map": "mAP"}  # as people read them
 
 
 def _columns(sweep: Sweep) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ from ..data.folder import Clip
 from ..progress import progress
 from ..weights import resolve
 from .config import TrainConfig
-from .tasks import Batch, Classes, Dictation, Recognition, Task
+from .tasks import Batch, Classes, Dictation, Recognition, Tags, Task
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Run:
     def task(self) -> Task:
         """Classification, or recognition of one kind."""
         if self.tokenizer is None:
-            return Classes(self.labels)
+            return (Tags if self.info.get("task") == "tags" else Classes)(self.labels)
         if self.config.recognition == "decoder":
             return Dictation(self.tokenizer)
         return Recognition(self.tokenizer, self.beam)
@@ -120,7 +120,7 @@ def new_run(
     path = resolve(config.backbone)
     torch.manual_seed(config.seed)
     if tokenizer is None:
-        model = _classifier(str(path), labels)
+        model = _classifier(str(path), labels, several=info.get("task") == "tags")
     elif config.recognition == "decoder":
         model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32)
     else:
@@ -131,10 +131,16 @@ def new_run(
     return Run(config, dynamic, extractor, {**info, "labels": labels}, tokenizer=tokenizer)
 
 
-def _classifier(path: str, labels: list[str]) -> Any:
-    """The pretrained model in `path` with a new head: that of `transformers`, or ours."""
+def _classifier(path: str, labels: list[str], *, several: bool = False) -> Any:
+    """The pretrained model in `path` with a new head: that of `transformers`, or ours.
+
+    Args:
+        several: whether an input may have several labels.
+    """
     names = dict(enumerate(labels))
-    naming = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    naming: dict[str, Any] = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
+    if several:
+        naming["problem_type"] = "multi_label_classification"
     if type(AutoConfig.from_pretrained(path)) in AutoModelForAudioClassification._model_mapping:
         return AutoModelForAudioClassification.from_pretrained(
             path, ignore_mismatched_sizes=True, dtype=torch.float32, **naming

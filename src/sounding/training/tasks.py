@@ -7,7 +7,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, ctc_loss, kl_div
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    ctc_loss,
+    kl_div,
+)
 
 from ..data.folder import AudioFolder, Clip
 from ..data.text import collapse, plain, word_errors
@@ -67,10 +72,10 @@ class Task(Protocol):
         """As text. Shape: logits [batch, ...]."""
 
     def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
-        """How many: 0 or 1, words, or tokens of a decoder. Shape: as `losses`, float."""
+        """How many: 0 or 1, a share, words, or tokens of a decoder. Shape: as `losses`, float."""
 
     def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
-        """How many errors are in answers: 0 or 1, or words."""
+        """How many errors are in answers: wrong classes or wrong words."""
 
 
 class Classes:
@@ -109,6 +114,62 @@ class Classes:
 
     def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
         return [int(text != goal.text) for text, goal in zip(texts, goals, strict=True)]
+
+
+class Tags:
+    """Several classes a clip, each by itself: yes or no."""
+
+    metric = "lrap"  # label-ranking average precision: that of the right classes, clip by clip
+    by_frame = False
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = labels
+
+    def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
+        index = {label: place for place, label in enumerate(self.labels)}
+        return [Goal(tuple(index[tag] for tag in clip.tags), clip.target) for clip in clips]
+
+    def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
+        return batch
+
+    def weight(self, goal: Goal) -> int:
+        return 1
+
+    def wanted(self, goals: Goals) -> Tensor:
+        """Shape: -> [clips, labels] bool."""
+        wanted = torch.zeros(len(goals), len(self.labels), dtype=torch.bool)
+        for row, goal in zip(wanted, goals, strict=True):
+            row[list(goal.ids)] = True
+        return wanted
+
+    def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
+        wanted = self.wanted(goals).float().expand_as(logits)
+        return binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none").mean(-1)
+
+    def distances(
+        self, logits: Tensor, teacher: Tensor, frame_mask: Tensor | None, goals: Goals
+    ) -> Tensor:
+        yes_no = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
+        return _divergence(yes_no, torch.stack([teacher, torch.zeros_like(teacher)], -1)).mean(-1)
+
+    def answers(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
+        """The classes that are likelier than not, or else the likeliest."""
+        chosen = (logits > 0) | (logits == logits.amax(-1, keepdim=True))
+        return [";".join(self.labels[i] for i in row.nonzero()[:, 0].tolist()) for row in chosen]
+
+    def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
+        """1 minus the precision at the rank of each right class, in the mean."""
+        wanted = self.wanted(goals).expand_as(logits)
+        order = logits.argsort(-1, descending=True)
+        hits = wanted.gather(-1, order).float()
+        precision = hits.cumsum(-1) / torch.arange(1, hits.shape[-1] + 1)
+        return 1 - (precision * hits).sum(-1) / hits.sum(-1).clamp(min=1)
+
+    def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
+        return [
+            len(set(text.split(";")) ^ set(goal.text.split(";")))
+            for text, goal in zip(texts, goals, strict=True)
+        ]
 
 
 class _Texts:

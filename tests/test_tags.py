@@ -1,0 +1,93 @@
+"""Several labels a clip: training, average precision, and the command line."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from torch.nn.functional import binary_cross_entropy
+
+from sounding.data.folder import load_folder
+from sounding.evaluation.classify import classify
+from sounding.evaluation.statistics import average_precision, precision_interval
+from sounding.evaluation.sweep import sweep
+from sounding.training.config import TrainConfig
+from sounding.training.runs import load_run
+from sounding.training.tasks import Goal, Tags
+from sounding.training.train import train
+
+
+@pytest.fixture(scope="module")
+def chords(tmp_path_factory):
+    """A folder of one or two tones at once."""
+    root = tmp_path_factory.mktemp("chords")
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, count in (("train", 48), ("validation", 9), ("test", 18)):
+        for index in range(count):
+            tags = (["low"], ["high"], ["high", "low"])[index % 3]
+            time = np.arange(8000) / 16000
+            wave = rng.normal(0, 0.02, len(time))
+            for tag in tags:
+                wave += 0.1 * np.sin(2 * np.pi * {"low": 300, "high": 2000}[tag] * time)
+            name = f"{split}{index}.wav"
+            sf.write(root / name, wave, 16000)
+            rows.append({"file_name": name, "labels": ";".join(tags), "split": split})
+    with (root / "metadata.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def test_average_precision_of_known_rankings():
+    wanted = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=bool)
+    scores = np.array([[0.9, 0.1, 0], [0.8, 0.9, 0], [0.7, 0.2, 0], [0.1, 0.3, 0]])
+    # first label: right at rank 1 and 3; second: at rank 1; the third is nowhere
+    assert average_precision(scores, wanted) == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
+    mean, low, high = precision_interval(scores, wanted)
+    assert low <= mean <= high
+    with pytest.raises(ValueError, match="a clip with a label"):
+        precision_interval(scores, np.zeros_like(wanted))
+
+
+def test_losses_errors_and_answers_of_tags():
+    task = Tags(["a", "b", "c"])
+    goals = [Goal((0, 2), "a;c"), Goal((1,), "b")]
+    logits = torch.tensor([[[3.0, 1.0, -2.0], [-1.0, -2.0, -3.0]]])
+    losses = task.losses(logits, None, goals)
+    wanted = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    for row in range(2):
+        torch.testing.assert_close(
+            losses[0, row], binary_cross_entropy(logits[0, row].sigmoid(), wanted[row])
+        )
+    # the right ones at ranks 1 and 3, and at rank 2
+    torch.testing.assert_close(
+        task.errors(logits, None, goals)[0], torch.tensor([1 - (1 + 2 / 3) / 2, 0.5])
+    )
+    assert task.answers(logits[0], None) == ["a;b", "a"]
+    assert task.count(["a;b", "a"], goals) == [2, 2]
+    assert task.distances(logits, logits[0], None, goals).abs().max() < 1e-6
+    assert task.distances(logits, -logits[0], None, goals).min() > 0.1
+
+
+@pytest.mark.parametrize("method", ["input", "early-exit"])
+def test_a_run_finds_several_labels_at_once(method, chords, whisper, tmp_path):
+    folder = load_folder(chords)
+    config = TrainConfig(
+        backbone=str(whisper), method=method, epochs=20, batch_size=8, precision="fp32",
+        lr_encoder=2e-3, lr_head=5e-3,
+    )  # fmt: skip
+    train(config, folder, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.dynamic.config.problem_type == "multi_label_classification"
+    result = sweep([run], folder, rounds=0)
+    assert {row.metric for row in result.rows} == {"map"}
+    full = next(row for row in result.rows if row.kept_layers == 4 and row.method == method)
+    assert full.value > 0.8  # two thirds by chance
+    clip = folder.split("test")[0]
+    (answer,) = classify(run, [clip.path], 2)
+    assert set(answer.label.split(";")) <= {"low", "high"}
