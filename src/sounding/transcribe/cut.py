@@ -22,16 +22,16 @@ Span = tuple[int, int]  # (first frame, frame behind the last)
 def cut(activity: Activity, max_seconds: Seconds = MAX_SECONDS) -> list[tuple[Seconds, Seconds]]:
     """The pieces of audio in which someone speaks, as (start, end), in order.
 
-    What the shortest silences part is joined first, as long as it fits, so that the cuts remain in
-    the longest silences. Where someone speaks for too long without a pause, the cut is at the
-    quietest place of the middle half. Audio without speech has no pieces.
+    Speech is joined over the shortest silences first, as long as the whole fits, so that the cuts
+    remain in the longest silences. Where someone speaks for too long without a pause, the cut is
+    at the quietest place of the second half of what fits. Audio without speech has no pieces.
 
     Args:
         max_seconds: of a piece, its margins included; at least `LEAST_SECONDS`.
     """
     longest = int((max_seconds - 2 * MARGIN) * RATE) // FRAME
     regions = [
-        part for region in activity.regions() for part in halve(region, activity.power, longest)
+        one for region in activity.regions() for one in part(region, activity.power, longest)
     ]
     if not regions:
         return []
@@ -40,15 +40,21 @@ def cut(activity: Activity, max_seconds: Seconds = MAX_SECONDS) -> list[tuple[Se
     return [(start * FRAME / RATE, min(stop * FRAME / RATE, end)) for start, stop in spans]
 
 
-def halve(region: Span, power: np.ndarray, longest: int) -> list[Span]:
-    """Cut a region of speech where it is quietest until no part is above `longest` frames."""
+def part(region: Span, power: np.ndarray, longest: int) -> list[Span]:
+    """Cut a region of speech at quiet places, into parts of a quarter to all of `longest` frames.
+
+    A region that fits is left as it is.
+    """
     start, end = region
-    if end - start <= longest:
-        return [region]
-    quarter = (end - start) // 4
-    smooth = np.convolve(power[start:end], np.ones(QUIET) / QUIET, mode="same")
-    at = start + quarter + int(np.argmin(smooth[quarter : end - start - quarter]))
-    return [*halve((start, at), power, longest), *halve((at, end), power, longest)]
+    parts = []
+    while end - start > longest:
+        first, last = start + longest // 2, min(start + longest, end - longest // 4)
+        around = power[first - QUIET // 2 : last + QUIET // 2]
+        smooth = np.convolve(around, np.ones(QUIET) / QUIET, mode="valid")
+        at = first + int(np.argmin(smooth))
+        parts.append((start, at))
+        start = at
+    return [*parts, (start, end)]
 
 
 def join(regions: list[Span], longest: int) -> list[Span]:

@@ -19,15 +19,17 @@ from ..weights import resolve
 from .recognizer import Recognition
 
 REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
+TAIL_SECONDS: Seconds = 1.0  # of silence behind a piece
 TOKENS_PER_SECOND, TOKENS_AT_LEAST = 12, 24  # speech has far fewer; a loop ends here
 
 
 class WhisperRecognizer:
     """A `Recognizer`: greedy, each piece by itself and at its own length.
 
-    Whisper sometimes falls into a loop, mostly where a piece is short or noisy. Its answers are
-    bounded by the length of the piece; one that repeats itself is decoded once more without
-    repeating any three tokens, and is marked.
+    Whisper has learned to end its answer in the silence behind the speech, and without it often
+    says the same again; so each piece gets a second of silence. It may still fall into a loop,
+    mostly where a piece is noisy. Its answers are bounded by the length of the piece; one that
+    repeats itself is decoded once more without repeating any three tokens, and is marked.
 
     Args:
         dynamic: a wrapped `WhisperForConditionalGeneration`.
@@ -52,11 +54,7 @@ class WhisperRecognizer:
         pad: bool = False,
         name: str = "whisper",
     ) -> None:
-        if type(dynamic.model).__name__ != "WhisperForConditionalGeneration":
-            raise ValueError(
-                f"{name} holds a {type(dynamic.model).__name__}, expected a Whisper with its "
-                "decoder: whisper-base, for example"
-            )
+        _check_kind(dynamic, name)
         self.dynamic, self.extractor, self.tokenizer = dynamic.eval(), extractor, tokenizer
         self.language, self.pad = _language(dynamic, language), pad
         self.sampling_rate = int(extractor.sampling_rate)
@@ -89,17 +87,22 @@ class WhisperRecognizer:
             kind = AutoConfig.from_pretrained(path).model_type
             if kind != "whisper":
                 raise ValueError(f"{model} is a {kind}, expected a Whisper: try whisper-base")
-            whisper = WhisperForConditionalGeneration.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True
+            whisper, info = WhisperForConditionalGeneration.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
+            if info["missing_keys"]:
+                raise ValueError(
+                    f"{model} lacks weights of a Whisper with its decoder: use another"
+                )
             dynamic = wrap(whisper, "first")
+        _check_kind(dynamic, model)
         try:
             extractor = WhisperFeatureExtractor.from_pretrained(path)
             tokenizer = WhisperTokenizerFast.from_pretrained(path)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError):
             raise ValueError(
-                f"{model} lacks its tokenizer or feature extractor ({error}): copy "
-                "tokenizer.json, tokenizer_config.json and preprocessor_config.json to it"
+                f"{model} lacks its tokenizer or feature extractor: copy tokenizer.json, "
+                "tokenizer_config.json and preprocessor_config.json to it"
             ) from None
         return cls(dynamic, extractor, tokenizer, language=language, pad=pad, name=model)
 
@@ -126,9 +129,14 @@ class WhisperRecognizer:
 
     def _features(self, piece: np.ndarray) -> torch.Tensor:
         """Shape: [samples] -> [1, mels, frames]."""
-        if self.pad:
-            made = self.extractor(piece, sampling_rate=self.sampling_rate, return_tensors="pt")
-            return made["input_features"]
+        window = round(self.max_seconds * self.sampling_rate)
+        if len(piece) > window:
+            raise ValueError(
+                f"a piece of {len(piece) / self.sampling_rate:.1f} s, expected at most "
+                f"{self.max_seconds:g} s: cut it"
+            )
+        tail = window if self.pad else len(piece) + round(TAIL_SECONDS * self.sampling_rate)
+        piece = np.pad(piece, (0, min(tail, window) - len(piece)))
         return torch.from_numpy(extract(piece, self.extractor).T[None].copy())
 
     def _generate(
@@ -152,6 +160,14 @@ def is_repetitive(text: str) -> bool:
     """Whether a text compresses better than speech does."""
     data = text.encode()
     return len(data) > REPETITIVE * len(zlib.compress(data))
+
+
+def _check_kind(dynamic: DynamicModel, name: str) -> None:
+    kind = type(dynamic.model).__name__
+    if kind != "WhisperForConditionalGeneration":
+        raise ValueError(
+            f"{name} holds a {kind}, expected a Whisper with its decoder: try whisper-base"
+        )
 
 
 def _language(dynamic: DynamicModel, language: str | None) -> dict[str, Any]:
