@@ -68,9 +68,9 @@ class Fake:
     max_seconds = 30.0
     layers = 4
 
-    def __init__(self, log: Path | None = None, batch_size=1, seconds=0.0, name="fake"):
+    def __init__(self, log: Path | None = None, batch_size=1, seconds=0.0, name="one"):
         self.log, self.batch_size, self.seconds = log, batch_size, seconds
-        self.settings = {"model": name}
+        self.settings = {"model": "fake", "weights": name}
         self.calls: list[int] = []
 
     def __call__(self, pieces, budget=None):
@@ -316,13 +316,14 @@ def test_other_settings_or_other_audio_are_an_error_unless_overwritten(tmp_path,
     (failure,) = run([path], Fake(), budget=3, max_seconds=5)
     assert "with max_seconds 28.0, not 5" in failure
     (failure,) = run([path], Fake(name="other"), budget=3)
-    assert "with model fake, not other" in failure
+    assert "with weights one, not other" in failure
     write(path, talk[:-RATE])
     (failure,) = run([path], Fake(), budget=3)
     assert "another content" in failure
     assert tree(tmp_path) == before
     assert run([path], Fake(), budget="50%", overwrite=True) == []
     fresh = Fake()
+    fresh.settings["model"] = "another path to the same weights"
     assert run([path], fresh, budget=2) == []  # half of four layers
     assert fresh.calls == []
 
@@ -490,7 +491,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, talk, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=r"No space left .*make room there"):
             run([path], Fake(), max_seconds=4)
     rest = Fake()
     assert run([path], rest, max_seconds=4) == []
@@ -553,6 +554,21 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, talk):
     assert tree(out) == tree(tmp_path / "whole")
     assert set(logged(log)) == set(expected)
     assert len(logged(log)) <= len(expected) + kills  # but what a kill fell into
+
+
+def test_two_processes_share_a_folder_and_do_nothing_twice(tmp_path, talk):
+    root, out, log = tmp_path / "in", tmp_path / "out", tmp_path / "log"
+    for index in range(4):
+        write(root / f"{index}.wav", talk * (1 - 0.05 * index))
+    start = multiprocessing.get_context("fork").Process
+    both = [start(target=command, args=(root, out, log)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len(logged(log)) == len(set(logged(log))) == 12
+    assert len(list(out.glob("*.txt"))) == 4
 
 
 # Whisper

@@ -383,7 +383,10 @@ def _add_transcribe(commands: Any) -> None:
 def _transcribe(arguments: argparse.Namespace) -> int:
     from .transcribe.job import Job, transcribe, transcribe_stream
     from .transcribe.sources import find_sources
+    from .transcribe.vad import silero
     from .transcribe.whisper import WhisperRecognizer
+
+    silero()  # its absence is said before the model is loaded
 
     stdin = "-" in arguments.inputs
     formats = arguments.format.split(",")

@@ -97,6 +97,12 @@ def transcribe(sources: Sequence[Source], job: Job) -> list[str]:
                 _transcribe(source, job, after)
             except (AudioError, OutputError) as error:
                 failures.append(str(error))
+            except OSError as error:
+                raise OSError(
+                    f"the texts of {source.path} cannot be written to {source.target.parent} "
+                    f"({error.strerror}): make room there or give another --out; the same command "
+                    "goes on"
+                ) from None
             meter.next_file(length)
     return failures
 
@@ -204,7 +210,7 @@ def _difference(journal: Journal, audio: str, job: Job) -> str:
     if journal.audio != audio:
         return "when the file had another content"
     for name, value in job.settings.items():
-        if journal.settings.get(name) != value:
+        if name != "model" and journal.settings.get(name) != value:  # its weights are compared
             return f"with {name} {journal.settings.get(name)}, not {value}"
     return ""
 

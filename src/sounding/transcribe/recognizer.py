@@ -34,7 +34,8 @@ class Recognizer(Protocol):
         max_seconds: of a piece.
         batch_size: pieces that it takes best at once.
         layers: of its encoder.
-        settings: what else its answers depend on, as JSON; "model" is its name.
+        settings: what else its answers depend on, as JSON; "model" is its name for people,
+            "weights" a digest of what it is.
     """
 
     sampling_rate: int

@@ -31,7 +31,7 @@ class Activity:
 
     def regions(self) -> list[tuple[int, int]]:
         """Where someone speaks, as (first frame, frame behind the last), without any margin."""
-        found = _silero().get_speech_timestamps_from_probs(
+        found = silero().get_speech_timestamps_from_probs(
             self.speech.tolist(), RATE, speech_pad_ms=0, audio_length_samples=self.samples
         )
         return [(one["start"] // FRAME, -(-one["end"] // FRAME)) for one in found]
@@ -46,7 +46,7 @@ def listen(blocks: Iterable[np.ndarray]) -> Activity:
     Raises:
         ModuleNotFoundError: silero-vad is not installed.
     """
-    model = _silero().load_silero_vad()
+    model = silero().load_silero_vad()
     speech: list[float] = []
     power: list[float] = []
     samples = 0
@@ -67,7 +67,12 @@ def listen(blocks: Iterable[np.ndarray]) -> Activity:
     return Activity(np.array(speech, np.float32), np.array(power, np.float32), samples)
 
 
-def _silero() -> Any:
+def silero() -> Any:
+    """The package of the detector.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
     threads = torch.get_num_threads()
     try:
         import silero_vad
