@@ -460,7 +460,7 @@ def test_a_journal_survives_a_broken_last_line_but_no_other(tmp_path):
     journal = Journal.begin(path, cuts=[(0.0, 1.0), (1.0, 2.0)], **head)
     journal.append(pieces[0])
     whole = path.read_bytes()
-    for broken in (b'{"start": 1.0, "en', b"\xff", b"{}"):
+    for broken in (b'{"start": 1.0, "en', b"\xff", b"{}", b"x" * 1000):
         path.write_bytes(whole + broken)
         again = Journal.read(path)
         assert again is not None
@@ -477,6 +477,21 @@ def test_a_journal_survives_a_broken_last_line_but_no_other(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(OutputError, match="is damaged"):
         Journal.read(path)
+
+
+def test_what_a_kill_in_mid_write_left_is_removed(tmp_path, talk):
+    path = write(tmp_path / "a.wav", talk)
+    litter = [
+        tmp_path / ".a.txt.abcd_123.tmp",
+        tmp_path / ".transcripts" / ".a.wav.jsonl.abcd_123.tmp",
+    ]
+    others = [tmp_path / ".b.txt.abcd_123.tmp", tmp_path / ".a.txt.mine.tmp"]
+    (tmp_path / ".transcripts").mkdir()
+    for leftover in (*litter, *others):
+        leftover.touch()
+    assert run([path], Fake()) == []
+    assert not any(leftover.exists() for leftover in litter)
+    assert all(other.exists() for other in others)
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, talk, monkeypatch):

@@ -185,6 +185,7 @@ def _open(source: Source, job: Job) -> Journal:
                 raise _foreign(source.output(name))
     if journal is not None:
         return journal
+    remove_leftovers(source.journal)
     start = perf_counter()
     activity = listen(audio_blocks(source.path, rate=RATE))
     cuts = cut(activity, job.max_seconds)
