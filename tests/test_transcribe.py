@@ -471,6 +471,7 @@ def test_a_journal_survives_a_broken_last_line_but_no_other(tmp_path):
         assert done is not None
         assert done.pieces == pieces
         assert done.finished
+        assert path.read_bytes().endswith(b"}\n")
     path.write_bytes(whole + b"{}\n")
     with pytest.raises(OutputError, match=r"is damaged .* delete it"):
         Journal.read(path)
