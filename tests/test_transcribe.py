@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import multiprocessing
@@ -35,6 +36,7 @@ from sounding.transcribe.sources import find_sources
 from sounding.transcribe.vad import FRAME, RATE, Activity, listen
 from sounding.transcribe.whisper import WhisperRecognizer, is_repetitive
 
+DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
 pytest.importorskip("silero_vad", reason="needs the extra 'transcribe'")
 
 
@@ -518,7 +520,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, talk, monkeypatch
 
 def command(root: Path, out: Path, log: Path) -> None:
     """The command line in a process of its own, with a recognizer that keeps a log."""
-    WhisperRecognizer.load = classmethod(lambda cls, *a, **k: Fake(log, seconds=0.02))
+    WhisperRecognizer.load = classmethod(lambda cls, *a, **k: Fake(log, seconds=0.03))
     arguments = ["transcribe", str(root), "--out", str(out), "--format", "txt,srt,vtt,json"]
     os._exit(cli.main([*arguments, "--max-seconds", "4"]))
 
@@ -535,7 +537,7 @@ def logged(log: Path) -> list[str]:
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path, talk):
     root, out, log = tmp_path / "in", tmp_path / "out", tmp_path / "log"
-    for index in range(6):
+    for index in range(8):
         write(root / f"d{index % 2}" / f"{index}.wav", talk * (1 - 0.05 * index))
     start = multiprocessing.get_context("fork").Process
     undisturbed = start(target=command, args=(root, tmp_path / "whole", tmp_path / "log0"))
@@ -543,7 +545,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, talk):
     undisturbed.join()
     assert undisturbed.exitcode == 0
     expected = logged(tmp_path / "log0")
-    assert len(expected) == len(set(expected)) == 18
+    assert len(expected) == len(set(expected)) == 24
 
     rng = random.Random(0)
     kills = 0
@@ -551,10 +553,10 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path, talk):
         safe, before = recorded(out), len(logged(log))
         process = start(target=command, args=(root, out, log))
         process.start()
-        until = before + rng.choice([0, 1, 1, 2])
+        until = before + rng.choice([0, 1, 1])
         while len(logged(log)) < until and process.is_alive():
             time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.08))
+        time.sleep(rng.uniform(0, 0.03))
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
@@ -800,3 +802,28 @@ def test_a_fault_late_in_a_file_is_found_and_placed(tmp_path, monkeypatch):
     path = write(tmp_path / "a.wav", samples, subtype="FLOAT")
     with pytest.raises(AudioError, match=r"the first at 2\.250 s"):
         list(audio_blocks(path))
+
+
+# Real weights
+
+
+@pytest.mark.weights
+def test_whisper_reads_two_minutes_of_a_book_well(tmp_path):
+    """LJSpeech clips joined: word error rate below 15 %, and no loop."""
+    jiwer = pytest.importorskip("jiwer")
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    folder = DATA / "ljspeech_part"
+    if not folder.is_dir():
+        pytest.skip(f"no speech to transcribe in {folder}: set SOUNDING_DATA")
+    with (folder / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))[:18]
+    parts = [part for row in rows for part in (read_audio(folder / row["file_name"]), silence(0.3))]
+    path = write(tmp_path / "book.flac", np.concatenate(parts))
+    recognizer = WhisperRecognizer.load("whisper-tiny.en")
+    assert run([path], recognizer, formats=("json",)) == []
+    values = json.loads((tmp_path / "book.json").read_text())
+    normal = BasicTextNormalizer()
+    spoken = normal(" ".join(row["text"] for row in rows))
+    assert jiwer.wer(spoken, normal(values["text"])) < 0.15
+    assert not any(piece["repetitive"] for piece in values["pieces"])

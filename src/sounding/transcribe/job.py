@@ -80,21 +80,11 @@ def transcribe(sources: Sequence[Source], job: Job) -> list[str]:
     failures: list[str] = []
     lengths = [_length(source) for source in sources]
     with stop_signals() as stopped, progress("transcribe", round(sum(lengths))) as show:
-        meter = _Meter(show)
+        watch = _Watch(show, stopped)
         for source, length in zip(sources, lengths, strict=True):
-
-            def after(journal: Journal, new: bool, name: str = source.name) -> None:
-                meter.at(journal.duration if journal.finished else journal.position, name, new)
-                if stopped() and not journal.finished:
-                    raise Interrupted(
-                        f"stopped in {name} after {len(journal.pieces)} of {len(journal.cuts)} "
-                        "pieces; the same command goes on"
-                    )
-
-            if stopped():
-                raise Interrupted(f"stopped before {source.name}; the same command goes on")
+            watch.begin(source.name)
             try:
-                _transcribe(source, job, after)
+                _transcribe(source, job, watch.seen)
             except (AudioError, OutputError) as error:
                 failures.append(str(error))
             except OSError as error:
@@ -103,7 +93,7 @@ def transcribe(sources: Sequence[Source], job: Job) -> list[str]:
                     f"({error.strerror}): make room there or give another --out; the same command "
                     "goes on"
                 ) from None
-            meter.next_file(length)
+            watch.end(length)
     return failures
 
 
@@ -252,24 +242,40 @@ def _foreign(path: Path) -> OutputError:
     )
 
 
-class _Meter:
-    """Progress in seconds of audio, and the real-time factor of what is new."""
+class _Watch:
+    """Progress in seconds of audio, the real-time factor of what is new, and the end by a signal.
 
-    def __init__(self, show: Advance) -> None:
-        self.show = show
-        self.began = perf_counter()
-        self.before = 0.0  # of the files before this one
-        self.position = 0.0  # in this file
-        self.new = 0.0  # that were worked on
+    Args:
+        show: as `progress` gives it.
+        stopped: as `stop_signals` gives it.
+    """
 
-    def at(self, position: Seconds, name: str, new: bool) -> None:
+    def __init__(self, show: Advance, stopped: Callable[[], bool]) -> None:
+        self.show, self.stopped = show, stopped
+        self.started = perf_counter()
+        self.name = ""  # of the file in progress
+        self.before = 0.0  # seconds of audio of the files before it
+        self.position = 0.0  # seconds of it that are done
+        self.new = 0.0  # seconds that were worked on
+
+    def begin(self, name: str) -> None:
+        self.name, self.position = name, 0.0
+        if self.stopped():
+            raise Interrupted(f"stopped before {name}; the same command goes on")
+
+    def seen(self, journal: Journal, new: bool) -> None:
+        position = journal.duration if journal.finished else journal.position
         if new:
             self.new += position - self.position
         self.position = position
-        factor = (perf_counter() - self.began) / self.new if self.new else 0.0
-        note = f"{name}, real-time factor {factor:.2f}" if self.new else name
+        factor = (perf_counter() - self.started) / self.new if self.new else 0.0
+        note = f"{self.name}, real-time factor {factor:.2f}" if self.new else self.name
         self.show(round(self.before + position), note)
+        if self.stopped() and not journal.finished:
+            raise Interrupted(
+                f"stopped in {self.name} after {len(journal.pieces)} of {len(journal.cuts)} "
+                "pieces; the same command goes on"
+            )
 
-    def next_file(self, length: Seconds) -> None:
+    def end(self, length: Seconds) -> None:
         self.before += length
-        self.position = 0.0
