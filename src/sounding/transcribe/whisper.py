@@ -19,7 +19,7 @@ from ..weights import resolve
 from .recognizer import Recognition
 
 REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
-TAIL_SECONDS: Seconds = 1.0  # of silence behind a piece
+TAIL_SECONDS: Seconds = 2.0  # of silence behind a piece
 TOKENS_PER_SECOND, TOKENS_AT_LEAST = 12, 24  # speech has far fewer; a loop ends here
 
 
@@ -27,7 +27,7 @@ class WhisperRecognizer:
     """A `Recognizer`: greedy, each piece by itself and at its own length.
 
     Whisper has learned to end its answer in the silence behind the speech, and without it often
-    says the same again; so each piece gets a second of silence. It may still fall into a loop,
+    says the same again; so each piece gets two seconds of silence. It may still fall into a loop,
     mostly where a piece is noisy. Its answers are bounded by the length of the piece; one that
     repeats itself is decoded once more without repeating any three tokens, and is marked.
 
@@ -172,15 +172,18 @@ def _check_kind(dynamic: DynamicModel, name: str) -> None:
 
 def _language(dynamic: DynamicModel, language: str | None) -> dict[str, Any]:
     """What `generate` takes."""
-    if language is None:
-        return {}
     known = getattr(dynamic.generation_config, "lang_to_id", None)
     if not known:
-        raise ValueError("this model knows one language: leave --language out")
+        if language is not None:
+            raise ValueError("this model knows one language: leave --language out")
+        return {}
+    task = {"task": "transcribe"}  # without it, a model that guesses the language babbles
+    if language is None:
+        return task
     if f"<|{language}|>" not in known:
         codes = ", ".join(sorted(name.strip("<|>") for name in known))
         raise ValueError(f"language {language!r} is not one of this model's: {codes}")
-    return {"language": language, "task": "transcribe"}
+    return {"language": language, **task}
 
 
 def _digest(dynamic: DynamicModel) -> str:
