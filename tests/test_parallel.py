@@ -35,7 +35,7 @@ from contextlib import contextmanager
 def signals():
     yield lambda: signals.asked
 signals.asked = False
-module._stop_signals = signals
+module.stop_signals = signals
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 

@@ -1,4 +1,4 @@
-"""The command line: `sounding train | sweep | run | inspect | compare | report | demo`."""
+"""The command line: `sounding train | sweep | run | inspect | compare | report | ...`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EPILOG = """examples:
   sounding run RUN clip.wav --budget 3             classify with 3 layers
   sounding inspect RUN                             layers, parameters, MACs by part
   sounding compare --data DIR --out STUDY          every method, and whether the input matters
+  sounding transcribe talk.mp3 --format txt,srt    long audio as text, layers chosen by piece
 
 DIR is a folder with metadata.csv: file_name, label, optionally split and speaker.
 `sounding COMMAND --help` says more.
@@ -26,12 +27,14 @@ CODES = {"Interrupted": 130, "EngineError": 2}  # by name: their modules load to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for an error, 130 after an interrupt."""
+    """Run a command; returns the exit code.
+
+    0; 1 where some files failed; 2 for an error; 130 after an interrupt.
+    """
     arguments = _parser().parse_args(argv)
     try:
         _quiet()
-        arguments.command(arguments)
-        return 0
+        return arguments.command(arguments) or 0
     except KeyboardInterrupt:
         print("sounding: interrupted", file=sys.stderr)
         return 130
@@ -64,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sounding {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _add_train, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_demo
+        _add_train, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_transcribe,
+        _add_demo,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -361,6 +365,72 @@ def _report(arguments: argparse.Namespace) -> None:
     ):
         print(line)
     print(f"written: {out}")
+
+
+def _add_transcribe(commands: Any) -> None:
+    parser = commands.add_parser(
+        "transcribe",
+        help="long audio as text, with layers chosen for each piece",
+        description="Cut audio at silences, recognize each piece with the layers that the budget\n"
+        "allows, and write text, subtitles or JSON with time stamps. Killed, it goes on where it\n"
+        "stopped; what is finished is not done again.",
+        epilog="""examples:
+  sounding transcribe talk.mp3                             writes talk.txt
+  sounding transcribe talk.mp3 --format txt,srt,json --language en
+  sounding transcribe recordings/ --out texts/ --budget 4  every audio file below recordings/
+  sounding transcribe - --format srt < talk.flac > talk.srt""",
+    )
+    parser.add_argument(
+        "inputs", nargs="+", metavar="FILE|DIR|-", help="audio, directories of it, or - for stdin"
+    )
+    parser.add_argument(
+        "--model", default="whisper-base", help="whisper-base (default), a path or a hub id"
+    )
+    parser.add_argument("--budget", help="kept encoder layers: 3, 0.5 or 50%%; default: full")
+    parser.add_argument(
+        "--format", default="txt", help="txt (default), srt, vtt, json, with commas between them"
+    )
+    parser.add_argument("--out", help="directory of the texts; default: beside the audio")
+    parser.add_argument("--language", help="of the speech, as en; default: guessed for each piece")
+    parser.add_argument(
+        "--pad", action="store_true", help="pad each piece to 30 s, as Whisper was trained"
+    )
+    parser.add_argument("--max-seconds", type=float, default=28, help="longest piece (28)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace texts of other settings, or of others"
+    )
+    parser.set_defaults(command=_transcribe)
+
+
+def _transcribe(arguments: argparse.Namespace) -> int:
+    from .transcribe.job import Job, transcribe, transcribe_stream
+    from .transcribe.sources import find_sources
+    from .transcribe.vad import silero
+    from .transcribe.whisper import WhisperRecognizer
+
+    silero()  # its absence is said before the model is loaded
+
+    stdin = "-" in arguments.inputs
+    formats = arguments.format.split(",")
+    if stdin and (len(arguments.inputs) > 1 or arguments.out or len(formats) > 1):
+        raise ValueError("- is one input and writes one format to standard output, without --out")
+    sources = [] if stdin else find_sources(arguments.inputs, arguments.out)
+    job = Job(
+        WhisperRecognizer.load(arguments.model, language=arguments.language, pad=arguments.pad),
+        budget=_budget(arguments.budget),
+        formats=formats,
+        max_seconds=arguments.max_seconds,
+        overwrite=arguments.overwrite,
+    )
+    if stdin:
+        print(transcribe_stream(sys.stdin.buffer, job), end="")
+        return 0
+    failures = transcribe(sources, job)
+    for failure in failures:
+        print(f"sounding: {failure}", file=sys.stderr)
+    done = len(sources) - len(failures)
+    print(f"{done} of {len(sources)} files are transcribed")
+    return 1 if failures else 0
 
 
 def _add_demo(commands: Any) -> None:

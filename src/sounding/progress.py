@@ -1,18 +1,27 @@
-"""Progress of long work, with the time left: a live bar on a terminal, plain lines in a log."""
+"""Progress of long work, with the time left, and its end by a signal.
+
+A live bar on a terminal, plain lines in a log.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int, str], None]
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
+
+
+class Interrupted(Exception):
+    """Long work was asked to stop and has kept what is done; the text says how to go on."""
 
 
 @contextmanager
@@ -56,3 +65,28 @@ def _lines(title: str, total: int) -> Advance:
         print(f"{title} {done}/{total} {note} {minutes}:{seconds:02} left", file=sys.stderr)
 
     return advance
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM only ask to stop, so that what is in progress ends and is saved.
+
+    A second signal stops at once.
+    """
+    asked: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are not ours
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ Seconds: TypeAlias = float
 
 MIN_SECONDS: Seconds = 0.06  # every supported front end still gives a frame
 SILENT_PEAK = 1e-5
+BLOCK_SECONDS = 30  # of `audio_blocks`
 MISSING_SECONDS: Seconds = 0.1  # an mp3 header may be off by a frame or two
 OVERSHOOT_SECONDS: Seconds = 0.5  # that a segment may end behind its recording
 UNKNOWN_FRAMES = 2**62  # libsndfile's count for a stream that does not say its length
@@ -69,6 +71,30 @@ def read_audio(
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
+def audio_blocks(path: Path | str, *, rate: int = 16000) -> Iterator[np.ndarray]:
+    """Decode an audio file of any length as `read_audio` does, a block at a time.
+
+    Args:
+        rate: of the result, in Hz.
+
+    Shape: of each block [samples] float32.
+
+    Raises:
+        AudioError: as `read_audio`; what is wrong within the file, when its turn comes.
+    """
+    with _open(path) as file:
+        own_rate, frames = int(file.samplerate), int(file.frames)
+        stream = soxr.ResampleStream(own_rate, rate, 1, dtype="float32")
+        for start in range(0, frames, BLOCK_SECONDS * own_rate):
+            samples = _decode(path, file, BLOCK_SECONDS, start / own_rate)
+            if start == 0:
+                check_samples(samples, own_rate, path)
+            else:
+                _check_finite(samples, own_rate, path, start)
+            last = start + BLOCK_SECONDS * own_rate >= frames
+            yield samples if own_rate == rate else stream.resample_chunk(samples, last=last)
+
+
 def duration(path: Path | str) -> Seconds:
     """Length of an audio file by its header, without decoding it.
 
@@ -107,13 +133,7 @@ def check_samples(samples: np.ndarray, rate: int, path: Path | str) -> None:
             f"{path}: {len(samples) / rate:.3f} s ({len(samples)} samples at {rate} Hz), expected "
             f"at least {MIN_SECONDS} s: leave the clip out, or join it to its neighbour"
         )
-    finite = np.isfinite(samples)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise AudioError(
-            f"{path}: {int((~finite).sum())} samples are NaN or infinite (the first at "
-            f"{first / rate:.3f} s), expected finite numbers: export the file again or leave it out"
-        )
+    _check_finite(samples, rate, path)
 
 
 def check_length(
@@ -176,9 +196,15 @@ def _decode(
     file: Any,
     max_seconds: Seconds | None,
     start: Seconds | None,
-    end: Seconds | None,
+    end: Seconds | None = None,
 ) -> np.ndarray:
-    """Samples of an open file, at its own rate. Shape: [samples] float32."""
+    """Samples of an open file, at its own rate.
+
+    Args:
+        start, end: in seconds; None: those of the file.
+
+    Shape: -> [samples] float32.
+    """
     first = round((start or 0.0) * file.samplerate)
     last = int(file.frames) if end is None else round(end * file.samplerate)
     if max(first, last - OVERSHOOT_SECONDS * file.samplerate) > file.frames:
@@ -191,7 +217,7 @@ def _decode(
     if max_seconds is not None:
         wanted = min(wanted, math.ceil(max_seconds * file.samplerate))
     try:
-        if first:
+        if file.tell() != first:
             file.seek(first)
         decoded = file.read(frames=wanted, dtype="float32", always_2d=True)
     except sf.SoundFileError as error:
@@ -200,6 +226,18 @@ def _decode(
     if missing > MISSING_SECONDS:  # libsndfile passes over a broken part of ogg and mp3 in silence
         raise _undecodable(path, f"{missing:.2f} s of what the header announces are missing")
     return np.asarray(decoded.mean(axis=1), dtype=np.float32)
+
+
+def _check_finite(samples: np.ndarray, rate: int, path: Path | str, start: int = 0) -> None:
+    """As `check_samples`; `start` is where the samples stand in the file."""
+    finite = np.isfinite(samples)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise AudioError(
+            f"{path}: {int((~finite).sum())} samples are NaN or infinite (the first at "
+            f"{(start + first) / rate:.3f} s), expected finite numbers: export the file again or "
+            "leave it out"
+        )
 
 
 def _undecodable(path: Path | str, reason: object) -> AudioError:

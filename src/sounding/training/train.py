@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise, noise_for
 from ..data.text import build_tokenizer, plain, tokens_of
 from ..files import atomic_directory, atomic_path, write_json, write_text
-from ..progress import progress
+from ..progress import Interrupted, progress, stop_signals
 from ..weights import resolve
 from .answers import calibrate
 from .config import TrainConfig
@@ -40,10 +37,6 @@ from .search import settle
 from .tasks import Goals
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
-
-
-class Interrupted(Exception):
-    """The training was asked to stop and has saved a checkpoint."""
 
 
 def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
@@ -247,7 +240,7 @@ def _fit(
         run.dynamic.selector.gather = group.gather
     order = _Order(source.lengths(), run.config)
     saved = time.monotonic()
-    with _stop_signals() as stopped, progress(f"train {run.config.method}", state.total) as show:
+    with stop_signals() as stopped, progress(f"train {run.config.method}", state.total) as show:
         while state.step < state.total:
             rows, weight = group.share(order[state.step])
             batch = source.batch(rows, state.step)
@@ -403,28 +396,3 @@ def _rate(step: int, total: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return max(0.0, (total - step) / max(1, total - rising))
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM only ask to stop, so that a step in progress ends and is saved.
-
-    A second signal stops at once.
-    """
-    asked: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    try:
-        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are not ours
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,195 @@
+"""Whisper as it is, encoder and decoder, with layers chosen for each piece."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.budget import Budget
+from ..core.model import CONFIG, DynamicModel, load, wrap
+from ..data.audio import Seconds
+from ..data.features import extract
+from ..weights import resolve
+from .recognizer import Recognition
+
+REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
+TAIL_SECONDS: Seconds = 2.0  # of silence behind a piece
+TOKENS_PER_SECOND, TOKENS_AT_LEAST = 12, 24  # speech has far fewer; a loop ends here
+
+
+class WhisperRecognizer:
+    """A `Recognizer`: greedy, each piece by itself and at its own length.
+
+    Whisper has learned to end its answer in the silence behind the speech, and without it often
+    says the same again; so each piece gets two seconds of silence. It may still fall into a loop,
+    mostly where a piece is noisy. Its answers are bounded by the length of the piece; one that
+    repeats itself is decoded once more without repeating any three tokens, and is marked.
+
+    Args:
+        dynamic: a wrapped `WhisperForConditionalGeneration`.
+        extractor, tokenizer: of the same model.
+        language: of the speech, such as "en"; None lets a multilingual model guess, piece by piece.
+        pad: each piece with silence to the window of 30 s, as Whisper was trained.
+        name: of the model, for people.
+
+    Raises:
+        ValueError: another kind of model, or a language that it does not know.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        dynamic: DynamicModel,
+        extractor: Any,
+        tokenizer: Any,
+        *,
+        language: str | None = None,
+        pad: bool = False,
+        name: str = "whisper",
+    ) -> None:
+        _check_kind(dynamic, name)
+        self.dynamic, self.extractor, self.tokenizer = dynamic.eval(), extractor, tokenizer
+        self.language, self.pad = _language(dynamic, language), pad
+        self.sampling_rate = int(extractor.sampling_rate)
+        self.layers = dynamic.num_layers
+        window = dynamic.backbone.window(dynamic.base)
+        self.max_seconds: Seconds = window * extractor.hop_length / extractor.sampling_rate
+        digest = _digest(dynamic)
+        self.settings = {"model": name, "weights": digest, "language": language, "pad": pad}
+
+    @classmethod
+    def load(
+        cls, model: str, *, language: str | None = None, pad: bool = False
+    ) -> WhisperRecognizer:
+        """From a name of `sounding.weights`, a directory or the id of a hub.
+
+        Raises:
+            ValueError: no Whisper, or one without its tokenizer or feature extractor.
+        """
+        from transformers import (
+            AutoConfig,
+            WhisperFeatureExtractor,
+            WhisperForConditionalGeneration,
+            WhisperTokenizerFast,
+        )
+
+        path = resolve(model)
+        if (Path(path) / CONFIG).is_file():
+            dynamic = load(Path(path))
+        else:
+            kind = AutoConfig.from_pretrained(path).model_type
+            if kind != "whisper":
+                raise ValueError(f"{model} is a {kind}, expected a Whisper: try whisper-base")
+            whisper, info = WhisperForConditionalGeneration.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+            if info["missing_keys"]:
+                raise ValueError(
+                    f"{model} lacks weights of a Whisper with its decoder: use another"
+                )
+            dynamic = wrap(whisper, "first")
+        _check_kind(dynamic, model)
+        try:
+            extractor = WhisperFeatureExtractor.from_pretrained(path)
+            tokenizer = WhisperTokenizerFast.from_pretrained(path)
+        except (OSError, ValueError, TypeError):
+            raise ValueError(
+                f"{model} lacks its tokenizer or feature extractor: copy tokenizer.json, "
+                "tokenizer_config.json and preprocessor_config.json to it"
+            ) from None
+        return cls(dynamic, extractor, tokenizer, language=language, pad=pad, name=model)
+
+    def __call__(self, pieces: Sequence[np.ndarray], budget: Budget = None) -> list[Recognition]:
+        """The text of each piece, [samples] float32.
+
+        Raises:
+            ValueError: a piece above the window, or a budget that is not allowed.
+        """
+        return [self._recognize(piece, budget) for piece in pieces]
+
+    def _recognize(self, piece: np.ndarray, budget: Budget) -> Recognition:
+        features = self._features(piece)
+        seconds = len(piece) / self.sampling_rate
+        limit = int(self.dynamic.config.max_target_positions) // 2
+        tokens = min(limit, TOKENS_AT_LEAST + int(TOKENS_PER_SECOND * seconds))
+        text, executed = self._generate(features, budget, max_new_tokens=tokens)
+        repetitive = is_repetitive(text)
+        if repetitive:
+            text, executed = self._generate(
+                features, budget, max_new_tokens=tokens, no_repeat_ngram_size=3
+            )
+        return Recognition(text, executed, repetitive)
+
+    def _features(self, piece: np.ndarray) -> torch.Tensor:
+        """Shape: [samples] -> [1, mels, frames]."""
+        window = round(self.max_seconds * self.sampling_rate)
+        if len(piece) > window:
+            raise ValueError(
+                f"a piece of {len(piece) / self.sampling_rate:.1f} s, expected at most "
+                f"{self.max_seconds:g} s: cut it"
+            )
+        tail = window if self.pad else len(piece) + round(TAIL_SECONDS * self.sampling_rate)
+        piece = np.pad(piece, (0, min(tail, window) - len(piece)))
+        return torch.from_numpy(extract(piece, self.extractor).T[None].copy())
+
+    def _generate(
+        self, features: torch.Tensor, budget: Budget, **limits: Any
+    ) -> tuple[str, tuple[int, ...]]:
+        out = self.dynamic.generate(
+            features.to(self.dynamic.device),
+            budget=budget,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            **self.language,
+            **limits,
+        )
+        text = self.tokenizer.decode(out["sequences"][0], skip_special_tokens=True)
+        executed = out["executed_layers"][0].nonzero().squeeze(1).tolist()
+        return text.strip(), tuple(executed)
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether a text compresses better than speech does."""
+    data = text.encode()
+    return len(data) > REPETITIVE * len(zlib.compress(data))
+
+
+def _check_kind(dynamic: DynamicModel, name: str) -> None:
+    kind = type(dynamic.model).__name__
+    if kind != "WhisperForConditionalGeneration":
+        raise ValueError(
+            f"{name} holds a {kind}, expected a Whisper with its decoder: try whisper-base"
+        )
+
+
+def _language(dynamic: DynamicModel, language: str | None) -> dict[str, Any]:
+    """What `generate` takes."""
+    known = getattr(dynamic.generation_config, "lang_to_id", None)
+    if not known:
+        if language is not None:
+            raise ValueError("this model knows one language: leave --language out")
+        return {}
+    task = {"task": "transcribe"}  # without it, a model that guesses the language babbles
+    if language is None:
+        return task
+    if f"<|{language}|>" not in known:
+        codes = ", ".join(sorted(name.strip("<|>") for name in known))
+        raise ValueError(f"language {language!r} is not one of this model's: {codes}")
+    return {"language": language, **task}
+
+
+def _digest(dynamic: DynamicModel) -> str:
+    """Of all weights, so that another model of the same name is another setting."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(dynamic.state_dict().items()):
+        made.update(name.encode())
+        made.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()[:16]
