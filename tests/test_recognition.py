@@ -21,6 +21,7 @@ from sounding.cli import main
 from sounding.core.heads import EncoderCTCConfig, EncoderForCTC
 from sounding.core.plan import confidence
 from sounding.data import text
+from sounding.data.audio import read_audio
 from sounding.data.folder import load_folder
 from sounding.data.text import build_tokenizer, collapse, plain, tokens_of, word_errors
 from sounding.evaluation.classify import classify
@@ -32,6 +33,7 @@ from sounding.training.config import METHODS, TrainConfig
 from sounding.training.runs import load_run
 from sounding.training.tasks import Dictation, Goal, Recognition
 from sounding.training.train import train
+from sounding.transcribe.trained import RunRecognizer
 
 TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
 NAMES = ("whisper-ctc", "moonshine-ctc", "wav2vec2-pre", "hubert-post", "wavlm-pre", "parakeet-ctc")
@@ -397,6 +399,34 @@ def test_command_line_recognizes(runs, root, texts, capsys):
     pytest.importorskip("flashlight.lib.text")
     assert main(["run", str(root / "input"), str(clip), "--budget", "2", "--beam", "9"]) == 0
     assert "layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("budget", [2, "50%", "mean:2", None])
+def test_a_run_recognizes_pieces_of_long_audio(runs, root, texts, budget):
+    clips = load_folder(texts).split("test")
+    recognizer = RunRecognizer(runs["input"], root / "input")
+    pieces = [read_audio(clip.path, rate=recognizer.sampling_rate) for clip in clips]
+    heard = recognizer(pieces, budget)
+    expected = classify(runs["input"], [clip.path for clip in clips], budget)
+    for one, answer in zip(heard, expected, strict=True):
+        assert (one.text, list(one.executed_layers)) == (answer.label, answer.executed_layers)
+    assert recognizer(pieces[:1], budget) == heard[:1]
+    assert recognizer.settings["decoding"] == "greedy"
+
+
+def test_transcribing_by_a_run_on_the_command_line(runs, root, texts, tmp_path, capsys):
+    pytest.importorskip("silero_vad")
+    clip = str(texts / "test0.wav")  # tones, so nobody speaks
+    assert main(["transcribe", clip, "--run", str(root / "input"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "test0.txt").read_text() == ""
+    for more, message in (
+        (["--run", str(root / "input"), "--language", "en"], "do not go with --run"),
+        (["--beam", "5"], "are for a --run"),
+    ):
+        assert main(["transcribe", clip, *more]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="tells classes"):
+        RunRecognizer(replace(runs["input"], tokenizer=None), "run")
 
 
 def test_what_cannot_recognize_is_said(texts, tmp_path):

@@ -384,8 +384,9 @@ def _add_transcribe(commands: Any) -> None:
         "inputs", nargs="+", metavar="FILE|DIR|-", help="audio, directories of it, or - for stdin"
     )
     parser.add_argument(
-        "--model", default="whisper-base", help="whisper-base (default), a path or a hub id"
+        "--model", help="a Whisper as it is: whisper-base (default), a path or a hub id"
     )
+    parser.add_argument("--run", metavar="RUN", help="a run trained on texts, in place of --model")
     parser.add_argument("--budget", help="kept encoder layers: 3, 0.5 or 50%%; default: full")
     parser.add_argument(
         "--format", default="txt", help="txt (default), srt, vtt, json, with commas between them"
@@ -399,6 +400,7 @@ def _add_transcribe(commands: Any) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace texts of other settings, or of others"
     )
+    _add_beam(parser)
     parser.set_defaults(command=_transcribe)
 
 
@@ -406,7 +408,6 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     from .transcribe.job import Job, transcribe, transcribe_stream
     from .transcribe.sources import find_sources
     from .transcribe.vad import silero
-    from .transcribe.whisper import WhisperRecognizer
 
     silero()  # its absence is said before the model is loaded
 
@@ -416,7 +417,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
         raise ValueError("- is one input and writes one format to standard output, without --out")
     sources = [] if stdin else find_sources(arguments.inputs, arguments.out)
     job = Job(
-        WhisperRecognizer.load(arguments.model, language=arguments.language, pad=arguments.pad),
+        _recognizer(arguments),
         budget=_budget(arguments.budget),
         formats=formats,
         max_seconds=arguments.max_seconds,
@@ -431,6 +432,30 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     done = len(sources) - len(failures)
     print(f"{done} of {len(sources)} files are transcribed")
     return 1 if failures else 0
+
+
+def _recognizer(arguments: argparse.Namespace) -> Any:
+    """That of --model or --run."""
+    if arguments.run is None:
+        from .transcribe.whisper import WhisperRecognizer
+
+        if arguments.beam is not None or arguments.lm is not None:
+            raise ValueError("--beam and --lm are for a --run that recognizes by CTC")
+        model = arguments.model or "whisper-base"
+        return WhisperRecognizer.load(model, language=arguments.language, pad=arguments.pad)
+    if arguments.model or arguments.language or arguments.pad:
+        raise ValueError("--model, --language and --pad do not go with --run")
+    from .files import sha256
+    from .training.runs import load_run
+    from .transcribe.trained import RunRecognizer
+
+    run = load_run(arguments.run)
+    run.beam = _beam(arguments, run)
+    decoding: Any = "greedy"
+    if run.beam is not None:
+        words = None if arguments.lm is None else sha256(arguments.lm)[:16]
+        decoding = {"beam": arguments.beam, "words": words}
+    return RunRecognizer(run, arguments.run, decoding)
 
 
 def _add_demo(commands: Any) -> None:

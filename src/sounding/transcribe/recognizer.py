@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 
 from ..core.budget import Budget
+from ..core.model import DynamicModel
 from ..data.audio import Seconds
 
 
@@ -47,3 +50,12 @@ class Recognizer(Protocol):
     def __call__(
         self, pieces: Sequence[np.ndarray], budget: Budget = None
     ) -> list[Recognition]: ...
+
+
+def weights_digest(dynamic: DynamicModel) -> str:
+    """Of all weights, so that another model of the same name is another setting."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(dynamic.state_dict().items()):
+        made.update(name.encode())
+        made.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()[:16]

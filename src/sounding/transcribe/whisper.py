@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..core.model import CONFIG, DynamicModel, load, wrap
 from ..data.audio import Seconds
 from ..data.features import extract
 from ..weights import resolve
-from .recognizer import Recognition
+from .recognizer import Recognition, weights_digest
 
 REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
 TAIL_SECONDS: Seconds = 2.0  # of silence behind a piece
@@ -61,7 +60,7 @@ class WhisperRecognizer:
         self.layers = dynamic.num_layers
         window = dynamic.backbone.window(dynamic.base)
         self.max_seconds: Seconds = window * extractor.hop_length / extractor.sampling_rate
-        digest = _digest(dynamic)
+        digest = weights_digest(dynamic)
         self.settings = {"model": name, "weights": digest, "language": language, "pad": pad}
 
     @classmethod
@@ -184,12 +183,3 @@ def _language(dynamic: DynamicModel, language: str | None) -> dict[str, Any]:
         codes = ", ".join(sorted(name.strip("<|>") for name in known))
         raise ValueError(f"language {language!r} is not one of this model's: {codes}")
     return {"language": language, **task}
-
-
-def _digest(dynamic: DynamicModel) -> str:
-    """Of all weights, so that another model of the same name is another setting."""
-    made = hashlib.sha256()
-    for name, tensor in sorted(dynamic.state_dict().items()):
-        made.update(name.encode())
-        made.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()[:16]
