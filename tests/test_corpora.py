@@ -47,9 +47,10 @@ def test_layouts_of_the_tests_are_all_that_there_are():
 
 
 @pytest.mark.filterwarnings("ignore:.*have no audio")
-def test_a_layout_is_found_by_itself_and_its_audio_is_read(copies, layout):
+def test_a_layout_is_found_by_itself_and_its_audio_is_read(copies, layout, monkeypatch):
     folder = open_corpus(copies[layout])
-    assert folder == open_corpus(str(copies[layout].parent / layout), layout)
+    monkeypatch.chdir(copies[layout].parent)
+    assert folder == open_corpus(layout, layout)
     assert folder.root == copies[layout]
     assert {"train", "validation", "test"} == set(counts(folder))
     for clip in folder.clips:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -
     """
     if layout is not None and layout not in MARKS:
         raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(MARKS)}")
-    path = Path(source).expanduser()
+    path = Path(os.path.abspath(Path(source).expanduser()))
     if not path.exists() and is_hub_id(str(source)) and layout in (None, HUB):
         return load_folder(hub_folder(str(source), **options), hash_audio=False)
     root, name = _find(path, layout)
