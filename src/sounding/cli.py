@@ -1,4 +1,4 @@
-"""The command line: `sounding train | recipes | sweep | run | inspect | compare | report | demo`."""
+"""The command line: `sounding train | sweep | run | inspect | compare | report | ...`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sounding {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _add_train, _add_recipes, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_demo
+        _add_train, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_recipes,
+        _add_demo,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -99,8 +99,8 @@ def load_recipe(name: str) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{name!r} is no recipe ({error}): give the path of a YAML file or one of "
-            f"{', '.join(recipe_names())}"
+            f"{name!r} is no recipe ({' '.join(str(error).split())}): give the path of a YAML file "
+            f"or one of {', '.join(recipe_names())}"
         ) from None
     known = [f.name for f in dataclasses.fields(Recipe) if f.name != "name"]
     needed = [name for name in known if name not in ("hub", "trained_by")]
