@@ -377,7 +377,9 @@ def test_a_data_set_that_cannot_be_had(hub, monkeypatch):
         raise ConnectionError("Couldn't reach the hub\nand more")
 
     monkeypatch.setattr(hub.datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"cannot be had \(Couldn't reach the hub\): check its id"):
+    with pytest.raises(
+        DataError, match=r"cannot be had \(Couldn't reach the hub\): check the path or id"
+    ):
         open_corpus("some/speech")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install sounding\[hub\]"):

@@ -17,6 +17,7 @@ import yaml
 from sounding.cli import main
 from sounding.core.model import load
 from sounding.data.corpora import LAYOUTS, MARKS
+from sounding.data.folder import DataError
 from sounding.data.hub import hub_folder
 from sounding.evaluation.sweep import sweep
 from sounding.recipes import (
@@ -245,6 +246,22 @@ def test_a_recipe_reads_its_hub_copy_by_its_own_rule(monkeypatch, tmp_path):
     assert load_recipe("esc50-ast").open("ashraq/esc50").clips
     by = {"column": "fold", "validation": [4], "test": [5]}
     assert asked == {"source": "ashraq/esc50", "target": "category", "by": by}
+
+
+def test_a_copy_under_another_id_is_read_by_the_same_rule(monkeypatch):
+    asked = []
+
+    def hub(source, **options):
+        asked.append((source, options))
+        raise DataError("no network")
+
+    monkeypatch.setattr("sounding.data.corpora.hub_folder", hub)
+    for name in ("librispeech100-wavlm-base", "wakewords-whisper-base"):
+        with pytest.raises(DataError, match="no network"):
+            load_recipe(name).open("mine/copy")
+    assert [source for source, _ in asked] == ["mine/copy"] * 2
+    assert asked[0][1]["splits"]["train"] == ["train.clean.100"]
+    assert asked[1][1] == {}
 
 
 def test_a_recipe_takes_its_corpus_as_a_folder_too(tmp_path):

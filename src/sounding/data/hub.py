@@ -99,7 +99,8 @@ def _load(source: str, config: str | None, revision: str | None) -> Mapping[str,
         import datasets
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{source} is a data set of the hub, which needs `datasets`: pip install sounding[hub]"
+            f"{source}: no corpus on disk; to read it as a data set of the hub takes `datasets`: "
+            "check the path, or pip install sounding[hub]"
         ) from None
     try:
         if (Path(source) / "dataset_dict.json").exists():
@@ -109,8 +110,8 @@ def _load(source: str, config: str | None, revision: str | None) -> Mapping[str,
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"{source}: this data set cannot be had ({reason[0]}): check its id, the network and "
-            "your access to it, or give the corpus as it was unpacked"
+            f"{source}: no corpus on disk, and as a data set of the hub it cannot be had "
+            f"({reason[0]}): check the path or id, the network and your access to it"
         ) from None
     return loaded
 

@@ -15,6 +15,7 @@ import yaml
 
 from ..data.corpora import open_corpus
 from ..data.folder import AudioFolder
+from ..data.hub import is_hub_id
 from ..training.config import TrainConfig
 
 DIRECTORY = Path(__file__).parent
@@ -68,16 +69,17 @@ class Recipe:
         return TrainConfig.from_values({**self.settings, **(changes or {})})
 
     def open(self, data: Path | str) -> AudioFolder:
-        """The corpus in `data`: in the layout of the recipe, as a folder, or on the hub.
+        """The corpus in `data`: in the layout of the recipe, as a folder with metadata.csv, or the
+        id of a data set on the hub, which is read by the rule of `hub`.
 
         Raises:
             DataError: as `open_corpus`.
         """
-        layout = self.corpus["layout"]
-        if str(data) == self.hub.get("id") and not Path(data).exists():
+        layout, path = self.corpus["layout"], Path(data).expanduser()
+        if is_hub_id(str(data)) and not path.exists():
             options = {name: value for name, value in self.hub.items() if name != "id"}
             return open_corpus(data, "hub", **options)
-        if layout == "folder" or (Path(data).expanduser() / "metadata.csv").is_file():
+        if layout == "folder" or (path / "metadata.csv").is_file():
             return open_corpus(data)
         options = {name: value for name, value in self.corpus.items() if name != "layout"}
         return open_corpus(data, layout, **options)
