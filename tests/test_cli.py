@@ -61,7 +61,18 @@ def test_train_sweep_run_and_inspect(run, tones, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["sweep"], ["run"], ["inspect"], ["compare"], ["report"], ["demo"]]
+    "command",
+    [
+        [],
+        ["train"],
+        ["recipes"],
+        ["sweep"],
+        ["run"],
+        ["inspect"],
+        ["compare"],
+        ["report"],
+        ["demo"],
+    ],
 )
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:

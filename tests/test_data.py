@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import mmap
 import os
 import random
 import shutil
@@ -533,6 +534,33 @@ def test_load_features_reports_progress_and_cuts(clips):
     )
     assert [len(one) for one in features] == [8000, 960, 8000]
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def in_file(array) -> bool:
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
+def test_features_too_many_for_the_memory_are_the_same_from_a_file(clips, name, monkeypatch):
+    extractor = EXTRACTORS[name]()
+    inside = load_features(clips, extractor, max_seconds=None)
+    monkeypatch.setattr("sounding.data.features.KEEP_BYTES", inside[0].nbytes)
+    outside = load_features(clips, extractor, max_seconds=None)
+    assert [in_file(one) for one in outside] == [False, *[True] * (len(clips) - 1)]
+    for one, other in zip(inside, outside, strict=True):
+        np.testing.assert_array_equal(one, other)
+    layout = extractor_layout(extractor)
+    for key, value in collate(inside, *layout).items():
+        assert torch.equal(collate(outside, *layout)[key], value)
+
+
+def test_no_room_for_features_says_where(clips, monkeypatch, tmp_path):
+    monkeypatch.setattr("sounding.data.features.KEEP_BYTES", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(OSError, match=r"cannot be kept in .*none .*: set TMPDIR to a directory"):
+        load_features(clips, EXTRACTORS["wav2vec2"](), max_seconds=None)
 
 
 def test_clips_over_30_seconds_are_refused_unless_cut(tmp_path):

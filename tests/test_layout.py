@@ -10,8 +10,8 @@ import sounding
 ROOT = Path(sounding.__file__).parent
 # a part may import from those to its right
 ORDER = [
-    "cli", "demo", "transcribe", "evaluation", "training", "data", "weights", "core", "progress",
-    "files",
+    "cli", "demo", "recipes", "transcribe", "evaluation", "training", "data", "weights", "core",
+    "progress", "files",
 ]  # fmt: skip
 
 

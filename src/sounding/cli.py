@@ -12,17 +12,20 @@ from typing import Any
 EPILOG = """examples:
   sounding demo                                    the whole of it on synthetic commands
   sounding train --backbone whisper-base --data DIR --out RUN
+  sounding recipes                                 benchmarks that one option trains on
   sounding sweep RUN --data DIR --json sweep.json  accuracy and cost at every budget
   sounding run RUN clip.wav --budget 3             classify with 3 layers
   sounding inspect RUN                             layers, parameters, MACs by part
   sounding compare --data DIR --out STUDY          every method, and whether the input matters
   sounding transcribe talk.mp3 --format txt,srt    long audio as text, layers chosen by piece
 
-DIR is a folder with metadata.csv: file_name, label, optionally split and speaker.
+DIR is a folder with metadata.csv: file_name, label, optionally split and speaker; a corpus as it
+was unpacked; or the id of a data set on the hub (docs/recipes.md).
 `sounding COMMAND --help` says more.
 """
 
 
+RECIPE = "a name of `sounding recipes`, or a YAML file like one"
 CODES = {"Interrupted": 130, "EngineError": 2}  # by name: their modules load torch and more
 
 
@@ -67,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sounding {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _add_train, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_transcribe,
+        _add_train, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_recipes,
+        _add_transcribe,
         _add_demo,
     ):  # fmt: skip
         add(commands)
@@ -97,10 +101,11 @@ def _add_train(commands: Any) -> None:
   sounding train --backbone whisper-base --data DIR --out RUN
   sounding train --backbone facebook/wav2vec2-base --data DIR --out RUN --epochs 10
   sounding train --config train.yaml --data DIR --out RUN --set lr_encoder=3e-5
+  sounding train --recipe esc50-ast --data ESC-50-master --out RUN --epochs 5
 
 settings for --config and --set are the attributes of sounding.training.config.TrainConfig.""",
     )
-    parser.add_argument("--data", required=True, help="folder with metadata.csv and audio")
+    parser.add_argument("--data", required=True, help="folder of clips, a corpus or a hub id")
     parser.add_argument("--out", required=True, help="directory of the run")
     parser.add_argument(
         "--backbone", help="whisper-base, moonshine-base, whisper-tiny.en, a path or a hub id"
@@ -112,7 +117,9 @@ settings for --config and --set are the attributes of sounding.training.config.T
     parser.add_argument("--batch-size", help="clips a step")
     parser.add_argument("--seed", help="of everything random")
     parser.add_argument("--max-seconds", help="use only the start of longer clips")
-    parser.add_argument("--config", help="YAML file of settings")
+    base = parser.add_mutually_exclusive_group()
+    base.add_argument("--recipe", help=RECIPE)
+    base.add_argument("--config", help="YAML file of settings")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
     )
@@ -124,20 +131,46 @@ def _train(arguments: argparse.Namespace) -> None:
     # Read when torch loads, which it has not yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .core.macs import summary
-    from .data.folder import load_folder
+    from .data.corpora import open_corpus
+    from .recipes import load_recipe
     from .training.config import TrainConfig
     from .training.train import train
 
     named = ("backbone", "method", "epochs", "batch_size", "seed", "max_seconds")
     changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
     changes |= _settings(arguments.set)
-    if arguments.config:
+    recipe = load_recipe(arguments.recipe) if arguments.recipe else None
+    if recipe:
+        config = recipe.config(changes)
+    elif arguments.config:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:
         config = TrainConfig.from_values(changes)
-    run = train(config, load_folder(arguments.data), arguments.out)
+    folder = recipe.open(arguments.data) if recipe else open_corpus(arguments.data)
+    run = train(config, folder, arguments.out)
     print(summary(run.dynamic))
-    print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} --data {arguments.data}")
+    again = f"--data {arguments.data}" + (f" --recipe {arguments.recipe}" if recipe else "")
+    print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} {again}")
+
+
+def _add_recipes(commands: Any) -> None:
+    parser = commands.add_parser(
+        "recipes",
+        help="benchmarks, each with a backbone and its settings",
+        description="List the recipes and what is measured of them, or show one to read or copy.",
+        epilog="""examples:
+  sounding recipes
+  sounding recipes esc50-ast > mine.yaml
+  sounding train --recipe mine.yaml --data ESC-50-master --out RUN""",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one")
+    parser.set_defaults(command=_recipes)
+
+
+def _recipes(arguments: argparse.Namespace) -> None:
+    from .recipes import recipe_table, recipe_text
+
+    print(recipe_text(arguments.name) if arguments.name else recipe_table(), end="")
 
 
 def _settings(given: Sequence[str]) -> dict[str, str]:
@@ -161,7 +194,8 @@ def _add_sweep(commands: Any) -> None:
   sounding sweep runs/full runs/random runs/early-exit runs/input --data DIR --plots plots/""",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs of different methods")
-    parser.add_argument("--data", required=True, help="folder with metadata.csv and audio")
+    parser.add_argument("--data", required=True, help="folder of clips, a corpus or a hub id")
+    parser.add_argument("--recipe", help=f"{RECIPE}: how to read --data")
     parser.add_argument("--split", default="test", help="validation or test (default)")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--csv", help="write the table to this file")
@@ -177,13 +211,15 @@ def _add_sweep(commands: Any) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from .data.folder import load_folder
+    from .data.corpora import open_corpus
     from .evaluation.report import write_sweep
     from .evaluation.sweep import sweep
     from .evaluation.table import rich_table
+    from .recipes import load_recipe
     from .training.runs import load_run
 
-    folder = load_folder(arguments.data)
+    read = load_recipe(arguments.recipe).open if arguments.recipe else open_corpus
+    folder = read(arguments.data)
     runs = [load_run(directory) for directory in arguments.runs]
     for run in runs:
         run.beam = _beam(arguments, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -26,6 +27,7 @@ Change: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
 FeatureSet: TypeAlias = list[np.ndarray]  # float32, one [frames, bins] or [samples] a clip
 
 LIMIT_SECONDS: Seconds = 30.0  # of a clip, unless cut by max_seconds: the window of Whisper
+KEEP_BYTES = 4 << 30  # of features in memory; those of the clips after it lie in a file
 CHUNK = 50  # batches among which clips of similar length are put together
 
 
@@ -75,6 +77,8 @@ def load_features(
 ) -> FeatureSet:
     """Read clips and extract the features of each by itself.
 
+    What is more than 4 GB is kept in a temporary file (in `TMPDIR`) in place of the memory.
+
     Args:
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
         rate: of the audio, in Hz; by default that of the extractor.
@@ -85,6 +89,7 @@ def load_features(
 
     Raises:
         AudioError: a clip that cannot be used; the text names it.
+        OSError: no room for the temporary file.
         ValueError: `rate` is not what the extractor was made for.
     """
     rate = extractor.sampling_rate if rate is None else rate
@@ -93,15 +98,49 @@ def load_features(
             f"rate is {rate} Hz, but {type(extractor).__name__} takes {extractor.sampling_rate} "
             "Hz: leave `rate` out"
         )
-    features = []
+    kept = _Kept()
     for index, clip in enumerate(clips):
         audio = load_audio(clip, rate, max_seconds)
         if change is not None:
             audio = change(index, audio)
-        features.append(extract(audio, extractor))
+        kept.add(extract(audio, extractor))
         if progress is not None:
             progress(index + 1, len(clips))
-    return features
+    return kept.features()
+
+
+class _Kept:
+    """Features in memory, and in a file without a name where they are too many for it."""
+
+    def __init__(self) -> None:
+        self.bytes, self.inside = 0, FeatureSet()
+        self.file: Any = None
+        self.shapes: list[tuple[int, ...]] = []
+
+    def add(self, features: np.ndarray) -> None:
+        self.bytes += features.nbytes
+        if self.bytes <= KEEP_BYTES and self.file is None:
+            self.inside.append(features)
+            return
+        try:
+            if self.file is None:
+                self.file = tempfile.TemporaryFile(prefix="sounding-")  # noqa: SIM115
+            self.file.write(features.data)
+        except OSError as error:
+            raise OSError(
+                f"features beyond {self.bytes >> 20} MB cannot be kept in {tempfile.gettempdir()} "
+                f"({error.strerror}): set TMPDIR to a directory with more room"
+            ) from None
+        self.shapes.append(features.shape)
+
+    def features(self) -> FeatureSet:
+        if self.file is None:
+            return self.inside
+        self.file.flush()
+        stored = np.asarray(np.memmap(self.file, dtype=np.float32, mode="c"))
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
+        parts = zip(np.split(stored, ends), self.shapes, strict=True)
+        return self.inside + [part.reshape(shape) for part, shape in parts]
 
 
 def load_audio(clip: Clip, rate: int, max_seconds: Seconds | None) -> np.ndarray:

@@ -153,20 +153,28 @@ def load_folder(root: Path | str, *, hash_audio: bool = True) -> AudioFolder:
     clips = tuple(
         Clip(root / row.name, row.target, splits[row.name], row.speaker, row.extra) for row in rows
     )
+    sizes = None if hash_audio else _sizes(clips)
     return AudioFolder(
-        root, task, clips, labels, _digest(root, clips, None if hash_audio else _sizes(clips))
+        root,
+        task,
+        clips,
+        labels,
+        _digest(zip((row.name for row in rows), clips, strict=True), sizes),
     )
 
 
-def folder_of(root: Path | str, task: Task, clips: Iterable[Clip]) -> AudioFolder:
+def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
     """A folder out of the clips that a reader of another layout found, checked as `load_folder`.
 
     Its digest takes the sizes of the audio files in place of their content.
 
+    Args:
+        root: an absolute path.
+        clips: of files below it, each with the split that its corpus gives it.
+
     Raises:
         DataError: files that are missing, or clips that cannot be trained on.
     """
-    root = Path(os.path.abspath(root))
     found = list(clips)
     rows = [_Row(0, _name(root, c), c.target, c.split, c.speaker, {}) for c in found]
     count = Counter(row.name for row in rows)
@@ -183,8 +191,12 @@ def folder_of(root: Path | str, task: Task, clips: Iterable[Clip]) -> AudioFolde
     splits = _splits(root, rows, True, task)
     labels = _labels(root, rows, splits, task)
     named = {row.name: clip for row, clip in zip(rows, found, strict=True)}
-    made = tuple(replace(named[name], split=splits[name]) for name in sorted(named))
-    return AudioFolder(root, task, made, labels, _digest(root, made, sizes))
+    for name, clip in named.items():
+        if clip.split != splits[name]:
+            named[name] = replace(clip, split=splits[name])
+    ordered = sorted(named.items())
+    made = tuple(clip for _, clip in ordered)
+    return AudioFolder(root, task, made, labels, _digest(ordered, sizes))
 
 
 @dataclass(frozen=True)
@@ -385,14 +397,16 @@ def _labels(path: Path, rows: list[_Row], splits: dict[str, str], task: Task) ->
 
 
 def _name(root: Path, clip: Clip) -> str:
-    return segment_name(clip.path.relative_to(root).as_posix(), clip.start, clip.end)
+    path = str(clip.path).removeprefix(f"{root}{os.sep}")  # relative_to takes ten times as long
+    return segment_name(path.replace(os.sep, "/"), clip.start, clip.end)
 
 
-def _digest(root: Path, clips: Sequence[Clip], sizes: dict[str, int] | None) -> str:
+def _digest(clips: Iterable[tuple[str, Clip]], sizes: Mapping[str, int] | None) -> str:
+    """Of clips with their names."""
     entries = []
-    for clip in clips:
+    for name, clip in clips:
         content = sha256(clip.path) if sizes is None else sizes[str(clip.path)]
-        entries.append((_name(root, clip), clip.target, clip.split, content))
+        entries.append((name, clip.target, clip.split, content))
     return _sha256(json.dumps(sorted(entries)))
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from ..data.folder import AudioFolder, load_folder
+from ..data.corpora import open_corpus
+from ..data.folder import AudioFolder
 from ..files import write_text
 from ..training.config import METHODS, TrainConfig
 from ..training.train import train
@@ -116,7 +117,7 @@ def compare(
         ValueError: as `train` and `write_report`; two folders of one name.
         Interrupted: on SIGINT or SIGTERM, in a training, after saving a checkpoint.
     """
-    loaded = [load_folder(folder) for folder in folders]
+    loaded = [open_corpus(folder) for folder in folders]
     names = [folder.root.name for folder in loaded]
     if len(set(names)) < len(names):
         raise ValueError(f"two data sets of one name ({', '.join(names)}): rename a folder")

@@ -1,0 +1,115 @@
+"""Corpora in the layout in which they are published, read where they lie: no audio is copied."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import layouts
+from .folder import AudioFolder, Clip, DataError, Task, folder_of, load_folder
+from .hub import HUB_MARKS, hub_folder, is_hub_id
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a corpus lies on disk.
+
+    Attributes:
+        marks: patterns below the root, of which one is there in this layout and in no other.
+        task: what its targets are.
+        read: the reader: the root, and its options by name -> the clips.
+    """
+
+    marks: tuple[str, ...]
+    task: Task
+    read: Callable[..., Sequence[Clip]]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the reader, with their defaults."""
+        parameters = inspect.signature(self.read).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+FOLDER, HUB = "folder", "hub"
+LAYOUTS = {
+    "librispeech": Layout(("*/*/*/*.trans.txt",), "text", layouts.librispeech),
+    "tedlium3": Layout(("legacy/*/stm/*.stm",), "text", layouts.tedlium3),
+    "speech-commands": Layout(("testing_list.txt",), "classification", layouts.speech_commands),
+    "esc50": Layout(("meta/esc50.csv",), "classification", layouts.esc50),
+    "audioset": Layout(("balanced_train_segments.csv",), "tags", layouts.audioset),
+    "fluent": Layout(("data/train_data.csv",), "classification", layouts.fluent),
+    "ravdess": Layout(("Actor_*/03-*.*",), "classification", layouts.ravdess),
+    "iemocap": Layout(("Session*/dialog/EmoEvaluation",), "classification", layouts.iemocap),
+}
+MARKS = {name: layout.marks for name, layout in LAYOUTS.items()}
+MARKS |= {FOLDER: ("metadata.csv",), HUB: HUB_MARKS}
+
+
+def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -> AudioFolder:
+    """The clips of a corpus, in whatever layout it is.
+
+    The digest of an `AudioFolder` is of the audio itself, that of all other layouts of the sizes
+    of the files: to read 60 GB for each look at a corpus would be too slow.
+
+    Args:
+        source: a folder with metadata.csv, a corpus as it was unpacked (or the directory above
+            it), a local data set of `datasets`, or the id of one on the hub.
+        layout: a name of `MARKS`; found out where it is None.
+        options: of the reader of the layout, as `Layout.options` or `hub_folder`.
+
+    Raises:
+        DataError: no known layout, a part that is missing, or clips that cannot be used.
+        ValueError: an unknown layout or option.
+    """
+    if layout is not None and layout not in MARKS:
+        raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(MARKS)}")
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    if not path.exists() and is_hub_id(str(source)) and layout in (None, HUB):
+        return load_folder(hub_folder(str(source), **options), hash_audio=False)
+    root, name = _find(path, layout)
+    if name == HUB:
+        return load_folder(hub_folder(str(root), **options), hash_audio=False)
+    known = LAYOUTS[name].options if name in LAYOUTS else {}
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"the layout {name!r} has no option {', '.join(unknown)}; it has: "
+            f"{', '.join(known) or 'none'}"
+        )
+    if name == FOLDER:
+        return load_folder(root)
+    return folder_of(root, LAYOUTS[name].task, LAYOUTS[name].read(root, **options))
+
+
+def _find(path: Path, wanted: str | None) -> tuple[Path, str]:
+    """Where the corpus lies, `path` or a directory in it, and in which layout."""
+    if not path.is_dir():
+        raise DataError(
+            f"{path}: not a directory, expected a folder of clips, a corpus as it was unpacked, or "
+            "the id of a data set on the hub (ORGANIZATION/NAME): check the path"
+        )
+    marks = MARKS if wanted is None else {wanted: MARKS[wanted]}
+    for name, patterns in marks.items():
+        if _has(path, patterns):
+            return path, name
+    inner = sorted(child for child in path.iterdir() if child.is_dir())
+    found = [(child, name) for child in inner for name in marks if _has(child, marks[name])]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{child.name} ({name})" for child, name in found)
+        raise DataError(f"{path}: there is more than one corpus in it: {several}: give one of them")
+    looked = "; ".join(f"{name}: {' or '.join(patterns)}" for name, patterns in marks.items())
+    raise DataError(
+        f"{path}: no known layout. Looked there, and in the directories in it, for {looked}. "
+        "Give the directory as it was unpacked, or write a metadata.csv"
+    )
+
+
+def _has(path: Path, patterns: Sequence[str]) -> bool:
+    return any(next(path.glob(pattern), None) is not None for pattern in patterns)

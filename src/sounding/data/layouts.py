@@ -1,0 +1,269 @@
+"""Readers of the official layouts: from the root of a corpus to its clips, none of them decoded.
+
+The options of a reader decide which part of the corpus is used for what. Each gives clips with
+their split; "validation" is made of training clips by `folder_of` where a corpus has none.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .folder import Clip, DataError
+
+
+def librispeech(
+    root: Path,
+    *,
+    train: Sequence[str] = ("train-clean-100",),
+    validation: Sequence[str] = ("dev-clean",),
+    test: Sequence[str] = ("test-clean", "test-other"),
+) -> list[Clip]:
+    """LibriSpeech: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt and *.flac beside it.
+
+    The subset of a clip is in `extra`. Texts stay as they are: upper case, no punctuation.
+    """
+    clips = []
+    for split, subsets in (("train", train), ("validation", validation), ("test", test)):
+        for subset in subsets:
+            _need(root, subset)
+            extra = {"subset": subset}
+            for path in sorted((root / subset).glob("*/*/*.trans.txt")):
+                for number, line in enumerate(_lines(path), start=1):
+                    name, _, text = line.partition(" ")
+                    if not text.strip():
+                        raise DataError(f"{path}: line {number}: no text for {name}: copy it again")
+                    audio = path.parent / f"{name}.flac"
+                    clips.append(Clip(audio, text.strip(), split, name.split("-")[0], extra))
+    return clips
+
+
+NO_SCORE = "ignore_time_segment_in_scoring"
+SUFFIX = re.compile(r" '(?=(s|m|d|t|re|ve|ll)\b)", re.IGNORECASE)
+NO_WORD = re.compile(r"\{[^}]*\}|<[^>]*>|\([^)]*\)|\[[^\]]*\]")
+
+
+def tedlium3(root: Path) -> list[Clip]:
+    """TED-LIUM 3: legacy/{train,dev,test}/stm/TALK.stm and sph/TALK.sph; a clip is a segment.
+
+    Left out: segments that the corpus leaves out of its scoring, and those without a word or
+    a length. Out of the texts: what is no word ({NOISE}, <sil>, <unk>, the number of a
+    pronunciation). "it 's" becomes "it's", as in Kaldi's recipe (egs/tedlium/s5_r3).
+    """
+    clips = []
+    for part, split in (("train", "train"), ("dev", "validation"), ("test", "test")):
+        _need(root, f"legacy/{part}/stm")
+        _need(root, f"legacy/{part}/sph")
+        for path in sorted((root / "legacy" / part / "stm").glob("*.stm")):
+            for number, line in enumerate(_lines(path), start=1):
+                if line.startswith(";;"):
+                    continue
+                try:
+                    talk, _, speaker, start, end, *words = line.split()
+                    begins, ends = float(start), float(end)
+                except ValueError:
+                    raise DataError(
+                        f"{path}: line {number}: not a segment of STM (talk, channel, speaker, "
+                        "start, end, label, words): copy the file again"
+                    ) from None
+                text = stm_text(" ".join(words))
+                if text and ends > begins:
+                    audio = path.parents[1] / "sph" / f"{talk}.sph"
+                    clips.append(Clip(audio, text, split, speaker, start=begins, end=ends))
+    return clips
+
+
+def stm_text(words: str) -> str:
+    """The words of a segment, without marks; "" where it is not scored."""
+    if NO_SCORE in words:
+        return ""
+    return SUFFIX.sub("'", " ".join(NO_WORD.sub(" ", words).split()))
+
+
+def speech_commands(root: Path) -> list[Clip]:
+    """Speech Commands v2: WORD/*.wav, validation_list.txt, testing_list.txt; all 35 words.
+
+    The first part of a file name is its speaker. What begins with "_" is not a word.
+    """
+    splits: dict[str, str] = {}
+    for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
+        splits |= dict.fromkeys(_lines(_need(root, name)), split)
+    words = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    there = {
+        f"{word}/{entry.name}"
+        for word in words
+        if word[0] not in "_."
+        for entry in os.scandir(root / word)
+        if entry.name.endswith(".wav")
+    }
+    return [
+        Clip(root / name, name.split("/")[0], splits.get(name, "train"), _speaker(name))
+        for name in sorted(there | set(splits))
+    ]
+
+
+def _speaker(name: str) -> str:
+    return name.split("/")[1].split("_nohash_")[0]
+
+
+def esc50(root: Path, *, test_fold: int = 5, validation_fold: int = 4) -> list[Clip]:
+    """ESC-50: meta/esc50.csv and audio/*.wav, five folds of which three train."""
+    splits = {str(validation_fold): "validation", str(test_fold): "test"}
+    clips = []
+    for row in _table(root, "meta/esc50.csv", ("filename", "fold", "category")):
+        extra = {"fold": row["fold"]}
+        split = splits.get(row["fold"], "train")
+        clips.append(Clip(root / "audio" / row["filename"], row["category"], split, "", extra))
+    return clips
+
+
+AUDIOSET_LINE = re.compile(r'(\S+), ([\d.]+), [\d.]+, "([^"]+)"')
+
+
+def audioset(root: Path) -> list[Clip]:
+    """AudioSet, balanced: balanced_train_segments.csv, eval_segments.csv,
+    class_labels_indices.csv, and YTID.wav or YTID.flac (the 10 s of the segment) anywhere below.
+
+    Segments without a file are left out with a warning that counts them: many videos are gone.
+    """
+    known = _table(root, "class_labels_indices.csv", ("mid", "display_name"))
+    names = {row["mid"]: row["display_name"] for row in known}
+    files = _audio_below(root)
+    clips, gone = [], 0
+    for split, name in (("train", "balanced_train"), ("test", "eval")):
+        path = _need(root, f"{name}_segments.csv")
+        for line in _lines(path):
+            if line.startswith("#"):
+                continue
+            match = AUDIOSET_LINE.fullmatch(line)
+            mids = match[3].split(",") if match else []
+            if match is None or not set(mids) <= set(names):
+                raise DataError(
+                    f"{path}: {line!r} is not a segment with labels of class_labels_indices.csv: "
+                    "take both files from one release"
+                )
+            file = files.get(match[1]) or files.get(f"Y{match[1]}")
+            if file is None:
+                gone += 1
+                continue
+            target = ";".join(names[mid] for mid in mids)
+            clips.append(Clip(file, target, split, "", {"start": match[2]}))
+    if gone:
+        total = gone + len(clips)
+        warnings.warn(
+            f"{root}: of {total} segments {gone} have no audio and are left out", stacklevel=2
+        )
+    return clips
+
+
+def fluent(root: Path) -> list[Clip]:
+    """Fluent Speech Commands: data/{train,valid,test}_data.csv; action, object and location are
+    one intent, such as "activate / lights / kitchen".
+    """
+    parts = ("action", "object", "location")
+    clips = []
+    for part, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        for row in _table(
+            root, f"data/{part}_data.csv", ("path", "speakerId", "transcription", *parts)
+        ):
+            intent = " / ".join(row[name] for name in parts)
+            extra = {"text": row["transcription"]}
+            clips.append(Clip(root / row["path"], intent, split, row["speakerId"], extra))
+    return clips
+
+
+EMOTIONS = ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"]
+RAVDESS_NAME = re.compile(r"03-01-0([1-8])-0([12])-\d\d-\d\d-(\d\d)")
+
+
+def ravdess(
+    root: Path,
+    *,
+    validation_actors: Sequence[int] = (19, 20),
+    test_actors: Sequence[int] = (21, 22, 23, 24),
+) -> list[Clip]:
+    """RAVDESS: Actor_NN/03-01-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR.wav; speech only."""
+    splits = dict.fromkeys(validation_actors, "validation") | dict.fromkeys(test_actors, "test")
+    clips = []
+    for path in sorted(root.glob("Actor_*/*.wav")):
+        match = RAVDESS_NAME.fullmatch(path.stem)
+        if match is None:  # song, or video
+            continue
+        emotion, intensity, actor = match.groups()
+        extra = {"intensity": ("normal", "strong")[int(intensity) - 1]}
+        split = splits.get(int(actor), "train")
+        clips.append(Clip(path, EMOTIONS[int(emotion) - 1], split, f"actor{actor}", extra))
+    if not clips:
+        raise DataError(f"{root}: no speech (Actor_NN/03-01-*.wav): unpack Audio_Speech_Actors")
+    return clips
+
+
+IEMOCAP_CLASSES = {"neu": "neutral", "ang": "angry", "sad": "sad", "hap": "happy", "exc": "happy"}
+IEMOCAP_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\s+((Ses\d\d[FM]_\w+)_([FM])\d+)\s+(\w+)\s.*")
+
+
+def iemocap(root: Path, *, validation_session: int = 4, test_session: int = 5) -> list[Clip]:
+    """IEMOCAP: Session*/dialog/EmoEvaluation/*.txt and Session*/sentences/wav/DIALOG/*.wav.
+
+    The usual four classes, "excited" joined to "happy"; the sessions share no speaker.
+    """
+    splits = {validation_session: "validation", test_session: "test"}
+    clips = []
+    for session in range(1, 6):
+        folder = _need(root, f"Session{session}")
+        for path in sorted((folder / "dialog" / "EmoEvaluation").glob("Ses*.txt")):
+            for line in _lines(path):
+                match = IEMOCAP_LINE.fullmatch(line)
+                if match is None or match[4] not in IEMOCAP_CLASSES:
+                    continue
+                name, dialog, gender, emotion = match.groups()
+                audio = folder / "sentences" / "wav" / dialog / f"{name}.wav"
+                speaker = f"{session}{gender}"
+                split = splits.get(session, "train")
+                clips.append(Clip(audio, IEMOCAP_CLASSES[emotion], split, speaker))
+    return clips
+
+
+def _need(root: Path, name: str) -> Path:
+    """A part of a corpus that has to be there."""
+    if not (root / name).exists():
+        there = ", ".join(sorted(path.name for path in root.iterdir() if path.name[0] != ".")[:12])
+        raise DataError(f"{root}: no {name} (there is {there}): unpack that part of the corpus")
+    return root / name
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason}): copy it again") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _table(root: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file that must have these columns."""
+    path = _need(root, name)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        lacking = [name for name in columns if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise DataError(f"{path}: no column {', '.join(lacking)}: copy the file again")
+        for row in reader:
+            if None in row.values() or None in row:
+                raise DataError(f"{path}: line {reader.line_num} is cut: copy the file again")
+            yield row
+
+
+def _audio_below(root: Path) -> dict[str, Path]:
+    """All wav and flac files, by name without the suffix."""
+    return {
+        os.path.splitext(name)[0]: Path(folder, name)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.endswith((".wav", ".flac"))
+    }

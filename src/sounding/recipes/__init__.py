@@ -1,0 +1,136 @@
+"""Recipes: one YAML for each benchmark and backbone, which says all that a training needs.
+
+`sounding recipes` lists them; `sounding train --recipe NAME --data DIR_OR_HUB_ID --out RUN` runs
+one. A copy of a file that was changed is given by its path: `--recipe mine.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.corpora import open_corpus
+from ..data.folder import AudioFolder
+from ..data.hub import is_hub_id
+from ..training.config import TrainConfig
+
+DIRECTORY = Path(__file__).parent
+METRICS = ("accuracy", "wer", "map")
+NOT_YET = "not yet"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train on one corpus with one backbone, and what is known of it.
+
+    Attributes:
+        name: of the file, without .yaml.
+        title: for people.
+        source: where the corpus comes from.
+        licence: of the corpus.
+        corpus: `layout` (see `sounding.data.corpora.MARKS`) and the options of its reader, such as
+            which part is for what.
+        target: what is to be recognized, and by which rule.
+        metric: "accuracy", "wer" (word error rate) or "map" (mean average precision).
+        measured: a file or directory of benchmarks/results, or "not yet" and why.
+        settings: of `TrainConfig`.
+        hub: `id` on the hub and how to read it (see `sounding.data.hub.hub_folder`); empty where
+            the hub has no copy that can be read without running code.
+        trained_by: the recipe of the runs to measure, where the corpus is for the test only.
+    """
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    corpus: dict[str, Any]
+    target: str
+    metric: str
+    measured: str
+    settings: dict[str, Any]
+    hub: dict[str, Any] = field(default_factory=dict)
+    trained_by: str = ""
+
+    def config(self, changes: dict[str, Any] | None = None) -> TrainConfig:
+        """The settings, with `changes` on top.
+
+        Raises:
+            ValueError: a setting that is not known or wrong, or a corpus for the test only.
+        """
+        if self.trained_by:
+            raise ValueError(
+                f"the recipe {self.name} has test clips only: train {self.trained_by}, then "
+                f"sounding sweep RUN --recipe {self.name} --data DIR"
+            )
+        return TrainConfig.from_values({**self.settings, **(changes or {})})
+
+    def open(self, data: Path | str) -> AudioFolder:
+        """The corpus in `data`: in the layout of the recipe, as a folder with metadata.csv, or the
+        id of a data set on the hub, which is read by the rule of `hub`.
+
+        Raises:
+            DataError: as `open_corpus`.
+        """
+        layout, path = self.corpus["layout"], Path(data).expanduser()
+        if is_hub_id(str(data)) and not path.exists():
+            options = {name: value for name, value in self.hub.items() if name != "id"}
+            return open_corpus(data, "hub", **options)
+        if layout == "folder" or (path / "metadata.csv").is_file():
+            return open_corpus(data)
+        options = {name: value for name, value in self.corpus.items() if name != "layout"}
+        return open_corpus(data, layout, **options)
+
+
+def recipe_names() -> list[str]:
+    """Of all recipes that come with `sounding`, sorted."""
+    return sorted(path.stem for path in DIRECTORY.glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by its name, or by the path of a YAML file.
+
+    Raises:
+        ValueError: neither, or a file that is no recipe; the text says what it lacks.
+    """
+    path = DIRECTORY / f"{name}.yaml" if name in recipe_names() else Path(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{name!r} is no recipe ({' '.join(str(error).split())}): give the path of a YAML file "
+            f"or one of {', '.join(recipe_names())}"
+        ) from None
+    known = [f.name for f in dataclasses.fields(Recipe) if f.name != "name"]
+    needed = [name for name in known if name not in ("hub", "trained_by")]
+    if not isinstance(values, dict) or not set(needed) <= set(values) <= set(known):
+        given = ", ".join(map(str, values)) if isinstance(values, dict) else "no names"
+        raise ValueError(f"{path}: a recipe has {', '.join(known)}; this file has {given}")
+    recipe = Recipe(name=path.stem, **{**values, "hub": values.get("hub") or {}})
+    if "layout" not in recipe.corpus or recipe.metric not in METRICS:
+        raise ValueError(
+            f"{path}: corpus needs a layout, and metric is one of {', '.join(METRICS)}"
+        )
+    return recipe
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe, to read or to copy."""
+    load_recipe(name)
+    return (DIRECTORY / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_table() -> str:
+    """All recipes as Markdown."""
+    lines = ["| recipe | corpus | backbone | metric | measured |", "|---|---|---|---|---|"]
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        trained = f"runs of {recipe.trained_by}" if recipe.trained_by else ""
+        backbone = recipe.settings.get("backbone") or trained
+        lines.append(
+            f"| `{name}` | {recipe.title} | {backbone} | {recipe.metric} | {recipe.measured} |"
+        )
+    return "\n".join(lines) + "\n"
