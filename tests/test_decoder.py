@@ -501,10 +501,13 @@ def test_an_error_in_mid_generation_leaves_the_model_as_it_was(name):
     processors = transformers.LogitsProcessorList([stop])
     with pytest.raises(KeyboardInterrupt):
         dynamic.generate(**batch, **GENERATE, decoder_mask=MIXED, logits_processor=processors)
-    after = dynamic.generate(**batch, **SCORES)
-    assert torch.equal(before["sequences"], after["sequences"])
-    assert all(map(torch.equal, before["scores"], after["scores"]))
+    for generate in (dynamic.model.generate, dynamic.generate):
+        after = generate(**batch, **SCORES)
+        assert torch.equal(before["sequences"], after["sequences"])
+        assert all(map(torch.equal, before["scores"], after["scores"]))
     assert after["executed_decoder_layers"].all()
+    whole = tiny.inputs(dynamic.model)
+    assert torch.equal(dynamic(**whole).logits, make(name)(**whole).logits)
 
 
 def test_threads_with_different_budgets_do_not_disturb_one_another():
