@@ -26,6 +26,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -73,6 +74,7 @@ def main() -> int:
     options = parse()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         with torch.inference_mode():
             for path in options.data:
@@ -282,7 +284,7 @@ def compare(
     """Tokens of the plain and of the wrapped model, and how far apart their encoders are."""
     asks, features = bench.asks(plain), bench.features(clip, padded)
     features = features[..., : features.shape[-1] // 2 * 2]
-    with windowed(plain, features.shape[-1] // 2):
+    with nullcontext() if padded else windowed(plain, features.shape[-1] // 2):
         expected = plain.generate(features, **asks)
         states = plain.model.encoder(features)[0]
     got = dynamic.generate(features, **asks, budget=None, decoder_budget=None)
@@ -290,22 +292,17 @@ def compare(
     return expected, got, float((states - ours).abs().max())
 
 
-class windowed:
+@contextmanager
+def windowed(model: Any, frames: int) -> Iterator[None]:
     """Cut the window of a plain model to so many frames (after the convolutions) of a clip."""
-
-    def __init__(self, model: Any, frames: int) -> None:
-        self.config, self.encoder, self.frames = model.config, model.model.encoder, frames
-
-    def __enter__(self) -> None:
-        self.before = self.encoder.embed_positions
-        self.encoder.embed_positions = nn.Embedding.from_pretrained(
-            self.before.weight[: self.frames]
-        )
-        self.config.max_source_positions = self.frames
-
-    def __exit__(self, *error: object) -> None:
-        self.encoder.embed_positions = self.before
-        self.config.max_source_positions = len(self.before.weight)
+    config, encoder, before = model.config, model.model.encoder, model.model.encoder.embed_positions
+    encoder.embed_positions = nn.Embedding.from_pretrained(before.weight[:frames])
+    config.max_source_positions = frames
+    try:
+        yield
+    finally:
+        encoder.embed_positions = before
+        config.max_source_positions = len(before.weight)
 
 
 # --- sweep ----------------------------------------------------------------------------------
