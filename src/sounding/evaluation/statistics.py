@@ -108,7 +108,8 @@ def ratio_bootstrap(
         raise ValueError(f"level {level} is not between 0 and 1")
     if groups is not None:
         _, index = np.unique(np.array([str(group) for group in groups]), return_inverse=True)
-        parts, wholes = np.bincount(index, parts), np.bincount(index, wholes)
+        parts = np.bincount(index, parts).astype(np.float64)
+        wholes = np.bincount(index, wholes).astype(np.float64)
     drawn = _counts(len(parts), resamples, seed)
     whole = drawn @ wholes
     rates = (drawn @ parts)[whole > 0] / whole[whole > 0]
