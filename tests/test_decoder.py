@@ -265,6 +265,20 @@ def test_beam_indices_point_into_the_scores_of_the_whole_batch():
     torch.testing.assert_close(steps.sum(1) / lengths, out["sequences_scores"])
 
 
+@each_model
+def test_hidden_states_of_the_encoder_are_merged_and_those_of_the_decoder_are_of_what_ran(name):
+    dynamic, batch = wrapped(name), inputs(make(name))
+    options = {**SCORES, "output_hidden_states": True, "budget": 2}
+    mixed = dynamic.generate(**batch, **options, decoder_mask=MIXED)
+    alike = dynamic.generate(**batch, **options, decoder_mask=MIXED[0])
+    assert len(mixed["encoder_hidden_states"]) == 5
+    for a, b in zip(mixed["encoder_hidden_states"], alike["encoder_hidden_states"], strict=True):
+        torch.testing.assert_close(a, b)
+    assert mixed.get("cache") is None
+    assert mixed.get("decoder_hidden_states") is None
+    assert {len(step) for step in alike["decoder_hidden_states"]} == {3}
+
+
 # --- what is executed -----------------------------------------------------------------------
 
 
@@ -325,11 +339,11 @@ def test_detecting_the_language_runs_just_the_kept_layers():
     dynamic.generate(**batch, **GENERATE, decoder_mask=MIXED, task="transcribe")
     assert seen.runs[2] == []
     assert seen.runs[1]
-    languages = ["en", "de", "fr"]
-    out = dynamic.generate(
-        **batch, **SCORES, decoder_mask=MIXED, task="transcribe", language=languages
-    )
-    assert out["sequences"][:, 1].tolist() == [30, 31, 32]
+    for languages in (["en", "de", "fr"], ("en", "de", "fr")):
+        out = dynamic.generate(
+            **batch, **SCORES, decoder_mask=MIXED, task="transcribe", language=languages
+        )
+        assert out["sequences"][:, 1].tolist() == [30, 31, 32]
 
 
 # --- who chooses ----------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def _pass(index: int, hidden: Tensor, mask: Any, encoder_states: Tensor, **kwarg
 
     Shape: hidden [batch, tokens, width] -> the same; encoder_states [batch, frames, width].
     """
-    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # the name before transformers 5.24
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # as in transformers 5.20
     if cache is not None:
         place = hidden[:, None, :, :1]  # as keys of one head of width 1
         cache.self_attention_cache.update(place, place, index)
@@ -166,23 +166,23 @@ class Decoding:
                 "decoder_budget and decoder_mask out"
             )
         alike = full or (self.selector is None and bool((asked == asked[0]).all()))
-        if alike and not self.encodes_first:
+        if alike:
+            if self.encodes_first:
+                encoded, _ = self.encode(kwargs)
+                kwargs = self._without_input(kwargs) | {"encoder_outputs": encoded}
             with running(self.stack, asked[0]) as ran:
                 return self.model.generate(**kwargs), ran.expand(len(asked), -1)
-        if not alike:
-            _refuse_groups(kwargs)
+        _refuse_groups(kwargs)
         encoded, frame_mask = self.encode(kwargs)
-        inputs = {"attention_mask", "inputs", self.model.main_input_name}
-        kwargs = {name: value for name, value in kwargs.items() if name not in inputs}
-        if alike:
-            with running(self.stack, asked[0]) as ran:
-                out = self.model.generate(**kwargs, encoder_outputs=encoded)
-                return out, ran.expand(len(asked), -1)
         if self.selector is not None:
             states = encoded.last_hidden_state
             gates = self.selector(states, frame_mask, asked.sum(1).to(states.device))
             asked = check_mask(gates.mask, layers=len(self.stack), batch=len(asked))
-        return self._in_groups(asked, encoded, kwargs)
+        return self._in_groups(asked, encoded, self._without_input(kwargs))
+
+    def _without_input(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        used = {"attention_mask", "inputs", self.model.main_input_name}
+        return {name: value for name, value in kwargs.items() if name not in used}
 
     def _in_groups(self, masks: Tensor, encoded: Any, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         _, group = torch.unique(masks, dim=0, return_inverse=True)
@@ -226,11 +226,9 @@ def _rows(value: Any, rows: Tensor) -> Any:
     """The part of an argument or output that belongs to the inputs `rows`."""
     if isinstance(value, Tensor):
         return value.index_select(0, rows.to(value.device))
-    if isinstance(value, list):
-        return [value[row] for row in rows.tolist()]
     if isinstance(value, tuple) and all(isinstance(one, Tensor) for one in value):  # by layer
         return tuple(_rows(one, rows) for one in value)
-    return value
+    return [value[row] for row in rows.tolist()] if isinstance(value, (list, tuple)) else value
 
 
 def _merge(groups: Sequence[Tensor], results: Sequence[Any], pad: int, beams: int) -> Any:

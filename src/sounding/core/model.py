@@ -199,7 +199,9 @@ class DynamicModel(nn.Module):
 
         With `return_dict_in_generate=True` the result has `executed_layers`, bool
         [batch, layers], or a list of these where the encoder ran more than once; and
-        `executed_decoder_layers`, bool [batch, decoder layers].
+        `executed_decoder_layers`, bool [batch, decoder layers]. Where inputs keep different
+        decoder layers, it lacks the cache and `decoder_hidden_states`; otherwise these states are
+        those of the layers that ran.
 
         Args:
             budget, mask: as for a call.
