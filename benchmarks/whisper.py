@@ -99,6 +99,7 @@ def parse() -> argparse.Namespace:
         one.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR")
         one.add_argument("--out", type=Path, required=True, help="for results, and to go on from")
         one.add_argument("--model", default="whisper-base", help="a name, or a directory")
+        one.add_argument("--processor", help="a name, or a directory, where --model lacks it")
         one.add_argument("--limit", type=int, help="so many clips, for a try")
         one.add_argument("--max-new-tokens", type=int, default=128)
         one.add_argument("--threads", type=int, default=2)
@@ -122,10 +123,11 @@ class Bench:
         self.data = folder.root.name
         self.clips = test_clips(folder, options)
         directory = Path(resolve(options.model))
-        self.model = directory.name if (directory / CONFIG).exists() else options.model
+        self.model = options.model
         self.directory = directory
-        has_processor = (directory / "tokenizer.json").exists()
-        processor = directory if has_processor else resolve("whisper-base")
+        processor = Path(resolve(options.processor or options.model))
+        if not (processor / "tokenizer.json").exists():
+            raise ValueError(f"{processor} has no tokenizer.json: name one that has by --processor")
         self.extractor = WhisperFeatureExtractor.from_pretrained(processor)
         self.tokenizer = WhisperTokenizer.from_pretrained(processor)
         self.made_with = {
