@@ -149,7 +149,7 @@ class Bench:
     def dynamic(self) -> DynamicModel:
         """The model to measure: as it was trained, or with the first k layers."""
         if (self.directory / CONFIG).exists():
-            return sounding.load(self.directory)
+            return sounding.load(self.directory, dtype=torch.float32)
         return sounding.wrap(self.plain(), "first")
 
     def features(self, clip: Clip, padded: bool) -> Tensor:
