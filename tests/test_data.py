@@ -270,6 +270,17 @@ def test_no_training_rows(make):
     refused(make(rows_of(4, "test")), "no row of the split 'train' among 4 rows")
 
 
+def test_texts_may_come_without_training_clips(tmp_path):
+    header = "file_name,split,text\n"
+    (tmp_path / "metadata.csv").write_text(header + "a.wav,test,hello\n")
+    sf.write(tmp_path / "a.wav", np.zeros(1600), 16000)
+    assert [clip.target for clip in load_folder(tmp_path).split("test")] == ["hello"]
+    with pytest.raises(DataError, match=r"no split 'train', there is test \(1 clips\)"):
+        load_folder(tmp_path).split("train")
+    (tmp_path / "metadata.csv").write_text(header)
+    refused(tmp_path, "no row of the split 'train' among 0 rows")
+
+
 def test_only_one_class(make):
     refused(make(rows_of(4, labels=("yes",))), "'yes' is the only class: at least two")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import doctest
 import json
 from dataclasses import replace
 
@@ -20,13 +19,11 @@ import sounding
 from sounding.cli import main
 from sounding.core.heads import EncoderCTCConfig, EncoderForCTC
 from sounding.core.plan import confidence
-from sounding.data import text
 from sounding.data.audio import read_audio
 from sounding.data.folder import load_folder
 from sounding.data.text import build_tokenizer, collapse, plain, tokens_of, word_errors
 from sounding.evaluation.classify import classify
 from sounding.evaluation.compare import StudyConfig, compare
-from sounding.evaluation.statistics import error_rate
 from sounding.evaluation.sweep import sweep
 from sounding.training.answers import answers, every_mask
 from sounding.training.config import METHODS, TrainConfig
@@ -84,10 +81,6 @@ def runs(config, texts, root):
 # --- texts ----------------------------------------------------------------------------------
 
 
-def test_examples_in_docstrings():
-    assert doctest.testmod(text).failed == 0
-
-
 def test_characters_and_pieces_give_every_training_text_back():
     said = [plain(one) for one in [*TEXTS, "it's a DOG's life", "the low, the high; the dog"] * 9]
     characters = build_tokenizer(said)
@@ -113,27 +106,6 @@ def test_collapse_of_a_path():
     assert collapse([0, 0]) == []
     assert collapse([3, 3, 3]) == [3]
     assert collapse([3, 0, 3, 4, 4, 3]) == [3, 3, 4, 3]
-
-
-def test_errors_in_words():
-    assert word_errors("", "") == 0
-    assert word_errors("", "a b") == 2
-    assert word_errors("a b c", "") == 3
-    assert word_errors("a b c", "a x c d") == 2
-
-
-def test_error_rate_weighs_clips_by_their_words_and_covers_a_known_rate():
-    errors, words = np.array([0.0, 4.0]), np.array([1, 9])
-    assert error_rate(errors, words).mean == pytest.approx(0.4)
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        words = rng.integers(1, 12, 120)
-        low, high = error_rate(rng.binomial(words, 0.3).astype(float), words)[1:]
-        hits += low <= 0.3 <= high
-    assert hits >= 180
-    with pytest.raises(ValueError, match="at least one word"):
-        error_rate(np.zeros(2), np.zeros(2, dtype=int))
 
 
 # --- losses ---------------------------------------------------------------------------------

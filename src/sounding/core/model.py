@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from ..files import atomic_directory, recover, sha256, write_json
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers, mean_layers, threshold_for
+from .decoder import DecoderStack, Decoding, asked_layers, find_decoder
 from .executor import Call, LayerStack, Tree, activate, active_call, plain
 from .exits import ExitHeads
 from .heads import HEADS
-from .plan import LocalGates, Plan, Progressive, UpFront, gates_above
+from .plan import LocalGates, Plan, Progressive, UpFront, check_mask, gates_above
 from .selector import (
     Gates,
     GateSelector,
@@ -38,6 +39,7 @@ CONFIG = "sounding.json"
 SELECTOR = "selector.safetensors"
 SKIP = "skip.safetensors"  # of the adapters
 EXITS = "exits.safetensors"
+DECODER_SELECTOR = "decoder_selector.safetensors"
 CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
 CTC = "ForCTC"
 FORMAT = 2
@@ -72,6 +74,8 @@ class DynamicModel(nn.Module):
             until they are calibrated. For a `GateSelector` of its gates, otherwise of the
             confidence at which an input stops.
         exits: heads of their own for budgets below full depth, or None.
+        decoder_selector: reads the encoder's output and chooses decoder layers for `generate`;
+            called as `selector` is. None for the first k.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class DynamicModel(nn.Module):
         self.backbone = backbone
         self.skip = skip
         self.exits = exits
+        self.decoder_selector: nn.Module | None = None
         self.mean_budgets: list[tuple[float, float]] = []
         self.training = model.training
         selector.train(model.training)
@@ -100,6 +105,12 @@ class DynamicModel(nn.Module):
         self._plain_layers = [owner.layers]  # in a list: not registered as a submodule
         owner.layers = LayerStack(owner.layers)  # type: ignore[arg-type]
         owner.layers.training = self._plain_layers[0].training  # type: ignore[union-attr]
+        decoder = find_decoder(model, backbone.decoder)
+        object.__setattr__(self, "_decoder", decoder)
+        if decoder is not None:
+            self._plain_layers.append(decoder.layers)
+            decoder.layers = DecoderStack(decoder.layers)
+            decoder.layers.training = decoder.training
         self._handles = backbone.install(base)
         self._handles.append(base.register_forward_hook(_full_hidden_states))
         self._handles.append(_Answering(base))
@@ -109,6 +120,12 @@ class DynamicModel(nn.Module):
     def stack(self) -> LayerStack:
         """The encoder's layers, under their own names."""
         return self.backbone.owner(self.base).layers  # type: ignore[return-value]
+
+    @property
+    def decoder_stack(self) -> DecoderStack | None:
+        """The decoder's layers, under their own names; None without a decoder that drops layers."""
+        decoder: Any = self.__dict__["_decoder"]
+        return None if decoder is None else decoder.layers
 
     @property
     def num_layers(self) -> int:
@@ -148,7 +165,9 @@ class DynamicModel(nn.Module):
             ValueError: a budget or a mask that is not allowed, padding on the left, or an option
                 that needs every layer (`output_attentions`, `return_dict=False`).
         """
-        kwargs = self._by_name(args, kwargs)
+        kwargs = _by_name(self.model.forward, args, kwargs)
+        if kwargs.keys() & {"decoder_budget", "decoder_mask"}:
+            raise ValueError("decoder_budget and decoder_mask are options of generate")
         self._refuse(kwargs)
         inputs = kwargs.get(self.model.main_input_name)
         if inputs is None:
@@ -169,20 +188,39 @@ class DynamicModel(nn.Module):
         return out
 
     def generate(
-        self, *args: Any, budget: Budget = None, mask: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        budget: Budget = None,
+        mask: Tensor | None = None,
+        decoder_budget: Budget = None,
+        decoder_mask: Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """The model's own `generate` with k encoder layers per input.
+        """The model's own `generate` with k encoder layers per input, and k of the decoder.
 
         With `return_dict_in_generate=True` the result has `executed_layers`, bool
-        [batch, layers], or a list of these where the encoder ran more than once.
+        [batch, layers], or a list of these where the encoder ran more than once; and
+        `executed_decoder_layers`, bool [batch, decoder layers]. Where inputs keep different
+        decoder layers, it lacks the cache and `decoder_hidden_states`; otherwise these states are
+        those of the layers that ran.
+
+        Args:
+            budget, mask: as for a call.
+            decoder_budget: kept layers of the decoder, for the whole generation of an input; as
+                `budget`, but for a mean. `decoder_selector` chooses which, by default the first k.
+            decoder_mask: the decoder's layers to run, in place of a budget.
+                Shape: [decoder layers] or [batch, decoder layers], bool.
+            args, kwargs: the rest of what `generate` takes.
 
         Raises:
             ValueError: as for a call; for Whisper also clips of mixed lengths below 30 s, and
-                budgets per input where its encoder runs more than once (above 30 s).
+                budgets per input where its encoder runs more than once (above 30 s); an option
+                that needs every layer of the decoder, or the same ones for all inputs.
         """
+        kwargs = _by_name(self.model.generate, args, kwargs)
         settings = kwargs.get("generation_config") or self.model.generation_config
         self._refuse({"output_attentions": settings.output_attentions, **kwargs})
-        inputs = args[0] if args else kwargs.get(self.model.main_input_name, kwargs.get("inputs"))
+        inputs = kwargs.get(self.model.main_input_name, kwargs.get("inputs"))
         if inputs is None:
             raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
         call = self._call(inputs, budget, mask, kwargs)
@@ -193,11 +231,23 @@ class DynamicModel(nn.Module):
         call.keep_hidden_states = self._wants_hidden_states(
             {"output_hidden_states": settings.output_hidden_states, **kwargs}
         )
-        with activate(call):
-            args, kwargs = self._encode_short(inputs, args, kwargs)
-            out = self.model.generate(*args, **kwargs)
+        stack = self.decoder_stack
+        if stack is None:
+            if decoder_budget is not None or decoder_mask is not None:
+                raise ValueError(f"a {type(self.model).__name__} has no decoder that drops layers")
+            with activate(call):
+                out, ran = self.model.generate(**kwargs), None
+        else:
+            asked = asked_layers(decoder_budget, decoder_mask, layers=len(stack), batch=len(inputs))
+            selector = None if decoder_mask is not None else self.decoder_selector
+            short = window is not None and inputs.shape[-1] < window
+            decoding = Decoding(self.model, stack, partial(self._encode, call), selector, short)
+            with activate(call):
+                out, ran = decoding(asked, kwargs)
         if isinstance(out, dict) and call.executed:
             out["executed_layers"] = call.executed[0] if len(call.executed) == 1 else call.executed
+        if isinstance(out, dict) and ran is not None:
+            out["executed_decoder_layers"] = ran
         return out
 
     def layer_outputs(
@@ -233,7 +283,9 @@ class DynamicModel(nn.Module):
             ValueError: masks that are not allowed, or of which none runs what the selector reads
                 after; a model that has no logits, or needs all hidden states for them.
         """
-        tree_masks = torch.stack([self._check_mask(mask, 1)[0] for mask in masks])
+        tree_masks = torch.stack(
+            [check_mask(mask, layers=self.num_layers, batch=1)[0] for mask in masks]
+        )
         if len(torch.unique(tree_masks, dim=0)) < len(tree_masks):
             raise ValueError("the masks must differ from one another")
         logits: list[Tensor | None] = [None] * len(tree_masks)
@@ -306,18 +358,26 @@ class DynamicModel(nn.Module):
     def _base_inputs(self) -> set[str]:
         return set(inspect.signature(type(self.base).forward).parameters)
 
-    def _encode_short(
-        self, inputs: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Whisper's `generate` pads to 30 s; clips below that are encoded here, at their length."""
+    def _encode(self, call: Call, kwargs: dict[str, Any]) -> tuple[Any, Tensor | None]:
+        """What the encoder makes of the inputs of `generate`, and the mask of its valid frames."""
+        main = self.model.main_input_name
+        inputs: Any = kwargs.get(main, kwargs.get("inputs"))
         window = self.backbone.window(self.base)
-        if window is None or inputs.shape[-1] >= window:
-            return args, kwargs
-        dropped = {"attention_mask", "inputs", self.model.main_input_name}
-        kwargs = {name: value for name, value in kwargs.items() if name not in dropped}
+        if window is not None and inputs.shape[-1] > window:
+            raise ValueError(
+                f"above {window / 100:g} s the encoder runs more than once: give one decoder_mask, "
+                "or one decoder_budget without a decoder_selector, for all inputs"
+            )
+        again = isinstance(kwargs.get("temperature"), (list, tuple))
+        if window is not None and (again or (kwargs.get("num_return_sequences") or 1) > 1):
+            raise ValueError(
+                "several temperatures or num_return_sequences need clips that are padded to the "
+                "30 s window, and the same decoder layers for all"
+            )
+        batch = {main: inputs, "attention_mask": kwargs.get("attention_mask")}
         with torch.no_grad():
-            encoded = self.base(inputs)
-        return args[1:], kwargs | {"encoder_outputs": encoded}
+            encoded = self.base(**{name: v for name, v in batch.items() if v is not None})
+        return encoded, call.frame_mask(encoded.last_hidden_state.shape[1])
 
     def _has_decoder(self) -> bool:
         return any(name.endswith("decoder") for name, _ in self.model.named_modules())
@@ -353,17 +413,25 @@ class DynamicModel(nn.Module):
                 f"load cannot build a {type(self.model).__name__} again, as transformers has none: "
                 "save dynamic.model by its own means, and the state_dict of dynamic.selector"
             )
-        if not isinstance(self.selector, Selector):
-            raise ValueError(
-                f"load cannot build a {type(self.selector).__name__} again: save the parts with "
-                "dynamic.model.save_pretrained(...) and the state_dict of dynamic.selector"
-            )
+        selector: Any = self.selector
+        chooser: Any = self.decoder_selector
+        for part in (selector, chooser):
+            if not isinstance(part, Selector | None):
+                raise ValueError(
+                    f"load cannot build a {type(part).__name__} again: save the parts with "
+                    "dynamic.model.save_pretrained(...) and the state_dict of the selectors"
+                )
         with atomic_directory(directory, keep_others=True) as temporary:
             with _layerdrop_restored(self):
                 self.model.save_pretrained(temporary)
             for companion in companions:
                 companion.save_pretrained(temporary)
-            parts = {SELECTOR: self.selector, SKIP: self.skip, EXITS: self.exits}
+            parts = {
+                SELECTOR: self.selector,
+                SKIP: self.skip,
+                EXITS: self.exits,
+                DECODER_SELECTOR: chooser,
+            }
             for name, module in parts.items():
                 values = {} if module is None else module.state_dict()
                 state = {key: value.contiguous() for key, value in values.items()}
@@ -375,9 +443,10 @@ class DynamicModel(nn.Module):
                 {
                     "format": FORMAT,
                     "model": type(self.model).__name__,
-                    "selector": self.selector.config(),
+                    "selector": selector.config(),
                     "skip": self.skip.kind,
                     "exits": None if self.exits is None else self.exits.config(),
+                    "decoder_selector": None if chooser is None else chooser.config(),
                     "mean_budgets": [list(pair) for pair in self.mean_budgets],
                     "layers": self.num_layers,
                     "sha256": {path.name: sha256(path) for path in weights},
@@ -410,7 +479,7 @@ class DynamicModel(nn.Module):
         if mask is None:
             wanted = torch.tensor(kept_layers(budget, layers=self.num_layers, batch=batch))
         else:
-            wanted = self._check_mask(mask, batch)
+            wanted = check_mask(mask, layers=self.num_layers, batch=batch)
 
         def choose(features: Tensor, frame_mask: Tensor | None) -> Gates:
             rows = features.shape[0]
@@ -460,30 +529,6 @@ class DynamicModel(nn.Module):
                 "set dynamic.mean_budgets"
             )
         return threshold_for(mean, self.mean_budgets)
-
-    def _check_mask(self, mask: Tensor, batch: int) -> Tensor:
-        try:
-            mask = torch.as_tensor(mask, device="cpu")
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"a mask is a bool tensor, not {mask!r}") from None
-        shapes = [[self.num_layers], [batch, self.num_layers]]
-        if mask.dtype != torch.bool or list(mask.shape) not in shapes:
-            raise ValueError(
-                f"a mask is bool, {shapes[0]} or {shapes[1]}; got {mask.dtype} {list(mask.shape)}"
-            )
-        mask = mask.expand(batch, -1)
-        if not bool(mask.any(-1).all()):
-            raise ValueError("a mask must keep at least one layer of every input")
-        return mask
-
-    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if not args:
-            return kwargs
-        names = list(inspect.signature(type(self.model).forward).parameters)[1:]
-        named = dict(zip(names, args, strict=False))
-        if len(args) > len(names) or named.keys() & kwargs.keys():
-            raise TypeError(f"too many or repeated arguments; the model takes {', '.join(names)}")
-        return named | kwargs
 
     def _refuse(self, kwargs: dict[str, Any]) -> None:
         config = self.model.config
@@ -555,6 +600,8 @@ def unwrap(dynamic: DynamicModel) -> Any:
     for handle in reversed(dynamic._handles):
         handle.remove()
     owner.layers = dynamic._plain_layers[0]
+    if dynamic.decoder_stack is not None:
+        dynamic._decoder.layers = dynamic._plain_layers[1]
     _set_layerdrop(owner, dynamic._layerdrop)
     return dynamic.model
 
@@ -592,6 +639,10 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
             dynamic.exits.load_state_dict(load_file(directory / EXITS))
         if dynamic.skip.state_dict():
             dynamic.skip.load_state_dict(load_file(directory / SKIP))
+        if config.get("decoder_selector") is not None:  # directories of before have none
+            chooser = selector_from_config(config["decoder_selector"])
+            chooser.load_state_dict(load_file(directory / DECODER_SELECTOR))
+            dynamic.decoder_selector = chooser.to(model.device).eval()
         dynamic.mean_budgets = _mean_budgets(config["mean_budgets"])
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{directory} cannot be loaded: {error}") from None
@@ -621,8 +672,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory / CONFIG} does not list its weight files: it is damaged")
     if config["skip"] == "adapter" and SKIP not in config["sha256"]:
         raise ValueError(f"{directory / CONFIG} does not list {SKIP}: it is damaged")
-    if not isinstance(config["selector"], dict):
+    chooser = config.get("decoder_selector")
+    if not isinstance(config["selector"], dict) or not isinstance(chooser, dict | None):
         raise ValueError(f"{directory / CONFIG} does not describe a selector: it is damaged")
+    if chooser is not None and DECODER_SELECTOR not in config["sha256"]:
+        raise ValueError(f"{directory / CONFIG} does not list {DECODER_SELECTOR}: it is damaged")
     if config["format"] != FORMAT:
         raise ValueError(f"{directory / CONFIG} has format {config['format']}, not {FORMAT}")
     return config
@@ -648,6 +702,18 @@ def _mean_budgets(pairs: Any) -> list[tuple[float, float]]:
     return made
 
 
+def _by_name(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    if not args:
+        return kwargs
+    names = list(inspect.signature(function).parameters)
+    named = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or named.keys() & kwargs.keys():
+        raise TypeError(f"too many or repeated arguments; the model takes {', '.join(names)}")
+    return named | kwargs
+
+
 class _Answering:
     """Makes an encoder return the `answer` of the call in progress, if it has one."""
 
@@ -655,7 +721,7 @@ class _Answering:
         self.base, self.before = base, base.__dict__.get("forward")
         plain_forward = base.forward
 
-        @functools.wraps(plain_forward)
+        @wraps(plain_forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = active_call()
             if call is not None and call.base is base and call.answer is not None:

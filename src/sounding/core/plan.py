@@ -7,7 +7,7 @@ for each layer in order, and returns which inputs run the layer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,29 @@ Plan: TypeAlias = Callable[[int, Tensor, Tensor | None], tuple[Tensor, Tensor | 
 Choose: TypeAlias = Callable[[Tensor, Tensor | None], Gates]
 # (layers that ran, rows [n], state of these rows [n, frames, width]) -> logits
 Readout: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
+
+
+def check_mask(mask: Any, *, layers: int, batch: int) -> Tensor:
+    """A mask that a caller gives, for each of the `batch` inputs.
+
+    Shape: mask [layers] or [batch, layers], bool -> [batch, layers], on the CPU.
+
+    Raises:
+        ValueError: no such tensor, or one that keeps no layer of an input.
+    """
+    try:
+        mask = torch.as_tensor(mask, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"a mask is a bool tensor, not {mask!r}") from None
+    shapes = [[layers], [batch, layers]]
+    if mask.dtype != torch.bool or list(mask.shape) not in shapes:
+        raise ValueError(
+            f"a mask is bool, {shapes[0]} or {shapes[1]}; got {mask.dtype} {list(mask.shape)}"
+        )
+    mask = mask.expand(batch, -1)
+    if not bool(mask.any(-1).all()):
+        raise ValueError("a mask must keep at least one layer of every input")
+    return mask
 
 
 class UpFront:

@@ -376,7 +376,7 @@ def split_tags(target: str) -> tuple[str, ...]:
 
 
 def _labels(path: Path, rows: list[_Row], splits: dict[str, str], task: Task) -> tuple[str, ...]:
-    if task == "text" and rows:
+    if task == "text" and rows:  # a folder of test clips alone is there to be recognized
         return ()
     train = set(_classes((row for row in rows if splits[row.name] == "train"), task))
     if not train:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 BLANK, UNKNOWN, SPACE = "<pad>", "<unk>", "▁"  # <pad> is the blank, as in transformers
 CHARACTERS = "characters"
+INSTALL = 'pip install "sounding[asr]"'
 
 
 def plain(text: str) -> str:
@@ -19,6 +21,27 @@ def plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     kept = "".join(c if c.isalnum() or c == "'" or _is_mark(c) else " " for c in text)
     return " ".join(word for word in (w.strip("'") for w in kept.split()) if word)
+
+
+def whisper_plain(text: str) -> str:
+    """As Whisper's papers compare English: no contractions, digits, American spelling, no "um".
+
+    Raises:
+        ModuleNotFoundError: whisper-normalizer is not installed.
+    """
+    words = str(_whisper()(text)).split()  # of "..." it leaves a full stop
+    return " ".join(word for word in words if any(c.isalnum() for c in word))
+
+
+@cache
+def _whisper() -> Callable[[str], str]:
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"Whisper's normalizer needs whisper-normalizer: {INSTALL}"
+        ) from None
+    return EnglishTextNormalizer()
 
 
 def _is_mark(character: str) -> bool:
@@ -72,23 +95,34 @@ def tokens_of(tokenizer: Any) -> list[str]:
 
 
 def word_errors(said: str, heard: str) -> int:
-    """Substituted, deleted and inserted words, at least.
+    """Substituted, left out and added words, at least, of texts as they are.
+
+    Raises:
+        ModuleNotFoundError: jiwer is not installed.
 
     >>> word_errors("we call it bear", "we called it a bear")
     2
     """
-    distance = _distance()
-    return int(distance(said.split(), heard.split()))
+    if not said.split():  # jiwer takes none
+        return len(heard.split())
+    return _errors(_jiwer().process_words(said, heard))
 
 
-def _distance() -> Any:
+def character_errors(said: str, heard: str) -> int:
+    """As `word_errors`, in characters; a space is one."""
+    return _errors(_jiwer().process_characters(said, heard)) if said else len(heard)
+
+
+def _errors(aligned: Any) -> int:
+    return int(aligned.substitutions + aligned.deletions + aligned.insertions)
+
+
+def _jiwer() -> Any:
     try:
-        from rapidfuzz.distance import Levenshtein
+        import jiwer
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            'recognition needs more packages: pip install "sounding[asr]"'
-        ) from None
-    return Levenshtein.distance
+        raise ModuleNotFoundError(f"errors in words need jiwer: {INSTALL}") from None
+    return jiwer
 
 
 def collapse(ids: Sequence[int], blank: int = 0) -> list[int]:

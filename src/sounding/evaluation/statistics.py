@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,24 +49,6 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-
-
-def error_rate(
-    errors: NDArray[np.float64], words: NDArray[np.int64], *, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Errors over words of many clips, with the 95 % interval of a bootstrap over the clips.
-
-    Shape: errors [clips], words [clips].
-
-    Raises:
-        ValueError: no words.
-    """
-    if not words.sum():
-        raise ValueError("an error rate needs at least one word")
-    counts = _counts(len(words), resamples, seed)
-    drawn = counts @ words
-    low, high = np.quantile((counts @ errors)[drawn > 0] / drawn[drawn > 0], [0.025, 0.975])
-    return Interval(float(errors.sum() / words.sum()), float(low), float(high))
 
 
 def paired_bootstrap(
@@ -120,6 +103,49 @@ def precision_interval(
     values = [average_precision(scores[i], wanted[i]) for i in drawn if wanted[i].any()]
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(average_precision(scores, wanted), float(low), float(high))
+
+
+def ratio_bootstrap(
+    parts: NDArray[np.float64],
+    wholes: NDArray[np.float64],
+    *,
+    groups: Sequence[object] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """The sum of `parts` over that of `wholes`, such as a word error rate, with its interval.
+
+    Percentile bootstrap over the items, or over their groups (speakers), whose items stay
+    together. With the differences of two methods' errors as `parts` it is the paired interval of
+    the difference of their rates.
+
+    Args:
+        groups: which group each item belongs to; None for each by itself.
+
+    Shape: parts [items], wholes [items].
+
+    Raises:
+        ValueError: nothing to divide by, lengths that differ, or a level not between 0 and 1.
+    """
+    parts, wholes = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+    if parts.shape != wholes.shape or parts.ndim != 1:
+        raise ValueError(f"parts and wholes differ: {list(parts.shape)}, {list(wholes.shape)}")
+    if groups is not None and len(groups) != len(parts):
+        raise ValueError(f"{len(groups)} groups for {len(parts)} items: give one for each")
+    if not wholes.sum() > 0 or wholes.min() < 0:
+        raise ValueError("a rate needs something to divide by: the wholes add up to nothing")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level} is not between 0 and 1")
+    if groups is not None:
+        _, index = np.unique(np.array([str(group) for group in groups]), return_inverse=True)
+        parts = np.bincount(index, parts).astype(np.float64)
+        wholes = np.bincount(index, wholes).astype(np.float64)
+    drawn = _counts(len(parts), resamples, seed)
+    whole = drawn @ wholes
+    rates = (drawn @ parts)[whole > 0] / whole[whole > 0]
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(parts.sum() / wholes.sum()), float(low), float(high))
 
 
 @lru_cache(maxsize=2)

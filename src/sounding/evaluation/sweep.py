@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ..core.macs import Macs, count_macs
 from ..data.features import FeatureSet, batches
-from ..data.folder import COLUMNS, AudioFolder
+from ..data.folder import COLUMNS, MIN_SPEAKERS, AudioFolder
+from ..data.text import character_errors
 from ..progress import progress
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance
 from ..training.tasks import Goals, Tags
 from .predict import RANDOM, say
-from .statistics import Interval, error_rate, precision_interval, wilson
+from .statistics import Interval, precision_interval, ratio_bootstrap, wilson
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
 
@@ -39,7 +40,8 @@ class Row:
             or the run's method; with "-mean" behind it for mean budgets.
         kept_layers: k, as asked for; the mean asked for where the method ends in "-mean".
         metric, value, ci_low, ci_high: "accuracy" from 0 to 1 with its 95 % interval over the
-            clips (Wilson), or "wer" or "map" (bootstrap); for "random" the mean over the masks.
+            clips (Wilson), or "wer" or "map" (bootstrap; over speakers where there are 10 or
+            more); for "random" the mean over the masks.
         macs: multiply-accumulates of a clip of median length, the selector's included.
         macs_share: of those at full depth without a selector.
         latency_ms: median of one clip of median length at a time; an illustration.
@@ -47,6 +49,7 @@ class Row:
         executed_layers: mean number of layers that really ran, per clip.
         layer_use: for each layer the share of the clips that ran it.
         draws: random masks of each clip behind the value.
+        cer: of texts, the character error rate.
     """
 
     method: str
@@ -62,6 +65,7 @@ class Row:
     executed_layers: float
     layer_use: list[float]
     draws: int = 1
+    cer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,7 @@ class _Found:
     errors: np.ndarray
     executed: Tensor
     scores: np.ndarray | None
+    letters: int  # errors in characters, of the first draw
 
 
 def _answers(
@@ -211,6 +216,7 @@ def _answers(
     executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
     several = isinstance(run.task, Tags)
     scores = np.zeros((len(features), len(run.labels))) if several else None
+    letters = 0
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
     size = batch_size if run.batches else 1
     for draw in range(draws):
@@ -218,11 +224,14 @@ def _answers(
             index = [order[i] for i in rows]
             batch = run.collate([features[i] for i in index])
             said = say(run, batch, k, None if masks is None else masks[draw, index])
-            errors[draw, index] = run.task.count(said.texts, [goals[i] for i in index])
+            some = [goals[i] for i in index]
+            errors[draw, index] = run.task.count(said.texts, some)
+            if run.task.metric == "wer" and draw == 0:
+                letters += sum(map(character_errors, (goal.text for goal in some), said.texts))
             executed[draw, index] = said.executed
             if scores is not None and said.logits is not None and draw == 0:
                 scores[index] = said.logits.float().numpy()
-    return _Found(errors, executed, scores)
+    return _Found(errors, executed, scores, letters)
 
 
 def _value(run: Run, found: _Found, goals: Goals) -> tuple[str, Interval]:
@@ -232,7 +241,10 @@ def _value(run: Run, found: _Found, goals: Goals) -> tuple[str, Interval]:
         return "map", precision_interval(found.scores, run.task.wanted(goals).numpy())
     if run.task.metric == "wer":
         weight = np.array([run.task.weight(goal) for goal in goals])
-        return "wer", error_rate(found.errors.mean(0), weight)
+        speakers = [goal.speaker for goal in goals]
+        many = "" not in speakers and len(set(speakers)) >= MIN_SPEAKERS
+        errors = found.errors.mean(0)
+        return "wer", ratio_bootstrap(errors, weight, groups=speakers if many else None)
     value = float(1 - found.errors.mean())
     return "accuracy", Interval(value, *wilson(value, found.errors.shape[1]))
 
@@ -255,6 +267,7 @@ def _row(run: Run, k: int, found: _Found, goals: Goals, macs: Macs) -> Row:
         executed_layers=float(executed.sum(-1).double().mean()),
         layer_use=executed.double().mean((0, 1)).tolist(),
         draws=len(executed),
+        cer=found.letters / sum(len(g.text) for g in goals) if metric == "wer" else None,
     )
 
 

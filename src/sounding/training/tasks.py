@@ -21,10 +21,11 @@ Batch: TypeAlias = dict[str, Tensor]
 
 
 class Goal(NamedTuple):
-    """Of one clip: indexes of its class or of its tokens, and as text."""
+    """Of one clip: indexes of its class or of its tokens, as text, and who speaks."""
 
     ids: tuple[int, ...]
     text: str
+    speaker: str = ""
 
 
 Goals = Sequence[Goal]
@@ -183,7 +184,10 @@ class _Texts:
     def goals(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Goal]:
         texts = [plain(clip.target) for clip in clips]
         ids = self.tokenizer(texts)["input_ids"] if texts else []
-        return [Goal(tuple(tokens), text) for tokens, text in zip(ids, texts, strict=True)]
+        return [
+            Goal(tuple(tokens), text, clip.speaker)
+            for tokens, text, clip in zip(ids, texts, clips, strict=True)
+        ]
 
     def weight(self, goal: Goal) -> int:
         return len(goal.text.split())

@@ -23,6 +23,7 @@ class Backbone:
         per_input: arguments of a layer whose first dimension is the batch.
         tuple_output: whether a layer returns a tuple.
         ties_last: whether `hidden_states[-1]` is the final, normalized output.
+        decoder: name of the class of its decoder, where `generate` may drop layers of that too.
         time: dimension of the model's input over which an attention mask marks padding.
     """
 
@@ -31,6 +32,7 @@ class Backbone:
     per_input: tuple[str, ...] = ("attention_mask",)
     tuple_output = False
     ties_last = False
+    decoder: str | None = None
     time = 1
 
     def owner(self, base: nn.Module) -> nn.Module:

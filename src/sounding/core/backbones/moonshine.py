@@ -15,6 +15,7 @@ class Moonshine(Backbone):
     name = "Moonshine encoder"
     base = "MoonshineEncoder"
     ties_last = True
+    decoder = "MoonshineDecoder"
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
         for convolution in (base.conv1, base.conv2, base.conv3):

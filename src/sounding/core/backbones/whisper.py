@@ -26,6 +26,7 @@ class Whisper(Backbone):
     name = "Whisper encoder"
     base = "WhisperEncoder"
     ties_last = True
+    decoder = "WhisperDecoder"
     time = 2
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
