@@ -702,17 +702,19 @@ def test_an_answer_is_bounded_by_the_length_of_its_piece(whisper_words, sounds):
     assert 0 < limits[0] < 50
 
 
-def test_an_answer_that_repeats_itself_is_decoded_again_and_marked(whisper_words, sounds):
+@pytest.mark.parametrize("padding_helps", [True, False])
+def test_an_answer_that_repeats_itself_is_decoded_again(whisper_words, sounds, padding_helps):
     recognizer = WhisperRecognizer.load(str(whisper_words))
     asked = []
 
-    def loop(features, budget, **limits):
-        asked.append(limits)
-        return ("and so on " * 20 if "no_repeat_ngram_size" not in limits else "and so on"), (0,)
+    def loop(piece, budget, pad, **limits):
+        asked.append((pad, "no_repeat_ngram_size" in limits))
+        good = asked[-1] == (True, not padding_helps)
+        return ("and so on" if good else "and so on " * 20), (0,)
 
     recognizer._generate = loop
-    assert recognizer(sounds[:1]) == [Recognition("and so on", (0,), True)]
-    assert len(asked) == 2
+    assert recognizer(sounds[:1]) == [Recognition("and so on", (0,), not padding_helps)]
+    assert asked == [(False, False), (True, False), (True, True)][: 2 + (not padding_helps)]
 
 
 def test_speech_is_not_repetitive_and_loops_are():
