@@ -401,6 +401,26 @@ def test_a_recognizer_gets_as_many_pieces_as_it_takes_at_once(tmp_path, talk):
     assert tree(tmp_path / "1") == tree(tmp_path / "3")
 
 
+def test_a_text_of_several_lines_is_one_line(tmp_path, talk):
+    class Lines(Fake):
+        def __call__(self, pieces, budget=None):
+            return [Recognition("\none\n\n two ", (0,)) for _ in pieces]
+
+    run([write(tmp_path / "a.wav", talk)], Lines())
+    assert (tmp_path / "a.txt").read_text() == "one two\none two\n"
+
+
+def test_a_try_that_failed_before_its_first_piece_leaves_nothing_in_the_way(tmp_path, talk):
+    class Refusing(Fake):
+        def __call__(self, pieces, budget=None):
+            raise ValueError("no mean budgets")
+
+    path = write(tmp_path / "a.wav", talk)
+    with pytest.raises(ValueError, match="no mean budgets"):
+        run([path], Refusing(), budget="mean:2")
+    assert run([path], Fake(), budget=2) == []
+
+
 def test_two_files_never_share_a_text(tmp_path, talk):
     write(tmp_path / "a.wav", talk)
     write(tmp_path / "a.flac", talk)
