@@ -401,6 +401,26 @@ def test_a_recognizer_gets_as_many_pieces_as_it_takes_at_once(tmp_path, talk):
     assert tree(tmp_path / "1") == tree(tmp_path / "3")
 
 
+def test_a_text_of_several_lines_is_one_line(tmp_path, talk):
+    class Lines(Fake):
+        def __call__(self, pieces, budget=None):
+            return [Recognition("\none\n\n two ", (0,)) for _ in pieces]
+
+    run([write(tmp_path / "a.wav", talk)], Lines())
+    assert (tmp_path / "a.txt").read_text() == "one two\none two\n"
+
+
+def test_a_try_that_failed_before_its_first_piece_leaves_nothing_in_the_way(tmp_path, talk):
+    class Refusing(Fake):
+        def __call__(self, pieces, budget=None):
+            raise ValueError("no mean budgets")
+
+    path = write(tmp_path / "a.wav", talk)
+    with pytest.raises(ValueError, match="no mean budgets"):
+        run([path], Refusing(), budget="mean:2")
+    assert run([path], Fake(), budget=2) == []
+
+
 def test_two_files_never_share_a_text(tmp_path, talk):
     write(tmp_path / "a.wav", talk)
     write(tmp_path / "a.flac", talk)
@@ -702,17 +722,19 @@ def test_an_answer_is_bounded_by_the_length_of_its_piece(whisper_words, sounds):
     assert 0 < limits[0] < 50
 
 
-def test_an_answer_that_repeats_itself_is_decoded_again_and_marked(whisper_words, sounds):
+@pytest.mark.parametrize("padding_helps", [True, False])
+def test_an_answer_that_repeats_itself_is_decoded_again(whisper_words, sounds, padding_helps):
     recognizer = WhisperRecognizer.load(str(whisper_words))
     asked = []
 
-    def loop(features, budget, **limits):
-        asked.append(limits)
-        return ("and so on " * 20 if "no_repeat_ngram_size" not in limits else "and so on"), (0,)
+    def loop(piece, budget, pad, **limits):
+        asked.append((pad, "no_repeat_ngram_size" in limits))
+        good = asked[-1] == (True, not padding_helps)
+        return ("and so on" if good else "and so on " * 20), (0,)
 
     recognizer._generate = loop
-    assert recognizer(sounds[:1]) == [Recognition("and so on", (0,), True)]
-    assert len(asked) == 2
+    assert recognizer(sounds[:1]) == [Recognition("and so on", (0,), not padding_helps)]
+    assert asked == [(False, False), (True, False), (True, True)][: 2 + (not padding_helps)]
 
 
 def test_speech_is_not_repetitive_and_loops_are():

@@ -163,7 +163,7 @@ def _open(source: Source, job: Job) -> Journal:
     journal = Journal.read(source.journal)
     audio = _sha256(source.path)
     if journal is not None and (difference := _difference(journal, audio, job)):
-        if not job.overwrite:
+        if (journal.pieces or journal.finished) and not job.overwrite:
             raise OutputError(
                 f"{source.path}: transcribed before {difference}: give --overwrite to replace "
                 "its texts, or another --out"
@@ -220,8 +220,8 @@ def _recognize(source: Source, journal: Journal, job: Job) -> Iterator[list[Piec
         answers = job.recognizer(audio, job.budget)
         seconds = (perf_counter() - start) / len(batch)
         yield [
-            Piece(*span, answer.text, answer.executed_layers, answer.repetitive, seconds)
-            for span, answer in zip(batch, answers, strict=True)
+            Piece(*span, " ".join(one.text.split()), one.executed_layers, one.repetitive, seconds)
+            for span, one in zip(batch, answers, strict=True)
         ]
 
 

@@ -27,8 +27,9 @@ class WhisperRecognizer:
 
     Whisper has learned to end its answer in the silence behind the speech, and without it often
     says the same again; so each piece gets two seconds of silence. It may still fall into a loop,
-    mostly where a piece is noisy. Its answers are bounded by the length of the piece; one that
-    repeats itself is decoded once more without repeating any three tokens, and is marked.
+    mostly where a piece is short or noisy. Its answers are bounded by the length of the piece; one
+    that repeats itself is decoded again with the piece padded to 30 s, and if it still does, once
+    more without repeating any three tokens, and marked.
 
     Args:
         dynamic: a wrapped `WhisperForConditionalGeneration`.
@@ -114,19 +115,19 @@ class WhisperRecognizer:
         return [self._recognize(piece, budget) for piece in pieces]
 
     def _recognize(self, piece: np.ndarray, budget: Budget) -> Recognition:
-        features = self._features(piece)
-        seconds = len(piece) / self.sampling_rate
         limit = int(self.dynamic.config.max_target_positions) // 2
+        seconds = len(piece) / self.sampling_rate
         tokens = min(limit, TOKENS_AT_LEAST + int(TOKENS_PER_SECOND * seconds))
-        text, executed = self._generate(features, budget, max_new_tokens=tokens)
+        text, executed = self._generate(piece, budget, self.pad, max_new_tokens=tokens)
+        if is_repetitive(text) and not self.pad:
+            text, executed = self._generate(piece, budget, True, max_new_tokens=tokens)
         repetitive = is_repetitive(text)
         if repetitive:
-            text, executed = self._generate(
-                features, budget, max_new_tokens=tokens, no_repeat_ngram_size=3
-            )
+            limits = {"max_new_tokens": tokens, "no_repeat_ngram_size": 3}
+            text, executed = self._generate(piece, budget, True, **limits)
         return Recognition(text, executed, repetitive)
 
-    def _features(self, piece: np.ndarray) -> torch.Tensor:
+    def _features(self, piece: np.ndarray, pad: bool) -> torch.Tensor:
         """Shape: [samples] -> [1, mels, frames]."""
         window = round(self.max_seconds * self.sampling_rate)
         if len(piece) > window:
@@ -134,15 +135,15 @@ class WhisperRecognizer:
                 f"a piece of {len(piece) / self.sampling_rate:.1f} s, expected at most "
                 f"{self.max_seconds:g} s: cut it"
             )
-        tail = window if self.pad else len(piece) + round(TAIL_SECONDS * self.sampling_rate)
+        tail = window if pad else len(piece) + round(TAIL_SECONDS * self.sampling_rate)
         piece = np.pad(piece, (0, min(tail, window) - len(piece)))
         return torch.from_numpy(extract(piece, self.extractor).T[None].copy())
 
     def _generate(
-        self, features: torch.Tensor, budget: Budget, **limits: Any
+        self, piece: np.ndarray, budget: Budget, pad: bool, **limits: Any
     ) -> tuple[str, tuple[int, ...]]:
         out = self.dynamic.generate(
-            features.to(self.dynamic.device),
+            self._features(piece, pad).to(self.dynamic.device),
             budget=budget,
             do_sample=False,
             num_beams=1,
