@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -414,7 +415,8 @@ def _add_transcribe(commands: Any) -> None:
   sounding transcribe talk.mp3                             writes talk.txt
   sounding transcribe talk.mp3 --format txt,srt,json --language en
   sounding transcribe recordings/ --out texts/ --budget 4  every audio file below recordings/
-  sounding transcribe - --format srt < talk.flac > talk.srt""",
+  sounding transcribe - --format srt < talk.flac > talk.srt
+  sounding transcribe recordings/ --workers 8 --cluster auto""",
     )
     parser.add_argument(
         "inputs", nargs="+", metavar="FILE|DIR|-", help="audio, directories of it, or - for stdin"
@@ -437,6 +439,10 @@ def _add_transcribe(commands: Any) -> None:
         "--overwrite", action="store_true", help="replace texts of other settings, or of others"
     )
     _add_beam(parser)
+    parser.add_argument(
+        "--workers", type=int, help="so many processes at once, by Ray (2 on a --cluster)"
+    )
+    parser.add_argument("--cluster", metavar="ADDRESS", help="a Ray cluster for the workers: auto")
     parser.set_defaults(command=_transcribe)
 
 
@@ -448,21 +454,33 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     silero()  # its absence is said before the model is loaded
 
     stdin = "-" in arguments.inputs
+    many = arguments.workers is not None or arguments.cluster is not None
     formats = arguments.format.split(",")
-    if stdin and (len(arguments.inputs) > 1 or arguments.out or len(formats) > 1):
+    if stdin and (len(arguments.inputs) > 1 or arguments.out or len(formats) > 1 or many):
         raise ValueError("- is one input and writes one format to standard output, without --out")
     sources = [] if stdin else find_sources(arguments.inputs, arguments.out)
-    job = Job(
-        _recognizer(arguments),
-        budget=_budget(arguments.budget),
-        formats=formats,
-        max_seconds=arguments.max_seconds,
-        overwrite=arguments.overwrite,
-    )
+    settings = {
+        "budget": _budget(arguments.budget),
+        "formats": formats,
+        "max_seconds": arguments.max_seconds,
+        "overwrite": arguments.overwrite,
+    }
+    job = Job(_recognizer(arguments), **settings)  # what is wrong is said here, not by a worker
     if stdin:
         print(transcribe_stream(sys.stdin.buffer, job), end="")
         return 0
-    failures = transcribe(sources, job)
+    if many:
+        from .transcribe.cluster import transcribe_on_cluster
+
+        failures = transcribe_on_cluster(
+            sources,
+            partial(_recognizer, arguments),
+            settings,
+            workers=2 if arguments.workers is None else arguments.workers,
+            address=arguments.cluster,
+        )
+    else:
+        failures = transcribe(sources, job)
     for failure in failures:
         print(f"sounding: {failure}", file=sys.stderr)
     done = len(sources) - len(failures)

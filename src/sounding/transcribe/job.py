@@ -83,18 +83,35 @@ def transcribe(sources: Sequence[Source], job: Job) -> list[str]:
         watch = _Watch(show, stopped)
         for source, length in zip(sources, lengths, strict=True):
             watch.begin(source.name)
-            try:
-                _transcribe(source, job, watch.seen)
-            except (AudioError, OutputError) as error:
-                failures.append(str(error))
-            except OSError as error:
-                raise OSError(
-                    f"the texts of {source.path} cannot be written to {source.target.parent} "
-                    f"({error.strerror}): make room there or give another --out; the same command "
-                    "goes on"
-                ) from None
+            failures.append(transcribe_one(source, job, watch.seen))
             watch.end(length)
-    return failures
+    return [failure for failure in failures if failure]
+
+
+def transcribe_one(
+    source: Source, job: Job, after: Callable[[Journal, bool], None] = lambda journal, new: None
+) -> str:
+    """Transcribe a file, or what is left of it.
+
+    Args:
+        after: called with what is done at the beginning, and again with what is new.
+
+    Returns:
+        What went wrong; empty where the file has its text.
+
+    Raises:
+        OSError: a text cannot be written.
+    """
+    try:
+        _transcribe(source, job, after)
+    except (AudioError, OutputError) as error:
+        return str(error)
+    except OSError as error:
+        raise OSError(
+            f"the texts of {source.path} cannot be written to {source.target.parent} "
+            f"({error.strerror}): make room there or give another --out; the same command goes on"
+        ) from None
+    return ""
 
 
 def transcribe_stream(stream: BinaryIO, job: Job) -> str:
@@ -143,10 +160,9 @@ def _length(source: Source) -> Seconds:
 def _transcribe(
     source: Source, job: Job, after: Callable[[Journal, bool], None] = lambda journal, new: None
 ) -> Journal:
-    """Transcribe one file; `after` is called at the beginning and with what is new."""
     duration(source.path)  # it can be read
     source.journal.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(source.journal.parent / ".lock"):  # another process may work in this directory
+    with FileLock(source.journal.with_suffix(".lock")):  # another process may work on this file
         journal = _open(source, job)
         after(journal, False)
         for pieces in _recognize(source, journal, job):
