@@ -555,12 +555,20 @@ def test_threads_with_different_budgets_do_not_disturb_one_another():
         ({"decoder_budget": 2, "return_token_timestamps": True}, "return_token_timestamps"),
         ({"decoder_mask": MIXED, "prefix_allowed_tokens_fn": print}, "prefix_allowed_tokens_fn"),
         ({"decoder_mask": MIXED, "temperature": (0.0, 0.5)}, "temperatures"),
+        ({"decoder_mask": MIXED, "return_timestamps": True}, "return_timestamps"),
     ],
 )
 def test_bad_budgets_and_what_does_not_go_with_them_are_refused(ask, match):
     dynamic, batch = wrapped("whisper-generation"), inputs(make("whisper-generation"))
     with pytest.raises(ValueError, match=match):
         dynamic.generate(**batch, **GENERATE, **ask)
+
+
+def test_time_stamps_of_a_short_clip_are_refused_as_its_text_would_come_twice():
+    dynamic = wrapped("whisper-generation")
+    batch = inputs(dynamic.model, frames=60)
+    with pytest.raises(ValueError, match="return_timestamps need clips that are padded"):
+        dynamic.generate(**batch, **GENERATE, return_timestamps=True)
 
 
 def test_a_call_and_a_model_without_a_decoder_refuse_a_budget_for_it():

@@ -368,11 +368,16 @@ class DynamicModel(nn.Module):
                 f"above {window / 100:g} s the encoder runs more than once: give one decoder_mask, "
                 "or one decoder_budget without a decoder_selector, for all inputs"
             )
-        again = isinstance(kwargs.get("temperature"), (list, tuple))
-        if window is not None and (again or (kwargs.get("num_return_sequences") or 1) > 1):
+        needs_window = {  # Whisper then comes back to the audio, which is encoded once here
+            "several temperatures": isinstance(kwargs.get("temperature"), (list, tuple)),
+            "num_return_sequences": (kwargs.get("num_return_sequences") or 1) > 1,
+            "return_timestamps": bool(kwargs.get("return_timestamps")),
+        }
+        refused = [name for name, asked in needs_window.items() if asked]
+        if window is not None and refused:
             raise ValueError(
-                "several temperatures or num_return_sequences need clips that are padded to the "
-                "30 s window, and the same decoder layers for all"
+                f"{' and '.join(refused)} need clips that are padded to the 30 s window, and the "
+                "same decoder layers for all"
             )
         batch = {main: inputs, "attention_mask": kwargs.get("attention_mask")}
         with torch.no_grad():
