@@ -9,7 +9,10 @@ import sounding
 
 ROOT = Path(sounding.__file__).parent
 # a part may import from those to its right
-ORDER = ["cli", "demo", "evaluation", "training", "data", "weights", "core", "progress", "files"]
+ORDER = [
+    "cli", "demo", "export", "evaluation", "training", "runtime", "data", "weights", "core",
+    "progress", "files",
+]  # fmt: skip
 
 
 def test_imports_point_from_the_command_line_to_the_core_and_never_back():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -88,7 +89,7 @@ def load_features(
         )
     features = []
     for index, clip in enumerate(clips):
-        audio = load_audio(clip, rate, max_seconds)
+        audio = load_audio(clip.path, rate, max_seconds)
         if change is not None:
             audio = change(index, audio)
         features.append(extract(audio, extractor))
@@ -97,11 +98,11 @@ def load_features(
     return features
 
 
-def load_audio(clip: Clip, rate: int, max_seconds: Seconds | None) -> np.ndarray:
-    """The audio of a clip, refused where it is too long. Shape: [samples] float32."""
+def load_audio(path: Path | str, rate: int, max_seconds: Seconds | None) -> np.ndarray:
+    """The audio of a file, refused where it is too long. Shape: [samples] float32."""
     if max_seconds is None:  # by the header: hours of audio are not decoded to be refused
-        check_length(round(duration(clip.path) * rate), rate, LIMIT_SECONDS, clip.path)
-    return read_audio(clip.path, rate=rate, max_seconds=max_seconds)
+        check_length(round(duration(path) * rate), rate, LIMIT_SECONDS, path)
+    return read_audio(path, rate=rate, max_seconds=max_seconds)
 
 
 def collate(

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from ..core.budget import Budget, kept_layers, mean_layers
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
+from ..runtime.answer import Answer
 from ..training.runs import Run
 from .predict import predict
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a run says of one clip.
-
-    Attributes:
-        probability: of `label`, by the model.
-        kept_layers: k, as asked for; with a mean budget, as many as ran.
-        executed_layers: indexes of the layers that really ran.
-        milliseconds: of the model, without reading the file.
-    """
-
-    file: str
-    label: str
-    probability: float
-    kept_layers: int
-    executed_layers: list[int]
-    layers: int
-    milliseconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def classify(
@@ -66,22 +41,11 @@ def classify(
         start = perf_counter()
         logits, executed = predict(run, run.collate(features), asked)
         milliseconds = 1000 * (perf_counter() - start)
-        probability, index = logits.softmax(-1)[0].max(-1)
-        yield Answer(
+        yield Answer.of(
+            logits[0].numpy(),
+            executed[0].numpy(),
+            run.labels,
             file=str(file),
-            label=run.labels[int(index)],
-            probability=float(probability),
-            kept_layers=asked if isinstance(asked, int) else int(executed.sum()),
-            executed_layers=executed[0].nonzero().squeeze(1).tolist(),
-            layers=layers,
+            kept_layers=asked if isinstance(asked, int) else None,
             milliseconds=milliseconds,
         )
-
-
-def show(answer: Answer) -> str:
-    """One line for people: a filled block for each layer that ran."""
-    blocks = "".join("■" if i in answer.executed_layers else "·" for i in range(answer.layers))
-    return (
-        f"{answer.file}: {answer.label} ({100 * answer.probability:.0f} %)  layers {blocks} "
-        f"{len(answer.executed_layers)} of {answer.layers}  {answer.milliseconds:.0f} ms"
-    )

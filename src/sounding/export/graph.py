@@ -200,9 +200,7 @@ def head_name(parts: Parts, k: int) -> str:
 
 def _front(graph: Graph, parts: Parts) -> list[NodeProto]:
     names = {f"extra_{index}": f"extra_{index}" for index in range(parts.extras)}
-    return graph.part(
-        parts.front, "front", {"features": FEATURES}, {"state": "state_0"} | names
-    )
+    return graph.part(parts.front, "front", {"features": FEATURES}, {"state": "state_0"} | names)
 
 
 def _mask(

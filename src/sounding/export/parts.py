@@ -5,10 +5,12 @@ Each part is exported by itself and later joined with the others (`graph`), or s
 
 | part | inputs | outputs |
 |---|---|---|
-| front | features [batch, time, bins] or [batch, samples] | state [batch, frames, width], extra_0, ... |
+| front | features [batch, time, bins] or [batch, samples] | state, extra_0, ... |
 | selector | state, k [batch] int64, for gates threshold [] | mask [batch, layers] bool |
-| layer, skip | state, a layer also extra_0, ... | out [batch, frames, width] |
+| layer, skip | state, a layer also extra_0, ... | out, a state |
 | head | state | logits [batch, labels], or [batch, frames, vocabulary] |
+
+A state is [batch, frames, width].
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ def export_parts(dynamic: DynamicModel) -> Parts:
     heads[len(layers)] = to_onnx(OwnHead(dynamic), state_input, ["logits"])
     return Parts(
         front=front,
-        selector=_export_selector(dynamic.selector, state_input),
+        selector=export_selector(dynamic.selector, state_input),
         layers=layers,
         skips=skips,
         heads=heads,
@@ -271,10 +273,10 @@ class OwnHead(nn.Module):
 class ExitHead(nn.Module):
     """The head of `k` kept layers, as the only one, so that all have the same names."""
 
-    def __init__(self, exits: nn.Module, k: int) -> None:
+    def __init__(self, exits: Any, k: int) -> None:
         super().__init__()
         self.exits: Any = copy.copy(exits)
-        self.exits._modules = exits._modules | {"heads": nn.ModuleList([exits.heads[k - 1]])}  # type: ignore[index]
+        self.exits._modules = exits._modules | {"heads": nn.ModuleList([exits.heads[k - 1]])}
 
     def forward(self, state: Tensor) -> Tensor:
         """Shape: [batch, frames, width] -> logits."""
@@ -320,7 +322,8 @@ def highest(scores: Tensor, k: Tensor) -> Tensor:
     return rank < k[:, None]
 
 
-def _export_selector(selector: Any, state: dict[str, Any]) -> onnx.ModelProto:
+def export_selector(selector: Any, state: dict[str, Any]) -> onnx.ModelProto:
+    """The graph of a selector, from an example of a state (as `to_onnx`)."""
     inputs = state | {"k": (torch.tensor([1, 2]), {0: DYNAMIC})}
     if isinstance(selector, GateSelector):
         inputs |= {"threshold": (torch.tensor(0.5), {})}

@@ -170,7 +170,7 @@ class _Source:
             return
         with progress("read audio", len(clips)) as show:
             for done, clip in enumerate(clips, start=1):
-                self.audio.append(load_audio(clip, self.rate, self.config.max_seconds))
+                self.audio.append(load_audio(clip.path, self.rate, self.config.max_seconds))
                 show(done, "")
 
     def lengths(self) -> list[int]:

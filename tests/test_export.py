@@ -1,0 +1,346 @@
+"""Exported models against PyTorch: every budget, every selector, every skip path."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tiny
+import torch
+import transformers as t
+
+import sounding
+from sounding import runtime
+from sounding.core.budget import mean_layers, threshold_for
+from sounding.core.selector import (
+    GateSelector,
+    InputSelector,
+    LibrarySelector,
+    StaticSelector,
+)
+from sounding.export import ExportError, export
+from sounding.export import export as exporting
+from sounding.export.parts import export_parts
+from sounding.export.validate import sound
+from sounding.training.config import TrainConfig
+from sounding.training.runs import Run
+
+RATE, LAYERS = 16000, 4
+LABELS = ["a", "b", "c", "d", "e"]
+STOPS = [(1.0, 0.2), (2.0, 0.35), (3.0, 0.5), (4.0, 1.1)]  # confidences
+GATES = [(1.0, 0.9), (2.0, 0.2), (4.0, -9.0)]  # logits of gates
+WHISPER = t.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
+WAVE = t.Wav2Vec2FeatureExtractor(do_normalize=True)
+
+
+def fallen_back(selector):
+    selector.fall_back(2, torch.tensor([1, 0, 0, 1], dtype=torch.bool))
+    return selector
+
+
+def library():
+    made = LibrarySelector(32, LAYERS, hidden=8, size=3)
+    for k in range(1, LAYERS):
+        made.library[k] = torch.stack([torch.arange(LAYERS).roll(s) < k for s in range(3)])
+    return fallen_back(made)
+
+
+# name -> (model, features, selector, skip path, exits, mean budgets)
+CASES = {
+    "whisper": (
+        "whisper-classification", WHISPER, lambda: InputSelector(32, LAYERS, hidden=8),
+        "adapter", True, STOPS,
+    ),
+    "moonshine": (
+        "moonshine-classification", WAVE,
+        lambda: fallen_back(InputSelector(32, LAYERS, hidden=8, after=1)),
+        "identity", True, STOPS,
+    ),
+    "wav2vec2": ("wav2vec2-post", WAVE, library, "norm", False, []),
+    "wavlm": ("wavlm-pre", WAVE, lambda: GateSelector(32, LAYERS), "identity", False, GATES),
+}  # fmt: skip
+
+
+def make_run(case, method="input"):
+    name, extractor, selector, skip, exits, means = CASES[case]
+    torch.manual_seed(0)
+    model = tiny.make(name.replace("wavlm-pre", "wavlm-post"))
+    dynamic = sounding.wrap(model, selector(), skip=skip, exits=exits).eval()
+    with torch.no_grad():
+        for part in (dynamic.selector, dynamic.skip, dynamic.exits):
+            for parameter in [] if part is None else part.parameters():
+                parameter.normal_(std=0.5)
+    dynamic.mean_budgets = means
+    info = {"labels": LABELS, "data": {"name": "made up", "digest": "abc"}}
+    return Run(TrainConfig(backbone="whisper-tiny.en", method=method), dynamic, extractor, info)
+
+
+def traced_once(patch, run):
+    parts = export_parts(run.dynamic)
+    patch.setattr(exporting, "export_parts", lambda dynamic: parts)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def exported(request, tmp_path_factory):
+    """A run, its one-file export, and its split export."""
+    root = tmp_path_factory.mktemp(request.param)
+    run = make_run(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        traced_once(patch, run)
+        for name in ("model.onnx", "split"):
+            made = export(run, root / name, split=name == "split")
+            assert made.difference.error < 1e-4
+            assert made.difference.agreeing == made.difference.answers
+    return run, root / "model.onnx", root / "split"
+
+
+@pytest.fixture(scope="module")
+def whisper_run(tmp_path_factory):
+    """A run whose parts are traced once for all tests that export it, and a place for these."""
+    run = make_run("whisper")
+    with pytest.MonkeyPatch.context() as patch:
+        traced_once(patch, run)
+        yield run, tmp_path_factory.mktemp("whisper")
+
+
+@torch.no_grad()
+def pytorch(run, features, **asked):
+    out = run.dynamic(**run.collate(list(features)), **asked)
+    return out.logits.numpy(), out.executed_layers.numpy()
+
+
+def clip(seconds, seed=0):
+    return sound(seconds, RATE) + np.float32(0.01) * np.random.default_rng(seed).normal(
+        size=int(seconds * RATE)
+    ).astype(np.float32)
+
+
+def close(got, expected):
+    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_every_budget_equals_pytorch_at_any_length(exported):
+    run, *paths = exported
+    for model in map(runtime.load, paths):
+        kept = set()
+        for seconds in (0.3, 0.62, 0.97):
+            features = model.extract(clip(seconds))
+            for k in range(1, LAYERS + 1):
+                logits, executed = model.predict(features[None], k)
+                expected, ran = pytorch(run, [features], budget=k)
+                assert executed.tolist() == ran.tolist()
+                assert executed.sum() == k
+                close(logits, expected)
+                kept.add(tuple(executed[0]))
+        assert len(kept) >= LAYERS
+
+
+def test_mean_budgets_stop_where_pytorch_stops(exported):
+    run, *paths = exported
+    if not run.dynamic.mean_budgets:
+        pytest.skip("this case has no mean budgets")
+    depths = set()
+    for model in map(runtime.load, paths):
+        for budget in ("mean:1.2", "mean:1.6", "mean:2.5", "mean:3.5", "mean:4"):
+            for seed in range(4):
+                features = model.extract(clip(0.5, seed))
+                threshold = threshold_for(
+                    mean_layers(budget, layers=LAYERS), model.meta.mean_budgets
+                )
+                logits, executed = model.predict(features[None], LAYERS, threshold)
+                expected, ran = pytorch(run, [features], budget=budget)
+                assert executed.tolist() == ran.tolist()
+                close(logits, expected)
+                depths.add(int(executed.sum()))
+    assert len(depths) > 1
+
+
+def test_a_mixed_batch_answers_as_each_clip_alone(exported):
+    run, _, path = exported
+    model = runtime.load(path)
+    features = np.stack([model.extract(clip(0.4, seed)) for seed in range(6)])
+    if model.largest == 1:
+        pytest.skip(
+            "the layers of WavLM share an input that no part of a batch can be taken out of"
+        )
+    budgets = [(2, None), (3, None)]
+    if run.dynamic.mean_budgets:
+        budgets.append((LAYERS, 0.35))
+    for k, threshold in budgets:
+        together, ran = model.predict(features, k, threshold)
+        for row in range(len(features)):
+            alone, ran_alone = model.predict(features[row : row + 1], k, threshold)
+            assert ran[row].tolist() == ran_alone[0].tolist()
+            close(together[row], alone[0])
+    clips = [clip(0.4, 1), clip(0.3, 2), clip(0.4, 3)]
+    for one, answer in zip(clips, model.run_many(clips, 2), strict=True):
+        close(answer.logits, model.run(one, 2).logits)
+
+
+def test_the_file_says_what_it_is(exported):
+    run, path, _ = exported
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert model.opset_import[0].version >= 18
+    meta = json.loads({p.key: p.value for p in model.metadata_props}["sounding"])
+    assert meta["labels"] == LABELS
+    assert meta["layers"] == LAYERS
+    assert meta["selector"] == run.dynamic.selector.kind
+    assert meta["licence"] == "MIT"
+    assert meta["data"]["digest"] == "abc"
+    assert meta["rate"] == RATE
+    assert [tuple(pair) for pair in meta["mean_budgets"]] == run.dynamic.mean_budgets
+    assert meta["opset"] == model.opset_import[0].version
+
+
+def test_weights_are_in_the_main_graph_once(exported):
+    run, path, _ = exported
+    parameters = sum(p.numel() for p in run.dynamic.parameters())
+    model = onnx.load(path)
+    weights = sum(int(np.prod(one.dims)) for one in model.graph.initializer)
+    assert weights < 1.3 * parameters
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            assert not attribute.g.initializer
+
+
+def layers_in_profile(model, tmp_path, features, k):
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    loaded = runtime.load(model, options=options)
+    _, executed = loaded.predict(features[None], k)
+    events = json.loads(Path(loaded.session.end_profiling()).read_text())
+    names = [event["name"] for event in events if event.get("cat") == "Node"]
+    ran = [any(f"layer_{index}/" in name for name in names) for index in range(LAYERS)]
+    heads = {name.split("/")[0] for name in names if name.startswith("head")}
+    return ran, executed[0].tolist(), heads
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_layer_that_is_not_chosen_is_not_executed(exported, tmp_path, k):
+    run, path, _ = exported
+    features = runtime.load(path).extract(clip(0.5))
+    ran, executed, heads = layers_in_profile(path, tmp_path, features, k)
+    assert ran == executed
+    assert sum(ran) == k
+    assert heads == {f"head_{k}" if run.dynamic.exits is not None and k < LAYERS else "head"}
+
+
+def test_the_split_export_loads_what_it_needs_and_no_more(whisper_run):
+    run, root = whisper_run
+    export(run, root / "split", split=True)
+    model = runtime.load(root / "split")
+    assert not model.loaded
+    answer = model.run(clip(0.5), 1)
+    (only,) = answer.executed_layers
+    layers = {name for name in model.loaded if name.startswith("layer_")}
+    assert layers == {f"layer_{only}"}
+    assert "head_1" in model.loaded
+    assert "head" not in model.loaded
+    full = runtime.load(root / "split", unload=True)
+    full.run(clip(0.5))
+    assert "selector" not in full.loaded  # at full depth nothing is chosen
+    assert sum(name.startswith("layer_") for name in full.loaded) == LAYERS
+    full.run(clip(0.5), 1)
+    assert {name for name in full.loaded if name.startswith("layer_")} == {f"layer_{only}"}
+
+
+def test_a_fixed_mask_is_a_plain_graph_of_its_layers(whisper_run):
+    run, root = whisper_run
+    mask = [True, False, True, False]
+    export(run, root / "fixed.onnx", mask=mask)
+    nodes = onnx.load(root / "fixed.onnx").graph.node
+    assert not any(node.op_type == "If" for node in nodes)
+    assert not any(node.name.startswith(("layer_1", "layer_3", "selector")) for node in nodes)
+    model = runtime.load(root / "fixed.onnx")
+    features = model.extract(clip(0.5))
+    expected, _ = pytorch(run, [features], mask=torch.tensor(mask))
+    answer = model.run(clip(0.5))
+    close(answer.logits, expected[0])
+    assert answer.executed_layers == [0, 2]
+    assert model.run(clip(0.5), 2).kept_layers == 2
+    with pytest.raises(ValueError, match="always runs the same 2 of 4 layers"):
+        model.run(clip(0.5), 3)
+
+
+@pytest.mark.parametrize("name", ["int8.onnx", "int8"])
+def test_int8_runs_in_the_branches_and_stays_close(whisper_run, name):
+    run, root = whisper_run
+    made = export(run, root / name, split="." not in name, int8=True)
+    assert made.speed_up > 0
+    assert any("int8" in line for line in made.lines())
+    assert made.difference.other_layers <= len(STOPS) * 3  # only where a confidence decides
+    model = runtime.load(root / name)
+    assert model.meta.precision == "int8"
+    features = model.extract(clip(0.5))
+    for k in range(1, LAYERS + 1):
+        logits, executed = model.predict(features[None], k)
+        expected, ran = pytorch(run, [features], budget=k)
+        assert executed.tolist() == ran.tolist()
+        error = np.abs(logits - expected).max() / np.abs(expected).max()
+        assert 0 < error < 0.1
+    if name == "int8.onnx":
+        graph = onnx.load(root / name).graph
+        inside = [
+            node.op_type
+            for branch in graph.node
+            if branch.op_type == "If" and branch.output[0] == "state_1"
+            for attribute in branch.attribute
+            for node in attribute.g.node
+        ]
+        assert inside.count("MatMulInteger") == 6
+
+
+def test_the_first_k_layers_without_heads_of_their_own(tmp_path):
+    run = make_run("whisper", method="full")
+    sounding.unwrap(run.dynamic)
+    run.dynamic = sounding.wrap(run.dynamic.model, StaticSelector.first(LAYERS)).eval()
+    export(run, tmp_path / "m.onnx")
+    model = runtime.load(tmp_path / "m.onnx")
+    for k in range(1, LAYERS + 1):
+        answer = model.run(clip(0.5), k)
+        assert answer.executed_layers == list(range(k))
+        close(answer.logits, pytorch(run, [model.extract(clip(0.5))], budget=k)[0][0])
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
+    out = tmp_path / "m.onnx"
+    local = make_run("wavlm")
+    local.dynamic.selector = GateSelector(32, LAYERS, scope="local")
+    with pytest.raises(ExportError, match="gates of scope"):
+        export(local, out)
+    run = make_run("whisper", method="random")
+    with pytest.raises(ExportError, match="no selector"):
+        export(run, out)
+    with pytest.raises(ExportError, match="4 digits"):
+        export(run, out, mask=[True])
+    run = make_run("whisper")
+    with pytest.raises(ExportError, match=r"ends in \.onnx"):
+        export(run, tmp_path / "m")
+    with pytest.raises(ExportError, match="not both"):
+        export(run, out, split=True, mask=[True] * 4)
+    run.extractor = t.SeamlessM4TFeatureExtractor()
+    with pytest.raises(ExportError, match="no SeamlessM4TFeatureExtractor without torch"):
+        exporting.metadata(run, None, "fp32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_differs_from_pytorch_is_not_put_in_place(
+    whisper_run, tmp_path, monkeypatch
+):
+    run, _ = whisper_run
+    parts = exporting.export_parts(run.dynamic)
+    layers = [parts.layers[0], *parts.layers[:-1]]  # the wrong weights
+    wrong = replace(parts, layers=layers)
+    monkeypatch.setattr(exporting, "export_parts", lambda dynamic: wrong)
+    (tmp_path / "m.onnx").write_text("before")
+    with pytest.raises(ExportError, match="differs from PyTorch"):
+        export(run, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
