@@ -10,118 +10,36 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tiny
 import torch
 import transformers as t
+from tiny_runs import CASES, LABELS, LAYERS, RATE, STOPS, clip, close, make_run
 
 import sounding
 from sounding import runtime
 from sounding.core.budget import mean_layers, threshold_for
-from sounding.core.selector import (
-    GateSelector,
-    InputSelector,
-    LibrarySelector,
-    StaticSelector,
-)
-from sounding.export import ExportError, export
-from sounding.export import export as exporting
-from sounding.export.parts import export_parts
-from sounding.export.validate import sound
-from sounding.training.config import TrainConfig
-from sounding.training.runs import Run
-
-RATE, LAYERS = 16000, 4
-LABELS = ["a", "b", "c", "d", "e"]
-STOPS = [(1.0, 0.2), (2.0, 0.35), (3.0, 0.5), (4.0, 1.1)]  # confidences
-GATES = [(1.0, 0.9), (2.0, 0.2), (4.0, -9.0)]  # logits of gates
-WHISPER = t.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
-WAVE = t.Wav2Vec2FeatureExtractor(do_normalize=True)
+from sounding.core.selector import GateSelector, StaticSelector
+from sounding.export import ExportError, build, export
 
 
-def fallen_back(selector):
-    selector.fall_back(2, torch.tensor([1, 0, 0, 1], dtype=torch.bool))
-    return selector
-
-
-def library():
-    made = LibrarySelector(32, LAYERS, hidden=8, size=3)
-    for k in range(1, LAYERS):
-        made.library[k] = torch.stack([torch.arange(LAYERS).roll(s) < k for s in range(3)])
-    return fallen_back(made)
-
-
-# name -> (model, features, selector, skip path, exits, mean budgets)
-CASES = {
-    "whisper": (
-        "whisper-classification", WHISPER, lambda: InputSelector(32, LAYERS, hidden=8),
-        "adapter", True, STOPS,
-    ),
-    "moonshine": (
-        "moonshine-classification", WAVE,
-        lambda: fallen_back(InputSelector(32, LAYERS, hidden=8, after=1)),
-        "identity", True, STOPS,
-    ),
-    "wav2vec2": ("wav2vec2-post", WAVE, library, "norm", False, []),
-    "wavlm": ("wavlm-pre", WAVE, lambda: GateSelector(32, LAYERS), "identity", False, GATES),
-}  # fmt: skip
-
-
-def make_run(case, method="input"):
-    name, extractor, selector, skip, exits, means = CASES[case]
-    torch.manual_seed(0)
-    model = tiny.make(name.replace("wavlm-pre", "wavlm-post"))
-    dynamic = sounding.wrap(model, selector(), skip=skip, exits=exits).eval()
-    with torch.no_grad():
-        for part in (dynamic.selector, dynamic.skip, dynamic.exits):
-            for parameter in [] if part is None else part.parameters():
-                parameter.normal_(std=0.5)
-    dynamic.mean_budgets = means
-    info = {"labels": LABELS, "data": {"name": "made up", "digest": "abc"}}
-    return Run(TrainConfig(backbone="whisper-tiny.en", method=method), dynamic, extractor, info)
-
-
-def traced_once(patch, run):
-    parts = export_parts(run.dynamic)
-    patch.setattr(exporting, "export_parts", lambda dynamic: parts)
-
-
-@pytest.fixture(scope="module", params=CASES)
-def exported(request, tmp_path_factory):
+@pytest.fixture(params=CASES)
+def exported(request, exports):
     """A run, its one-file export, and its split export."""
-    root = tmp_path_factory.mktemp(request.param)
-    run = make_run(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        traced_once(patch, run)
-        for name in ("model.onnx", "split"):
-            made = export(run, root / name, split=name == "split")
-            assert made.difference.error < 1e-4
-            assert made.difference.agreeing == made.difference.answers
-    return run, root / "model.onnx", root / "split"
+    made = exports(request.param)
+    return made.run, made.one, made.split
 
 
-@pytest.fixture(scope="module")
-def whisper_run(tmp_path_factory):
-    """A run whose parts are traced once for all tests that export it, and a place for these."""
-    run = make_run("whisper")
-    with pytest.MonkeyPatch.context() as patch:
-        traced_once(patch, run)
-        yield run, tmp_path_factory.mktemp("whisper")
+@pytest.fixture
+def whisper_run(exports, monkeypatch):
+    """A run whose parts are traced already, and a place for its exports."""
+    made = exports("whisper")
+    monkeypatch.setattr(build, "export_parts", lambda dynamic: made.parts)
+    return made.run, made.one.parent
 
 
 @torch.no_grad()
 def pytorch(run, features, **asked):
     out = run.dynamic(**run.collate(list(features)), **asked)
     return out.logits.numpy(), out.executed_layers.numpy()
-
-
-def clip(seconds, seed=0):
-    return sound(seconds, RATE) + np.float32(0.01) * np.random.default_rng(seed).normal(
-        size=int(seconds * RATE)
-    ).astype(np.float32)
-
-
-def close(got, expected):
-    assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_every_budget_equals_pytorch_at_any_length(exported):
@@ -327,7 +245,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
         export(run, out, split=True, mask=[True] * 4)
     run.extractor = t.SeamlessM4TFeatureExtractor()
     with pytest.raises(ExportError, match="no SeamlessM4TFeatureExtractor without torch"):
-        exporting.metadata(run, None, "fp32")
+        build.metadata(run, None, "fp32")
     assert not list(tmp_path.iterdir())
 
 
@@ -335,10 +253,10 @@ def test_an_export_that_differs_from_pytorch_is_not_put_in_place(
     whisper_run, tmp_path, monkeypatch
 ):
     run, _ = whisper_run
-    parts = exporting.export_parts(run.dynamic)
+    parts = build.export_parts(run.dynamic)
     layers = [parts.layers[0], *parts.layers[:-1]]  # the wrong weights
     wrong = replace(parts, layers=layers)
-    monkeypatch.setattr(exporting, "export_parts", lambda dynamic: wrong)
+    monkeypatch.setattr(build, "export_parts", lambda dynamic: wrong)
     (tmp_path / "m.onnx").write_text("before")
     with pytest.raises(ExportError, match="differs from PyTorch"):
         export(run, tmp_path / "m.onnx")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .export import Exported, export
+from .build import Exported, export
 from .parts import ExportError
 
 __all__ = ["ExportError", "Exported", "export"]
