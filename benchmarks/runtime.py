@@ -41,7 +41,7 @@ from sounding.data.audio import read_audio
 from sounding.data.features import extract
 from sounding.data.folder import load_folder
 from sounding.evaluation.predict import predict
-from sounding.export import export
+from sounding.export import export, export_parts
 from sounding.export.validate import sound
 from sounding.files import sha256, write_json
 from sounding.progress import progress
@@ -104,14 +104,14 @@ def parse() -> argparse.Namespace:
 
 def exports(run: Run, out: Path) -> dict[str, Path]:
     """The exports, made where they are missing."""
-    made = {}
-    for form, values in FORMS.items():
-        options: dict[str, Any] = dict(values)
-        path = made[form] = out / options.pop("name")
-        if not path.exists():
-            for line in export(run, path, **options).lines():
-                print(line)
-    return made
+    paths = {form: out / str(values["name"]) for form, values in FORMS.items()}
+    missing = [form for form, path in paths.items() if not path.exists()]
+    parts = export_parts(run.dynamic) if missing else None
+    for form in missing:
+        options: Any = {name: value for name, value in FORMS[form].items() if name != "name"}
+        for line in export(run, paths[form], parts=parts, **options).lines():
+            print(line, flush=True)
+    return paths
 
 
 def resumed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def exports(tmp_path_factory):
     """The exports of a case of `tiny_runs`, made once."""
     import tiny_runs  # here, since most tests do not need the exporter
 
-    from sounding.export import build, export
+    from sounding.export import export
     from sounding.export.parts import export_parts
 
     @cache
@@ -71,9 +71,7 @@ def exports(tmp_path_factory):
         root = tmp_path_factory.mktemp(case)
         run = tiny_runs.make_run(case)
         parts = export_parts(run.dynamic)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(build, "export_parts", lambda dynamic: parts)
-            made = [export(run, root / name, split=name == "s") for name in ("m.onnx", "s")]
+        made = [export(run, root / n, split=n == "s", parts=parts) for n in ("m.onnx", "s")]
         for one in made:
             assert one.difference.error < 1e-4
             assert one.difference.agreeing == one.difference.answers

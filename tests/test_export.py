@@ -29,11 +29,9 @@ def exported(request, exports):
 
 
 @pytest.fixture
-def whisper_run(exports, monkeypatch):
-    """A run whose parts are traced already, and a place for its exports."""
-    made = exports("whisper")
-    monkeypatch.setattr(build, "export_parts", lambda dynamic: made.parts)
-    return made.run, made.one.parent
+def whisper(exports):
+    """A run whose parts are traced already."""
+    return exports("whisper")
 
 
 @torch.no_grad()
@@ -150,10 +148,8 @@ def test_a_layer_that_is_not_chosen_is_not_executed(exported, tmp_path, k):
     assert heads == {f"head_{k}" if run.dynamic.exits is not None and k < LAYERS else "head"}
 
 
-def test_the_split_export_loads_what_it_needs_and_no_more(whisper_run):
-    run, root = whisper_run
-    export(run, root / "split", split=True)
-    model = runtime.load(root / "split")
+def test_the_split_export_loads_what_it_needs_and_no_more(whisper):
+    model = runtime.load(whisper.split)
     assert not model.loaded
     answer = model.run(clip(0.5), 1)
     (only,) = answer.executed_layers
@@ -161,7 +157,7 @@ def test_the_split_export_loads_what_it_needs_and_no_more(whisper_run):
     assert layers == {f"layer_{only}"}
     assert "head_1" in model.loaded
     assert "head" not in model.loaded
-    full = runtime.load(root / "split", unload=True)
+    full = runtime.load(whisper.split, unload=True)
     full.run(clip(0.5))
     assert "selector" not in full.loaded  # at full depth nothing is chosen
     assert sum(name.startswith("layer_") for name in full.loaded) == LAYERS
@@ -169,16 +165,16 @@ def test_the_split_export_loads_what_it_needs_and_no_more(whisper_run):
     assert {name for name in full.loaded if name.startswith("layer_")} == {f"layer_{only}"}
 
 
-def test_a_fixed_mask_is_a_plain_graph_of_its_layers(whisper_run):
-    run, root = whisper_run
+def test_a_fixed_mask_is_a_plain_graph_of_its_layers(whisper, tmp_path):
     mask = [True, False, True, False]
-    export(run, root / "fixed.onnx", mask=mask)
-    nodes = onnx.load(root / "fixed.onnx").graph.node
+    path = tmp_path / "fixed.onnx"
+    export(whisper.run, path, mask=mask, parts=whisper.parts)
+    nodes = onnx.load(path).graph.node
     assert not any(node.op_type == "If" for node in nodes)
     assert not any(node.name.startswith(("layer_1", "layer_3", "selector")) for node in nodes)
-    model = runtime.load(root / "fixed.onnx")
+    model = runtime.load(path)
     features = model.extract(clip(0.5))
-    expected, _ = pytorch(run, [features], mask=torch.tensor(mask))
+    expected, _ = pytorch(whisper.run, [features], mask=torch.tensor(mask))
     answer = model.run(clip(0.5))
     close(answer.logits, expected[0])
     assert answer.executed_layers == [0, 2]
@@ -188,13 +184,13 @@ def test_a_fixed_mask_is_a_plain_graph_of_its_layers(whisper_run):
 
 
 @pytest.mark.parametrize("name", ["int8.onnx", "int8"])
-def test_int8_runs_in_the_branches_and_stays_close(whisper_run, name):
-    run, root = whisper_run
-    made = export(run, root / name, split="." not in name, int8=True)
+def test_int8_runs_in_the_branches_and_stays_close(whisper, tmp_path, name):
+    run, path = whisper.run, tmp_path / name
+    made = export(run, path, split="." not in name, int8=True, parts=whisper.parts)
     assert made.speed_up > 0
     assert any("int8" in line for line in made.lines())
     assert made.difference.other_layers <= len(STOPS) * 3  # only where a confidence decides
-    model = runtime.load(root / name)
+    model = runtime.load(path)
     assert model.meta.precision == "int8"
     features = model.extract(clip(0.5))
     for k in range(1, LAYERS + 1):
@@ -204,7 +200,7 @@ def test_int8_runs_in_the_branches_and_stays_close(whisper_run, name):
         error = np.abs(logits - expected).max() / np.abs(expected).max()
         assert 0 < error < 0.1
     if name == "int8.onnx":
-        graph = onnx.load(root / name).graph
+        graph = onnx.load(path).graph
         inside = [
             node.op_type
             for branch in graph.node
@@ -249,16 +245,11 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_that_differs_from_pytorch_is_not_put_in_place(
-    whisper_run, tmp_path, monkeypatch
-):
-    run, _ = whisper_run
-    parts = build.export_parts(run.dynamic)
-    layers = [parts.layers[0], *parts.layers[:-1]]  # the wrong weights
-    wrong = replace(parts, layers=layers)
-    monkeypatch.setattr(build, "export_parts", lambda dynamic: wrong)
+def test_an_export_that_differs_from_pytorch_is_not_put_in_place(whisper, tmp_path):
+    layers = whisper.parts.layers
+    wrong = replace(whisper.parts, layers=[layers[0], *layers[:-1]])  # other weights
     (tmp_path / "m.onnx").write_text("before")
     with pytest.raises(ExportError, match="differs from PyTorch"):
-        export(run, tmp_path / "m.onnx")
+        export(whisper.run, tmp_path / "m.onnx", parts=wrong)
     assert (tmp_path / "m.onnx").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

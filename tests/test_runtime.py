@@ -235,7 +235,7 @@ def test_export_and_run_on_the_command_line(exports, wav, tmp_path, monkeypatch,
     made.run.dynamic.save_pretrained(root / "model", companions=[made.run.extractor])
     write_json(root / "run.json", made.run.info)
     (root / "config.yaml").write_text(made.run.config.to_yaml())
-    monkeypatch.setattr(build, "export_parts", lambda dynamic: made.parts)
+    monkeypatch.setattr(build, "export_parts", lambda dynamic: made.parts)  # traced already
     out = tmp_path / "out.onnx"
     assert main(["export", str(root), "--out", str(out)]) == 0
     assert "relative error" in capsys.readouterr().out

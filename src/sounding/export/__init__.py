@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .build import Exported, export
-from .parts import ExportError
+from .parts import ExportError, Parts, export_parts
 
-__all__ = ["ExportError", "Exported", "export"]
+__all__ = ["ExportError", "Exported", "Parts", "export", "export_parts"]

@@ -71,6 +71,7 @@ def export(
     split: bool = False,
     mask: Sequence[bool] | None = None,
     int8: bool = False,
+    parts: Parts | None = None,
 ) -> Exported:
     """Write a run as ONNX for `sounding.runtime`.
 
@@ -79,6 +80,7 @@ def export(
         split: the parts in files of their own, of which only those needed are loaded.
         mask: a plain graph of these layers, [layers], in place of one that chooses.
         int8: the layers in 8-bit integers.
+        parts: of the run, where `export_parts` has traced them already.
 
     Raises:
         ExportError: a run that has no export, or one that differs from PyTorch; nothing is
@@ -87,7 +89,7 @@ def export(
     out = Path(out)
     _refuse(run, out, split, mask)
     with progress("export", 3) as show:
-        parts = export_parts(run.dynamic)
+        parts = export_parts(run.dynamic) if parts is None else parts
         show(1, "traced")
         meta = metadata(run, mask, "int8" if int8 else "fp32")
         speed_up = None

@@ -133,6 +133,8 @@ def export_parts(dynamic: DynamicModel) -> Parts:
 
 def _refuse(dynamic: DynamicModel) -> None:
     kind = type(dynamic.model).__name__
+    if dynamic.model.dtype != torch.float32:
+        raise ExportError(f"the weights are {dynamic.model.dtype}: load the model in float32")
     if dynamic._has_decoder():
         raise ExportError(f"a {kind} has a decoder: only encoders with a head can be exported")
     if getattr(dynamic.model.config, "use_weighted_layer_sum", False):

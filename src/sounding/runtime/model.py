@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -135,7 +136,7 @@ class Model(ABC):
         if isinstance(audio, np.ndarray):
             check_samples(audio, rate, "the audio")
             samples = audio.astype(np.float32, copy=False)
-            samples = samples if cut is None else samples[: int(cut * rate)]
+            samples = samples if cut is None else samples[: math.ceil(cut * rate)]
             check_length(samples, rate, limit, "the audio")
         else:
             samples = load_audio(audio, rate, cut)
