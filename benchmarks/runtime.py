@@ -240,7 +240,7 @@ def at_each_k(
     whole: Any, pieces: Any, features: np.ndarray, options: argparse.Namespace, of: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Rows of one form and length."""
-    state, *extras = pieces._run("front", {"features": features})
+    state, *extras = pieces.run_part("front", {"features": features})
     feed = {"state": state} | {f"extra_{i}": extra for i, extra in enumerate(extras)}
     choice: dict[str, Any] = {"state": state, "k": np.array([1], np.int64)}
     if pieces.meta.selector == "gates":
@@ -252,12 +252,12 @@ def at_each_k(
         ran = np.flatnonzero(whole.predict(features, k)[1][0])
         calls = {
             "whole": lambda k=k: whole.predict(features, k),
-            "front": lambda: pieces._run("front", {"features": features}),
-            "selector": lambda: pieces._run("selector", choice),
-            "head": lambda head=head: pieces._run(head, {"state": state}),
+            "front": lambda: pieces.run_part("front", {"features": features}),
+            "selector": lambda: pieces.run_part("selector", choice),
+            "head": lambda head=head: pieces.run_part(head, {"state": state}),
         }
         calls |= {
-            f"layer_{index}": lambda index=index: pieces._run(f"layer_{index}", feed)
+            f"layer_{index}": lambda index=index: pieces.run_part(f"layer_{index}", feed)
             for index in ran
         }
         times = timed(calls, options)

@@ -211,6 +211,30 @@ def test_int8_runs_in_the_branches_and_stays_close(whisper, tmp_path, name):
         assert inside.count("MatMulInteger") == 6
 
 
+def test_int8_with_ranges_measured_on_clips(whisper, tmp_path):
+    run, path = whisper.run, tmp_path / "static.onnx"
+    reference = runtime.load(whisper.one)
+    calibration = [reference.extract(clip(0.4, seed)) for seed in range(4)]
+    export(run, path, int8=True, calibration=calibration, parts=whisper.parts)
+    model = runtime.load(path)
+    features = model.extract(clip(0.5))
+    for k in range(1, LAYERS + 1):
+        logits, executed = model.predict(features[None], k)
+        expected, ran = pytorch(run, [features], budget=k)
+        assert executed.tolist() == ran.tolist()
+        assert 0 < np.abs(logits - expected).max() / np.abs(expected).max() < 0.1
+    operators = {
+        node.op_type
+        for branch in onnx.load(path).graph.node
+        for attribute in branch.attribute
+        for node in attribute.g.node
+    }
+    assert "QuantizeLinear" in operators
+    assert "DynamicQuantizeLinear" not in operators
+    with pytest.raises(ExportError, match="calibration clips are for int8"):
+        export(run, path, calibration=calibration, parts=whisper.parts)
+
+
 def test_the_first_k_layers_without_heads_of_their_own(tmp_path):
     run = make_run("whisper", method="full")
     sounding.unwrap(run.dynamic)

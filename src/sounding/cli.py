@@ -27,6 +27,7 @@ DIR is a folder with metadata.csv: file_name, label, optionally split and speake
 """
 
 
+CALIBRATION = 24  # clips
 CODES = {"Interrupted": 130, "EngineError": 2}  # by name: their modules load torch and more
 
 
@@ -263,12 +264,16 @@ def _add_export(commands: Any) -> None:
         epilog="""examples:
   sounding export RUN --out model.onnx
   sounding export RUN --out model-int8.onnx --int8
+  sounding export RUN --out model-int8.onnx --int8 --calibrate-data DIR
   sounding export RUN --out three.onnx --layers 0,1,3     always these layers: a plain graph
   sounding export RUN --out model/ --split                loads only the layers that it needs""",
     )
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", required=True, help="a file .onnx, or a directory for --split")
     parser.add_argument("--int8", action="store_true", help="layers in 8-bit integers")
+    parser.add_argument(
+        "--calibrate-data", metavar="DIR", help="clips to measure static ranges on, for --int8"
+    )
     parser.add_argument("--split", action="store_true", help="a directory of parts")
     fixed = parser.add_mutually_exclusive_group()
     fixed.add_argument("--mask", metavar="110100", help="always run these layers")
@@ -278,12 +283,25 @@ def _add_export(commands: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     _quiet()
+    from .data.folder import load_folder
     from .export import export
     from .training.runs import load_run
 
     run = load_run(arguments.run)
     mask = _mask(arguments.mask, arguments.layers, run.dynamic.num_layers)
-    exported = export(run, arguments.out, split=arguments.split, mask=mask, int8=arguments.int8)
+    calibration = None
+    if arguments.calibrate_data is not None:
+        clips = load_folder(arguments.calibrate_data).split("train")
+        some = clips[:: max(1, len(clips) // CALIBRATION)][:CALIBRATION]
+        calibration = run.read(some, "calibration")
+    exported = export(
+        run,
+        arguments.out,
+        split=arguments.split,
+        mask=mask,
+        int8=arguments.int8,
+        calibration=calibration,
+    )
     for line in exported.lines():
         print(line)
 

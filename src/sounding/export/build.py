@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
@@ -17,7 +18,7 @@ from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from ..data.features import LIMIT_SECONDS
 from ..files import atomic_directory, atomic_path, sha256, write_json
 from ..progress import progress
-from ..runtime import Metadata, load
+from ..runtime import Metadata, Split, load
 from ..runtime.features import LogMel, Waveform
 from ..runtime.metadata import FORMAT, KEY
 from ..runtime.model import MANIFEST
@@ -25,7 +26,7 @@ from ..training.runs import Run, provenance
 from ..weights import NAMED
 from .graph import dynamic_graph, head_name, static_graph
 from .parts import OPSET, ExportError, Parts, export_parts
-from .quantize import quantize
+from .quantize import Feed, layer_feeds, quantize
 from .validate import Difference, faster, validate
 
 MASKED = ("random", "dld")  # methods without a selector of their own
@@ -71,6 +72,7 @@ def export(
     split: bool = False,
     mask: Sequence[bool] | None = None,
     int8: bool = False,
+    calibration: Sequence[np.ndarray] | None = None,
     parts: Parts | None = None,
 ) -> Exported:
     """Write a run as ONNX for `sounding.runtime`.
@@ -80,6 +82,8 @@ def export(
         split: the parts in files of their own, of which only those needed are loaded.
         mask: a plain graph of these layers, [layers], in place of one that chooses.
         int8: the layers in 8-bit integers.
+        calibration: for int8, features of some clips, as `data.features.extract` makes them: the
+            ranges of what enters a layer are measured on these, and not anew for each input.
         parts: of the run, where `export_parts` has traced them already.
 
     Raises:
@@ -88,14 +92,19 @@ def export(
     """
     out = Path(out)
     _refuse(run, out, split, mask)
+    if calibration is not None and not (int8 and calibration):
+        raise ExportError("calibration clips are for int8: at least one, with --int8")
     with progress("export", 3) as show:
         parts = export_parts(run.dynamic) if parts is None else parts
         show(1, "traced")
         meta = metadata(run, mask, "int8" if int8 else "fp32")
+        made = parts
+        if int8:
+            feeds = None if calibration is None else _feeds(parts, run, calibration)
+            made = quantize(parts, feeds)
         speed_up = None
         place = atomic_directory if split else atomic_path
         with place(out) as temporary:
-            made = quantize(parts) if int8 else parts
             write(made, meta, temporary, split=split)
             show(2, "written")
             difference = validate(run, load(temporary, threads=1), exact=not int8)
@@ -216,6 +225,15 @@ def _save(model: onnx.ModelProto, path: Path, meta: Metadata | None) -> None:
 
 def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else list(path.iterdir())
+
+
+def _feeds(parts: Parts, run: Run, calibration: Sequence[np.ndarray]) -> list[list[Feed]]:
+    """What enters each layer on the calibration clips."""
+    with TemporaryDirectory(prefix="sounding-") as directory:
+        _write_split(parts, metadata(run, None, "fp32"), Path(directory))
+        model = load(directory, threads=1)
+        assert isinstance(model, Split)
+        return layer_feeds(model, calibration)
 
 
 def _speed_up(parts: Parts, meta: Metadata, path: Path) -> float:

@@ -312,7 +312,9 @@ class GateMask(nn.Module):
         """Shape: state [batch, frames, width], k [batch], threshold [] -> [batch, layers] bool."""
         logits = self.selector.logits(state, None)
         best = highest(logits, torch.ones_like(k))
-        return torch.where(threshold < math.inf, (logits > threshold) | best, highest(logits, k))
+        mean = threshold < math.inf
+        # ONNX Runtime has no `Where` of bool
+        return (mean & ((logits > threshold) | best)) | (~mean & highest(logits, k))
 
 
 def highest(scores: Tensor, k: Tensor) -> Tensor:

@@ -4,42 +4,113 @@ Each layer is quantized by itself before it is joined with the others, so that i
 difference whether it will sit in a branch. The front end, the selector and the heads stay in
 float32: the same layers are chosen as without, and the convolutions of ONNX Runtime are slower on
 integers that are quantized on the fly.
+
+Weights are int8 with a scale for each column. What enters a product is uint8, by its own range as
+it comes (dynamic), or by a range measured on clips before (static).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
 
+import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
+from ..runtime import Split
 from .parts import Parts
 
+Feed: TypeAlias = dict[str, np.ndarray]  # inputs of a layer, by name
+PRODUCTS = ["MatMul", "Gemm"]
 
-def quantize(parts: Parts) -> Parts:
-    """The parts with layers whose weights are int8, a scale for each column.
 
-    What enters a product is quantized while it runs, by its own range, a scale for each tensor.
+def quantize(parts: Parts, feeds: Sequence[list[Feed]] | None = None) -> Parts:
+    """The parts with layers in int8.
+
+    Args:
+        feeds: inputs of each layer on real clips, for static ranges.
     """
     with TemporaryDirectory(prefix="sounding-") as directory, _quiet():
         path = Path(directory) / "layer.onnx"
-        return replace(parts, layers=[_quantized(layer, path) for layer in parts.layers])
+        if feeds is None:
+            layers = [_dynamic(layer, path) for layer in parts.layers]
+        else:
+            layers = [_static(*pair, path) for pair in zip(parts.layers, feeds, strict=True)]
+    return replace(parts, layers=layers)
 
 
-def _quantized(layer: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def layer_feeds(model: Split, features: Sequence[np.ndarray]) -> list[list[Feed]]:
+    """What enters each layer of an fp32 split export, at full depth and at half of it.
+
+    Shape: features [frames, bins] or [samples], one a clip.
+    """
+    layers = model.meta.layers
+    feeds: list[list[Feed]] = [[] for _ in range(layers)]
+    run = model.run_part
+
+    def record(name: str, feed: Feed) -> list[np.ndarray]:
+        if name.startswith("layer_"):
+            feeds[int(name.removeprefix("layer_"))].append(feed)
+        return run(name, feed)
+
+    model.run_part = record  # type: ignore[method-assign]
+    for one in features:
+        for k in {layers, max(1, layers // 2)}:
+            model.predict(one[None], k)
+    return feeds
+
+
+def _dynamic(layer: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     quantize_dynamic(
         layer,
         path,
-        op_types_to_quantize=["MatMul", "Gemm"],
+        op_types_to_quantize=PRODUCTS,
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
     return onnx.load(path)
+
+
+def _static(layer: onnx.ModelProto, feeds: list[Feed], path: Path) -> onnx.ModelProto:
+    options = {
+        "MatMulConstBOnly": True,  # products of two states stay in fp32, as with dynamic ranges
+        "OpTypesToExcludeOutputQuantization": PRODUCTS,
+    }
+    quantize_static(
+        layer,
+        path,
+        _Feeds(feeds),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=PRODUCTS,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        extra_options=options,
+    )
+    return onnx.load(path)
+
+
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]
+    """One feed after another."""
+
+    def __init__(self, feeds: list[Feed]) -> None:
+        self.left = iter(feeds)
+
+    def get_next(self) -> Any:
+        """The next, or None after the last."""
+        return next(self.left, None)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Answer:
     executed_layers: list[int]
     layers: int
     milliseconds: float
-    logits: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False, compare=False)
 
     @classmethod
     def of(

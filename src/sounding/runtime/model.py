@@ -215,7 +215,7 @@ class Split(Model):
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Model.predict`."""
         self._used = set()
-        state, *extras = self._run("front", {"features": features})
+        state, *extras = self.run_part("front", {"features": features})
         stops = threshold is not None and self.meta.selector != "gates"
         layers, batch = self.meta.layers, len(state)
         mask = np.ones((batch, layers), bool)
@@ -237,7 +237,7 @@ class Split(Model):
         feed: dict[str, Any] = {"state": state, "k": np.full(len(state), k, np.int64)}
         if self.meta.selector == "gates":
             feed["threshold"] = np.array(np.inf if threshold is None else threshold, np.float32)
-        return self._run("selector", feed)[0]
+        return self.run_part("selector", feed)[0]
 
     def _going(
         self, index: int, state: np.ndarray, mask: np.ndarray, threshold: float | None
@@ -266,7 +266,7 @@ class Split(Model):
         feed = {"state": state[rows]}
         for number, (extra, per_input) in enumerate(zip(extras, self.per_input, strict=True)):
             feed[f"extra_{number}"] = extra[rows] if per_input else extra
-        (out,) = self._run(f"layer_{index}", feed)
+        (out,) = self.run_part(f"layer_{index}", feed)
         if keep.all():
             return out
         state = state.copy()
@@ -276,7 +276,7 @@ class Split(Model):
 
     def _skip(self, index: int, state: np.ndarray) -> np.ndarray:
         name = f"skip_{index}"
-        return self._run(name, {"state": state})[0] if name in self.files else state
+        return self.run_part(name, {"state": state})[0] if name in self.files else state
 
     def _answer(self, state: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """By the head of as many layers as each input ran. Shape: kept [batch] int."""
@@ -284,11 +284,16 @@ class Split(Model):
         for k in np.unique(kept).tolist():
             rows = np.flatnonzero(kept == k)
             name = f"head_{k}" if f"head_{k}" in self.files else "head"
-            (logits,) = self._run(name, {"state": state[rows]})
+            (logits,) = self.run_part(name, {"state": state[rows]})
             parts |= dict(zip(rows.tolist(), logits, strict=True))
         return np.stack([parts[row] for row in range(len(kept))])
 
-    def _run(self, name: str, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run_part(self, name: str, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one part by its name ("front", "layer_3", ...), loaded if it is not.
+
+        Raises:
+            ModelError: its file is missing or damaged.
+        """
         self._used.add(name)
         if name not in self.loaded:
             self.loaded[name] = self._load(name)
