@@ -137,9 +137,10 @@ def _refuse(run: Run, out: Path, split: bool, mask: Sequence[bool] | None) -> No
 def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
     """What the exported model will say of itself."""
     extractor, selector = run.extractor, run.dynamic.selector
+    features = feature_settings(extractor)
     limit, window = LIMIT_SECONDS, run.dynamic.backbone.window(run.dynamic.base)
     if window is not None:
-        limit = min(limit, window * extractor.hop_length / extractor.sampling_rate)
+        limit = min(limit, window * features["hop"] / features["rate"])
     known = NAMED.get(run.config.backbone)
     names = ("torch", "transformers", "onnx", "onnxruntime")
     return Metadata(
@@ -147,7 +148,7 @@ def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
         task="classification",
         labels=run.labels,
         rate=extractor.sampling_rate,
-        features=feature_settings(extractor),
+        features=features,
         limit_seconds=limit,
         max_seconds=run.config.max_seconds,
         layers=run.dynamic.num_layers,
