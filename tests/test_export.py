@@ -18,7 +18,7 @@ import sounding
 from sounding import runtime
 from sounding.core.budget import mean_layers, threshold_for
 from sounding.core.selector import GateSelector, StaticSelector
-from sounding.export import ExportError, build, export
+from sounding.export import ExportError, export
 
 
 @pytest.fixture(params=CASES)
@@ -265,7 +265,10 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
         export(run, out, split=True, mask=[True] * 4)
     run.extractor = t.SeamlessM4TFeatureExtractor()
     with pytest.raises(ExportError, match="no SeamlessM4TFeatureExtractor without torch"):
-        build.metadata(run, None, "fp32")
+        export(run, out)
+    run.dynamic.selector = torch.nn.Linear(1, 1)
+    with pytest.raises(ExportError, match="selector of your own"):
+        export(run, out)
     assert not list(tmp_path.iterdir())
 
 

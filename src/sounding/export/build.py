@@ -25,7 +25,7 @@ from ..runtime.model import MANIFEST
 from ..training.runs import Run, provenance
 from ..weights import NAMED
 from .graph import dynamic_graph, head_name, static_graph
-from .parts import OPSET, ExportError, Parts, export_parts
+from .parts import OPSET, ExportError, Parts, check, export_parts
 from .quantize import Feed, layer_feeds, quantize
 from .validate import Difference, faster, validate
 
@@ -94,10 +94,11 @@ def export(
     _refuse(run, out, split, mask)
     if calibration is not None and not (int8 and calibration):
         raise ExportError("calibration clips are for int8: at least one, with --int8")
+    check(run.dynamic)
+    meta = metadata(run, mask, "int8" if int8 else "fp32")
     with progress("export", 3) as show:
         parts = export_parts(run.dynamic) if parts is None else parts
         show(1, "traced")
-        meta = metadata(run, mask, "int8" if int8 else "fp32")
         made = parts
         if int8:
             feeds = None if calibration is None else _feeds(parts, run, calibration)

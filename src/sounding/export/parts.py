@@ -85,7 +85,7 @@ def export_parts(dynamic: DynamicModel) -> Parts:
     Raises:
         ExportError: a model or a selector that has no export.
     """
-    _refuse(dynamic)
+    check(dynamic)
     name = dynamic.base.main_input_name
     examples = [dynamic.backbone.example(dynamic.base, *one)[name] for one in EXAMPLES]
     if dynamic.backbone.time == 2:
@@ -131,7 +131,12 @@ def export_parts(dynamic: DynamicModel) -> Parts:
     )
 
 
-def _refuse(dynamic: DynamicModel) -> None:
+def check(dynamic: DynamicModel) -> None:
+    """Whether a model and its selector have an export.
+
+    Raises:
+        ExportError: they have none.
+    """
     kind = type(dynamic.model).__name__
     if dynamic.model.dtype != torch.float32:
         raise ExportError(f"the weights are {dynamic.model.dtype}: load the model in float32")
