@@ -102,7 +102,7 @@ def _static(layer: onnx.ModelProto, feeds: list[Feed], path: Path) -> onnx.Model
     return onnx.load(path)
 
 
-class _Feeds(CalibrationDataReader):  # type: ignore[misc]
+class _Feeds(CalibrationDataReader):
     """One feed after another."""
 
     def __init__(self, feeds: list[Feed]) -> None:
