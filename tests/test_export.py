@@ -19,6 +19,7 @@ from sounding import runtime
 from sounding.core.budget import mean_layers, threshold_for
 from sounding.core.selector import GateSelector, StaticSelector
 from sounding.export import ExportError, export
+from sounding.export.parts import DYNAMIC, export_selector
 
 
 @pytest.fixture(params=CASES)
@@ -235,12 +236,21 @@ def test_int8_with_ranges_measured_on_clips(whisper, tmp_path):
         export(run, path, calibration=calibration, parts=whisper.parts)
 
 
-def test_the_first_k_layers_without_heads_of_their_own(tmp_path):
-    run = make_run("whisper", method="full")
-    sounding.unwrap(run.dynamic)
-    run.dynamic = sounding.wrap(run.dynamic.model, StaticSelector.first(LAYERS)).eval()
-    export(run, tmp_path / "m.onnx")
+def test_the_first_k_layers_without_heads_of_their_own(whisper, tmp_path):
+    run = make_run("whisper", method="full")  # the weights of `whisper`
+    run.dynamic = sounding.wrap(
+        sounding.unwrap(run.dynamic), selector := StaticSelector.first(LAYERS)
+    ).eval()
+    state = {"state": (torch.randn(2, 30, 32), {0: DYNAMIC, 1: DYNAMIC})}
+    parts = replace(
+        whisper.parts,
+        selector=export_selector(selector, state),
+        skips=[],
+        heads={LAYERS: whisper.parts.own_head},
+    )
+    export(run, tmp_path / "m.onnx", parts=parts)
     model = runtime.load(tmp_path / "m.onnx")
+    assert not model.meta.mean_budgets
     for k in range(1, LAYERS + 1):
         answer = model.run(clip(0.5), k)
         assert answer.executed_layers == list(range(k))

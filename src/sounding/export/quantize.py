@@ -43,11 +43,15 @@ def quantize(parts: Parts, feeds: Sequence[list[Feed]] | None = None) -> Parts:
         feeds: inputs of each layer on real clips, for static ranges.
     """
     with TemporaryDirectory(prefix="sounding-") as directory, _quiet():
-        path = Path(directory) / "layer.onnx"
-        if feeds is None:
-            layers = [_dynamic(layer, path) for layer in parts.layers]
-        else:
-            layers = [_static(*pair, path) for pair in zip(parts.layers, feeds, strict=True)]
+        source, target = Path(directory) / "fp32.onnx", Path(directory) / "int8.onnx"
+        layers = []
+        for index, layer in enumerate(parts.layers):
+            onnx.save(layer, source)  # given the graph itself, the quantizer would change it
+            if feeds is None:
+                _dynamic(source, target)
+            else:
+                _static(source, target, feeds[index])
+            layers.append(onnx.load(target))
     return replace(parts, layers=layers)
 
 
@@ -72,25 +76,24 @@ def layer_feeds(model: Split, features: Sequence[np.ndarray]) -> list[list[Feed]
     return feeds
 
 
-def _dynamic(layer: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+def _dynamic(source: Path, target: Path) -> None:
     quantize_dynamic(
-        layer,
-        path,
+        source,
+        target,
         op_types_to_quantize=PRODUCTS,
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
-    return onnx.load(path)
 
 
-def _static(layer: onnx.ModelProto, feeds: list[Feed], path: Path) -> onnx.ModelProto:
+def _static(source: Path, target: Path, feeds: list[Feed]) -> None:
     options = {
         "MatMulConstBOnly": True,  # products of two states stay in fp32, as with dynamic ranges
         "OpTypesToExcludeOutputQuantization": PRODUCTS,
     }
     quantize_static(
-        layer,
-        path,
+        source,
+        target,
         _Feeds(feeds),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=PRODUCTS,
@@ -99,7 +102,6 @@ def _static(layer: onnx.ModelProto, feeds: list[Feed], path: Path) -> onnx.Model
         weight_type=QuantType.QInt8,
         extra_options=options,
     )
-    return onnx.load(path)
 
 
 class _Feeds(CalibrationDataReader):
