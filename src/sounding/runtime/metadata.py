@@ -84,8 +84,12 @@ class Metadata:
         return made
 
     def _check(self) -> None:
-        if not (isinstance(self.layers, int) and self.layers > 0 and self.labels):
-            raise ValueError("no layers or no labels")
+        if not (isinstance(self.layers, int) and self.layers > 0):
+            raise ValueError("no layers")
+        if not (isinstance(self.labels, list) and self.labels):
+            raise ValueError("no labels")
+        if not (isinstance(self.rate, int) and self.rate > 0):
+            raise ValueError("no rate")
         if self.task != "classification":
             raise ValueError(f"task {self.task!r}")
         if self.mask is not None and len(self.mask) != self.layers:
