@@ -23,7 +23,7 @@ check: .venv/done
 	.venv/bin/ruff format --check src tests benchmarks
 	.venv/bin/mypy
 
-bench: .venv/done  ## paired timings of the executor
+bench: .venv/done  ## paired timings of the executor; of exported models: benchmarks/runtime.py
 	.venv/bin/python benchmarks/timing.py --backbone whisper-base --seconds 3 --json benchmarks/results/timing.json
 
 clean:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -44,3 +47,34 @@ def whisper(tmp_path_factory):
     tiny.make("whisper-classification").save_pretrained(root)
     transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(root)
     return root
+
+
+class Exports(NamedTuple):
+    """A tiny run, its traced parts, and its exports: one file, and split."""
+
+    run: Any
+    parts: Any
+    one: Path
+    split: Path
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory):
+    """The exports of a case of `tiny_runs`, made once."""
+    import tiny_runs  # here, since most tests do not need the exporter
+
+    from sounding.export import export
+    from sounding.export.parts import export_parts
+
+    @cache
+    def make(case):
+        root = tmp_path_factory.mktemp(case)
+        run = tiny_runs.make_run(case)
+        parts = export_parts(run.dynamic)
+        made = [export(run, root / n, split=n == "s", parts=parts) for n in ("m.onnx", "s")]
+        for one in made:
+            assert one.difference.error < 1e-4
+            assert one.difference.agreeing == one.difference.answers
+        return Exports(run, parts, root / "m.onnx", root / "s")
+
+    return make

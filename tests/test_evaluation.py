@@ -15,12 +15,13 @@ from sounding.core.macs import count_macs
 from sounding.data.features import load_features
 from sounding.data.folder import load_folder
 from sounding.evaluation.card import model_card
-from sounding.evaluation.classify import classify, show
+from sounding.evaluation.classify import classify
 from sounding.evaluation.predict import predict
 from sounding.evaluation.report import write_sweep
 from sounding.evaluation.statistics import wilson
 from sounding.evaluation.sweep import DRAWS, Sweep, sweep
 from sounding.evaluation.table import markdown, rich_table, sorted_rows, to_csv
+from sounding.runtime import show
 from sounding.training.config import METHODS, TrainConfig
 from sounding.training.train import train
 

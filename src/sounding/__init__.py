@@ -36,5 +36,19 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = import_module(f".core.{_HOME.get(name, 'model')}", __name__)
+    try:
+        module = import_module(f".core.{_HOME.get(name, 'model')}", __name__)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(explain_missing(error), name=error.name) from None
     return getattr(module, name)
+
+
+def explain_missing(error: ModuleNotFoundError) -> str:
+    """Which extra brings the module that is missing: a light install has `runtime` only."""
+    extra = {"matplotlib": "demo", "espeakng_loader": "demo"}
+    extra |= dict.fromkeys(("onnx", "onnxscript"), "export")
+    extra |= dict.fromkeys(("torch", "transformers", "safetensors", "yaml", "rich"), "train")
+    name = (error.name or "").split(".")[0]
+    if name not in extra:
+        return str(error)
+    return f"this needs {name}, which is not installed: pip install 'sounding[{extra[name]}]'"

@@ -1,14 +1,17 @@
-"""The command line: `sounding train | sweep | run | inspect | compare | report | ...`."""
+"""The command line: `sounding train | sweep | run | export | transcribe | compare | ...`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runtime import Answer
 
 EPILOG = """examples:
   sounding demo                                    the whole of it on synthetic commands
@@ -16,6 +19,8 @@ EPILOG = """examples:
   sounding recipes                                 benchmarks that one option trains on
   sounding sweep RUN --data DIR --json sweep.json  accuracy and cost at every budget
   sounding run RUN clip.wav --budget 3             classify with 3 layers
+  sounding export RUN --out model.onnx             for a device without torch
+  sounding run model.onnx clip.wav --budget 3      there
   sounding inspect RUN                             layers, parameters, MACs by part
   sounding compare --data DIR --out STUDY          every method, and whether the input matters
   sounding transcribe talk.mp3 --format txt,srt    long audio as text, layers chosen by piece
@@ -26,6 +31,7 @@ was unpacked; or the id of a data set on the hub (docs/recipes.md).
 """
 
 
+CALIBRATION = 24  # clips
 RECIPE = "a name of `sounding recipes`, or a YAML file like one"
 CODES = {"Interrupted": 130, "EngineError": 2}  # by name: their modules load torch and more
 
@@ -37,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        _quiet()
+        if arguments.command is not _run:  # which may do without torch
+            _quiet()
         return arguments.command(arguments) or 0
     except KeyboardInterrupt:
         print("sounding: interrupted", file=sys.stderr)
@@ -45,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone: nobody is left to tell
         return 141
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        from . import explain_missing
+
+        print(f"sounding: {explain_missing(error)}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
         print(f"sounding: {error}", file=sys.stderr)
         return 2
     except Exception as error:
@@ -71,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sounding {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _add_train, _add_sweep, _add_run, _add_inspect, _add_compare, _add_report, _add_recipes,
-        _add_transcribe,
+        _add_train, _add_sweep, _add_run, _add_export, _add_inspect, _add_compare, _add_report,
+        _add_recipes, _add_transcribe,
         _add_demo,
     ):  # fmt: skip
         add(commands)
@@ -243,12 +255,13 @@ def _add_run(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="classify clips at a budget",
-        description="Classify clips and show the layers that ran.",
+        description="Classify clips and show the layers that ran. Exported models need no torch.",
         epilog="""examples:
   sounding run RUN clip.wav --budget 3
-  sounding run RUN *.wav --budget 50% --json""",
+  sounding run RUN *.wav --budget 50% --json
+  sounding run model.onnx clip.wav --budget mean:3""",
     )
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("run", metavar="RUN", help="a run, or what `sounding export` wrote")
     parser.add_argument("clips", nargs="+", metavar="CLIP", help="audio files")
     parser.add_argument("--budget", help="kept layers: 3, 0.5, 50%% or mean:3; default: full")
     parser.add_argument("--max-seconds", type=float, help="use only the start of longer clips")
@@ -260,14 +273,98 @@ def _add_run(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     import json
 
-    from .evaluation.classify import classify, show
+    from .runtime import is_exported, show
+
+    answers = _exported_answers if is_exported(arguments.run) else _trained_answers
+    for answer in answers(arguments):
+        print(json.dumps(answer.to_json()) if arguments.json else show(answer), flush=True)
+
+
+def _exported_answers(arguments: argparse.Namespace) -> Iterator[Answer]:
+    from .runtime import load
+
+    model, budget = load(arguments.run), _budget(arguments.budget)
+    for clip in arguments.clips:
+        yield model.run(clip, budget, max_seconds=arguments.max_seconds)
+
+
+def _trained_answers(arguments: argparse.Namespace) -> Iterator[Answer]:
+    _quiet()
+    from .evaluation.classify import classify
     from .training.runs import load_run
 
     run = load_run(arguments.run)
     run.beam = _beam(arguments, run)
     seconds = arguments.max_seconds or run.config.max_seconds
-    for answer in classify(run, arguments.clips, _budget(arguments.budget), max_seconds=seconds):
-        print(json.dumps(answer.to_json()) if arguments.json else show(answer), flush=True)
+    yield from classify(run, arguments.clips, _budget(arguments.budget), max_seconds=seconds)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="one ONNX file that still chooses its layers, for a device without torch",
+        description="Write a run as ONNX: one file whose inputs are features and budget, and in\n"
+        "which a layer that is not chosen is not executed. It is held against PyTorch at every\n"
+        "budget before it is put in place.",
+        epilog="""examples:
+  sounding export RUN --out model.onnx
+  sounding export RUN --out model-int8.onnx --int8
+  sounding export RUN --out model-int8.onnx --int8 --calibrate-data DIR
+  sounding export RUN --out three.onnx --layers 0,1,3     always these layers: a plain graph
+  sounding export RUN --out model/ --split                loads only the layers that it needs""",
+    )
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--out", required=True, help="a file .onnx, or a directory for --split")
+    parser.add_argument("--int8", action="store_true", help="layers in 8-bit integers")
+    parser.add_argument(
+        "--calibrate-data", metavar="DIR", help="clips to measure static ranges on, for --int8"
+    )
+    parser.add_argument("--split", action="store_true", help="a directory of parts")
+    fixed = parser.add_mutually_exclusive_group()
+    fixed.add_argument("--mask", metavar="110100", help="always run these layers")
+    fixed.add_argument("--layers", metavar="0,1,3", help="the same, by their indexes")
+    parser.set_defaults(command=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from .data.folder import load_folder
+    from .export import export
+    from .training.runs import load_run
+
+    run = load_run(arguments.run)
+    mask = _mask(arguments.mask, arguments.layers, run.dynamic.num_layers)
+    calibration = None
+    if arguments.calibrate_data is not None:
+        clips = load_folder(arguments.calibrate_data).split("train")
+        some = clips[:: max(1, len(clips) // CALIBRATION)][:CALIBRATION]
+        calibration = run.read(some, "calibration")
+    exported = export(
+        run,
+        arguments.out,
+        split=arguments.split,
+        mask=mask,
+        int8=arguments.int8,
+        calibration=calibration,
+    )
+    for line in exported.lines():
+        print(line)
+
+
+def _mask(digits: str | None, indexes: str | None, layers: int) -> list[bool] | None:
+    """Of --mask or --layers."""
+    if digits is not None:
+        if set(digits) - {"0", "1"} or len(digits) != layers:
+            raise ValueError(f"--mask takes {layers} digits 0 or 1, one a layer, not {digits!r}")
+        return [digit == "1" for digit in digits]
+    if indexes is None:
+        return None
+    try:
+        chosen = [int(index) for index in indexes.split(",")]
+    except ValueError:
+        chosen = [-1]
+    if not set(chosen) <= set(range(layers)):
+        raise ValueError(f"--layers takes indexes from 0 to {layers - 1}, not {indexes!r}")
+    return [index in chosen for index in range(layers)]
 
 
 def _add_beam(parser: Any) -> None:

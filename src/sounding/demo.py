@@ -16,10 +16,11 @@ from rich.console import Console
 
 from .data.commands import CommandSet, commands_folder
 from .data.folder import load_folder
-from .evaluation.classify import classify, show
+from .evaluation.classify import classify
 from .evaluation.report import write_sweep
 from .evaluation.sweep import Sweep, sweep
 from .evaluation.table import rich_table
+from .runtime import show
 from .training.config import TrainConfig
 from .training.train import train
 from .weights import cache_dir

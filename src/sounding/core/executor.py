@@ -49,6 +49,7 @@ class Call:
     Attributes:
         plan: says before each layer which inputs run it; made anew for each pass.
         tree: the masks to run in place of a plan.
+        entered: takes what enters layer 0 and the arguments of the layers, and none runs (export).
         answer: what the encoder returns at once, while what follows it runs again.
 
     Shape:
@@ -64,6 +65,7 @@ class Call:
     plan: Callable[[], Plan]
     skip: SkipPath
     tree: Tree | None = None
+    entered: Callable[[Tensor, dict[str, Any]], None] | None = None
     answer: Any = None
     lengths: Tensor | None = None
     keep_hidden_states: bool = False
@@ -136,6 +138,9 @@ def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         )
     kwargs = call.backbone.prepare(layers, hidden, kwargs)
     extra: tuple[Any, ...] = ()
+    if call.entered is not None:
+        call.entered(hidden, kwargs)
+        return (hidden, None) if call.backbone.tuple_output else hidden
     if call.tree is not None:
         hidden, extra = _run_tree(call, call.tree, hidden, kwargs)
         return (hidden, *extra) if call.backbone.tuple_output else hidden

@@ -170,7 +170,8 @@ class InputSelector(nn.Module):
         """As `scores`, from features that are pooled. Shape: pooled [batch, 2 * width]."""
         scores = self._free_scores(pooled, k)
         scores = torch.where(self.falls_back[k][:, None], self.fallback[k].float(), scores)
-        scores[:, : self.after] = torch.inf  # these have run
+        if self.after:  # these have run
+            scores[:, : self.after] = torch.inf
         return scores
 
     def outputs(self, pooled: Tensor, k: Tensor) -> Tensor:

@@ -125,6 +125,12 @@ def _jiwer() -> Any:
     return jiwer
 
 
+def spelled(tokens: Iterable[str]) -> str:
+    """The text that tokens make, those of a path collapsed."""
+    text = "".join(token for token in tokens if token not in (BLANK, UNKNOWN))
+    return " ".join(text.replace(SPACE, " ").split())
+
+
 def collapse(ids: Sequence[int], blank: int = 0) -> list[int]:
     """The tokens of a path of CTC: repeats are one token, blanks none.
 

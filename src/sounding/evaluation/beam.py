@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.text import BLANK, SPACE, UNKNOWN
+from ..data.text import BLANK, SPACE, UNKNOWN, collapse, spelled
 
 LM_WEIGHT = 1.5
 TOKENS = 40  # likeliest tokens of a frame that a beam goes on with
@@ -64,7 +64,7 @@ class BeamDecoder:
         best = self.search.decode(scores.data_ptr(), *scores.shape)[0]
         if self.words is not None:
             return " ".join(self.words.get_entry(word) for word in best.words if word >= 0)
-        return self._text(best.tokens)
+        return spelled(self.tokens[i] for i in collapse(best.tokens))
 
     def _free(self, beam: int) -> Any:
         lib, _ = _flashlight()
@@ -117,12 +117,6 @@ class BeamDecoder:
         spelled = [*word, SPACE]
         known = set(self.tokens)
         return [self.tokens.index(c) for c in spelled] if known.issuperset(spelled) else None
-
-    def _text(self, ids: Sequence[int]) -> str:
-        blank = self.tokens.index(BLANK)
-        made = [b for a, b in zip([blank, *ids], ids, strict=False) if b not in (a, blank)]
-        text = "".join(self.tokens[i] for i in made if self.tokens[i] != UNKNOWN)
-        return " ".join(text.replace(SPACE, " ").split())
 
 
 def _unigrams(path: Path) -> list[str]:

@@ -1,0 +1,359 @@
+"""Exported models, run by ONNX Runtime: one file, or a directory of parts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnxruntime
+
+from ..core.budget import Budget
+from ..data.audio import Seconds, check_length, check_samples
+from ..data.features import load_audio
+from ..data.folder import Clip
+from ..files import sha256
+from .answer import Answer
+from .features import extractor
+from .metadata import KEY, Metadata, ModelError
+
+MANIFEST = "model.json"  # of a split export
+LARGEST = 16  # inputs in a batch
+Audio: TypeAlias = Path | str | np.ndarray
+
+
+def load(
+    path: Path | str,
+    *,
+    threads: int | None = None,
+    unload: bool = False,
+    options: onnxruntime.SessionOptions | None = None,
+) -> Model:
+    """Load what `sounding export` wrote: a file, or a directory (--split).
+
+    Args:
+        threads: that a layer may use; by default one for each core.
+        unload: of a directory, keep in memory only the parts that the last call used.
+        options: further options of ONNX Runtime.
+
+    Raises:
+        ModelError: a missing, damaged or foreign file.
+    """
+    path = Path(path)
+    options = onnxruntime.SessionOptions() if options is None else options
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors, which are raised as well
+    if path.is_dir():
+        return Split(path, options, unload=unload)
+    return OneFile(path, options)
+
+
+def is_exported(path: Path | str) -> bool:
+    """Whether `path` looks like an exported model: by its name, or as a directory by its files."""
+    path = Path(path)
+    return path.suffix == ".onnx" or (path / MANIFEST).exists()
+
+
+class Model(ABC):
+    """An exported model.
+
+    Attributes:
+        path: of the file or directory.
+        meta: what it says of itself.
+        largest: the most inputs that run together.
+    """
+
+    largest = 1
+
+    def __init__(self, path: Path, meta: Metadata) -> None:
+        self.path, self.meta = path, meta
+        try:
+            self.extract = extractor(meta.features)
+        except ValueError as error:
+            raise ModelError(f"{path}: {error}") from None
+
+    def run(
+        self, audio: Audio, budget: Budget = None, *, max_seconds: Seconds | None = None
+    ) -> Answer:
+        """Classify one clip.
+
+        Args:
+            audio: a file, or samples at `meta.rate`. Shape: [samples].
+            budget: kept layers: 3, 0.5, "50%", "mean:3"; None for full depth.
+            max_seconds: use only the start of a longer clip.
+
+        Raises:
+            AudioError: a clip that cannot be used.
+            ValueError: a budget that is not allowed.
+        """
+        return self.run_many([audio], budget, max_seconds=max_seconds)[0]
+
+    def run_many(
+        self, clips: Sequence[Audio], budget: Budget = None, *, max_seconds: Seconds | None = None
+    ) -> list[Answer]:
+        """Classify clips; arguments as `run`, answers in the order of the clips.
+
+        A split export runs clips of one length together, each layer on just those that kept it.
+        Nothing is padded, so that no answer depends on the other clips (within float noise). One
+        file runs one clip at a time.
+        """
+        k, threshold = self.meta.budget(budget)
+        same: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        features = [self.features(clip, max_seconds) for clip in clips]
+        for index, one in enumerate(features):
+            same[one.shape].append(index)
+        answers: dict[int, Answer] = {}
+        for indexes in same.values():
+            for start in range(0, len(indexes), self.largest):
+                rows = indexes[start : start + self.largest]
+                began = perf_counter()
+                logits, executed = self.predict(
+                    np.stack([features[row] for row in rows]), k, threshold
+                )
+                milliseconds = 1000 * (perf_counter() - began) / len(rows)
+                for row, own, ran in zip(rows, logits, executed, strict=True):
+                    answers[row] = Answer.of(
+                        own,
+                        ran,
+                        self.meta.labels,
+                        task=self.meta.task,
+                        file=_name(clips[row]),
+                        kept_layers=k if threshold is None else None,
+                        milliseconds=milliseconds,
+                    )
+        return [answers[index] for index in range(len(clips))]
+
+    def features(self, audio: Audio, max_seconds: Seconds | None = None) -> np.ndarray:
+        """Of one clip. Shape: [samples] where `audio` is no file -> [frames, bins] or [samples]."""
+        rate, limit = self.meta.rate, self.meta.limit_seconds
+        cut = self.meta.max_seconds if max_seconds is None else max_seconds
+        if isinstance(audio, np.ndarray):
+            check_samples(audio, rate, "the audio")
+            samples = audio.astype(np.float32, copy=False)
+            samples = samples if cut is None else samples[: math.ceil(cut * rate)]
+            check_length(samples, rate, limit, "the audio")
+        else:
+            samples = load_audio(Clip(Path(audio), "", "test"), rate, cut)
+            check_length(samples, rate, limit, audio)
+        return self.extract(samples)
+
+    @abstractmethod
+    def predict(
+        self, features: np.ndarray, k: int, threshold: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and the layers that ran.
+
+        Args:
+            k: kept layers of each input.
+            threshold: of a mean budget, in place of k.
+
+        Shape: features [batch, frames, bins] or [batch, samples] -> [batch, labels] float32,
+        [batch, layers] bool.
+        """
+
+
+class OneFile(Model):
+    """A graph that chooses its own layers, or one of a fixed mask. One input at a time."""
+
+    def __init__(self, path: Path, options: onnxruntime.SessionOptions) -> None:
+        self.session = _session(path, options)
+        text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        if text is None:
+            raise ModelError(
+                f"{path} was not made by `sounding export`: it says no labels and no features"
+            )
+        super().__init__(path, _metadata(path, text))
+        self.inputs = [one.name for one in self.session.get_inputs()]
+
+    def predict(
+        self, features: np.ndarray, k: int, threshold: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `Model.predict`, for a batch of one."""
+        threshold = np.inf if threshold is None else threshold
+        feed = {
+            "features": features,
+            "k": np.array(k, np.int64),
+            "threshold": np.array(threshold, np.float32),
+        }
+        logits, executed = self.session.run(None, {name: feed[name] for name in self.inputs})
+        return logits, executed[None]
+
+
+class Split(Model):
+    """A front end, a selector, layers and heads, each loaded when it is needed first.
+
+    A batch may be mixed: each layer runs on just the inputs that kept it.
+
+    Attributes:
+        loaded: the parts in memory, by name.
+    """
+
+    def __init__(
+        self, path: Path, options: onnxruntime.SessionOptions, *, unload: bool = False
+    ) -> None:
+        manifest = _read_manifest(path)
+        super().__init__(path, _metadata(path / MANIFEST, json.dumps(manifest["model"])))
+        self.options, self.unload = options, unload
+        self.loaded: dict[str, onnxruntime.InferenceSession] = {}
+        self._used: set[str] = set()
+        try:
+            self.files: dict[str, str] = dict(manifest["files"])
+            self.after = int(manifest["after"])
+            self.per_input = [bool(one) for one in manifest["per_input"]]
+            self.largest = LARGEST if manifest["batches"] else 1
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{path / MANIFEST} is damaged ({error}): export it again") from None
+
+    def predict(
+        self, features: np.ndarray, k: int, threshold: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `Model.predict`."""
+        self._used = set()
+        state, *extras = self.run_part("front", {"features": features})
+        stops = threshold is not None and self.meta.selector != "gates"
+        layers, batch = self.meta.layers, len(state)
+        mask = np.ones((batch, layers), bool)
+        for index in range(layers):
+            if stops:
+                mask[:, index] = self._going(index, state, mask, threshold)
+            elif index < self.after:
+                mask[:, index] = index < k
+            elif index == self.after and (k < layers or threshold is not None):
+                mask = self._choose(state, k, threshold)
+            state = self._layer(index, state, extras, mask[:, index])
+        logits = self._answer(state, mask.sum(1))
+        if self.unload:
+            for name in self.loaded.keys() - self._used:
+                del self.loaded[name]
+        return logits, mask
+
+    def _choose(self, state: np.ndarray, k: int, threshold: float | None) -> np.ndarray:
+        feed: dict[str, Any] = {"state": state, "k": np.full(len(state), k, np.int64)}
+        if self.meta.selector == "gates":
+            feed["threshold"] = np.array(np.inf if threshold is None else threshold, np.float32)
+        return self.run_part("selector", feed)[0]
+
+    def _going(
+        self, index: int, state: np.ndarray, mask: np.ndarray, threshold: float | None
+    ) -> np.ndarray:
+        """Which inputs are not sure enough after `index` layers. Shape: -> [batch] bool."""
+        assert threshold is not None
+        if index == 0:
+            return np.ones(len(state), bool)
+        going = mask[:, index - 1].copy()
+        rows = np.flatnonzero(going)
+        if len(rows):
+            left = state[rows]
+            for later in range(index, self.meta.layers):
+                left = self._skip(later, left)
+            logits = self._answer(left, np.full(len(rows), index))
+            going[rows] = _confidence(logits) < np.float32(threshold)
+        return going
+
+    def _layer(
+        self, index: int, state: np.ndarray, extras: list[np.ndarray], keep: np.ndarray
+    ) -> np.ndarray:
+        """Layer `index` on the inputs that keep it, the skip path on the others."""
+        if not keep.any():
+            return self._skip(index, state)
+        rows = slice(None) if keep.all() else np.flatnonzero(keep)
+        feed = {"state": state[rows]}
+        for number, (extra, per_input) in enumerate(zip(extras, self.per_input, strict=True)):
+            feed[f"extra_{number}"] = extra[rows] if per_input else extra
+        (out,) = self.run_part(f"layer_{index}", feed)
+        if keep.all():
+            return out
+        state = state.copy()
+        state[~keep] = self._skip(index, state[~keep])
+        state[rows] = out
+        return state
+
+    def _skip(self, index: int, state: np.ndarray) -> np.ndarray:
+        name = f"skip_{index}"
+        return self.run_part(name, {"state": state})[0] if name in self.files else state
+
+    def _answer(self, state: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """By the head of as many layers as each input ran. Shape: kept [batch] int."""
+        parts: dict[int, np.ndarray] = {}
+        for k in np.unique(kept).tolist():
+            rows = np.flatnonzero(kept == k)
+            name = f"head_{k}" if f"head_{k}" in self.files else "head"
+            (logits,) = self.run_part(name, {"state": state[rows]})
+            parts |= dict(zip(rows.tolist(), logits, strict=True))
+        return np.stack([parts[row] for row in range(len(kept))])
+
+    def run_part(self, name: str, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run one part by its name ("front", "layer_3", ...), loaded if it is not.
+
+        Raises:
+            ModelError: its file is missing or damaged.
+        """
+        self._used.add(name)
+        if name not in self.loaded:
+            self.loaded[name] = self._load(name)
+        return self.loaded[name].run(None, feed)
+
+    def _load(self, name: str) -> onnxruntime.InferenceSession:
+        path = self.path / f"{name}.onnx"
+        if not path.is_file():
+            raise ModelError(f"{path} is missing: copy the whole directory, or export it again")
+        if sha256(path) != self.files.get(name):
+            raise ModelError(
+                f"{path} is not the file that was exported (its sha256 differs): it is damaged; "
+                "copy it again, or export it again"
+            )
+        return _session(path, self.options)
+
+
+def _confidence(logits: np.ndarray) -> np.ndarray:
+    """As `core.plan.confidence`. Shape: [batch, labels] or [batch, frames, labels] -> [batch]."""
+    exponents = np.exp(logits - logits.max(-1, keepdims=True))
+    highest = 1 / exponents.sum(-1)
+    return highest if highest.ndim == 1 else highest.mean(-1)
+
+
+def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file, expected a model of `sounding export`")
+    try:
+        return onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime has a class for each reason and no common one
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError(
+            f"{path} cannot be loaded: it is damaged or no ONNX model; copy it again, or export "
+            f"it again ({reason})"
+        ) from None
+
+
+def _metadata(path: Path, text: str) -> Metadata:
+    try:
+        return Metadata.from_json(text)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise ModelError(f"{directory} has no {MANIFEST}: it was not made by `sounding export`")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest["model"], dict):
+            raise ValueError("no description of the model")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is damaged ({error}): export it again") from None
+    return manifest
+
+
+def _name(audio: Audio) -> str:
+    return "" if isinstance(audio, np.ndarray) else os.fspath(audio)

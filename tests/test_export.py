@@ -1,0 +1,292 @@
+"""Exported models against PyTorch: every budget, every selector, every skip path."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers as t
+from tiny_runs import CASES, LAYERS, RATE, STOPS, clip, close, make_run
+
+import sounding
+from sounding import runtime
+from sounding.core.budget import mean_layers, threshold_for
+from sounding.core.selector import GateSelector, StaticSelector
+from sounding.export import ExportError, export
+from sounding.export.parts import DYNAMIC, export_selector
+
+
+@pytest.fixture(params=CASES)
+def exported(request, exports):
+    """A run, its one-file export, and its split export."""
+    made = exports(request.param)
+    return made.run, made.one, made.split
+
+
+@pytest.fixture
+def whisper(exports):
+    """A run whose parts are traced already."""
+    return exports("whisper")
+
+
+@torch.no_grad()
+def pytorch(run, features, **asked):
+    out = run.dynamic(**run.collate(list(features)), **asked)
+    return out.logits.numpy(), out.executed_layers.numpy()
+
+
+def test_every_budget_equals_pytorch_at_any_length(exported):
+    run, *paths = exported
+    for model in map(runtime.load, paths):
+        kept = set()
+        for seconds in (0.3, 0.62, 0.97):
+            features = model.extract(clip(seconds))
+            for k in range(1, LAYERS + 1):
+                logits, executed = model.predict(features[None], k)
+                expected, ran = pytorch(run, [features], budget=k)
+                assert executed.tolist() == ran.tolist()
+                assert executed.sum() == k
+                close(logits, expected)
+                kept.add(tuple(executed[0]))
+        assert len(kept) >= LAYERS
+
+
+def test_mean_budgets_stop_where_pytorch_stops(exported):
+    run, *paths = exported
+    if not run.dynamic.mean_budgets:
+        pytest.skip("this case has no mean budgets")
+    depths = set()
+    for model in map(runtime.load, paths):
+        for budget in ("mean:1.2", "mean:1.6", "mean:2.5", "mean:3.5", "mean:4"):
+            for seed in range(4):
+                features = model.extract(clip(0.5, seed))
+                threshold = threshold_for(
+                    mean_layers(budget, layers=LAYERS), model.meta.mean_budgets
+                )
+                logits, executed = model.predict(features[None], LAYERS, threshold)
+                expected, ran = pytorch(run, [features], budget=budget)
+                assert executed.tolist() == ran.tolist()
+                close(logits, expected)
+                depths.add(int(executed.sum()))
+    assert len(depths) > 1
+
+
+def test_a_mixed_batch_answers_as_each_clip_alone(exported):
+    run, _, path = exported
+    model = runtime.load(path)
+    features = np.stack([model.extract(clip(0.4, seed)) for seed in range(6)])
+    if model.largest == 1:
+        pytest.skip(
+            "the layers of WavLM share an input that no part of a batch can be taken out of"
+        )
+    budgets = [(2, None), (3, None)]
+    if run.dynamic.mean_budgets:
+        budgets.append((LAYERS, 0.35))
+    for k, threshold in budgets:
+        together, ran = model.predict(features, k, threshold)
+        for row in range(len(features)):
+            alone, ran_alone = model.predict(features[row : row + 1], k, threshold)
+            assert ran[row].tolist() == ran_alone[0].tolist()
+            close(together[row], alone[0])
+    clips = [clip(0.4, 1), clip(0.3, 2), clip(0.4, 3)]
+    for one, answer in zip(clips, model.run_many(clips, 2), strict=True):
+        close(answer.logits, model.run(one, 2).logits)
+
+
+def test_the_file_says_what_it_is(exported):
+    run, path, _ = exported
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert model.opset_import[0].version >= 18
+    meta = json.loads({p.key: p.value for p in model.metadata_props}["sounding"])
+    assert meta["labels"] == run.labels
+    assert meta["layers"] == LAYERS
+    assert meta["selector"] == run.dynamic.selector.kind
+    assert meta["licence"] == "MIT"
+    assert meta["data"]["digest"] == "abc"
+    assert meta["rate"] == RATE
+    assert [tuple(pair) for pair in meta["mean_budgets"]] == run.dynamic.mean_budgets
+    assert meta["opset"] == model.opset_import[0].version
+
+
+def test_weights_are_in_the_main_graph_once(exported):
+    run, path, _ = exported
+    parameters = sum(p.numel() for p in run.dynamic.parameters())
+    model = onnx.load(path)
+    weights = sum(int(np.prod(one.dims)) for one in model.graph.initializer)
+    assert weights < 1.3 * parameters
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            assert not attribute.g.initializer
+
+
+def layers_in_profile(model, tmp_path, features, k):
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    loaded = runtime.load(model, options=options)
+    _, executed = loaded.predict(features[None], k)
+    events = json.loads(Path(loaded.session.end_profiling()).read_text())
+    names = [event["name"] for event in events if event.get("cat") == "Node"]
+    ran = [any(f"layer_{index}/" in name for name in names) for index in range(LAYERS)]
+    heads = {name.split("/")[0] for name in names if name.startswith("head")}
+    return ran, executed[0].tolist(), heads
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_layer_that_is_not_chosen_is_not_executed(exported, tmp_path, k):
+    run, path, _ = exported
+    features = runtime.load(path).extract(clip(0.5))
+    ran, executed, heads = layers_in_profile(path, tmp_path, features, k)
+    assert ran == executed
+    assert sum(ran) == k
+    assert heads == {f"head_{k}" if run.dynamic.exits is not None and k < LAYERS else "head"}
+
+
+def test_the_split_export_loads_what_it_needs_and_no_more(whisper):
+    model = runtime.load(whisper.split)
+    assert not model.loaded
+    answer = model.run(clip(0.5), 1)
+    (only,) = answer.executed_layers
+    layers = {name for name in model.loaded if name.startswith("layer_")}
+    assert layers == {f"layer_{only}"}
+    assert "head_1" in model.loaded
+    assert "head" not in model.loaded
+    full = runtime.load(whisper.split, unload=True)
+    full.run(clip(0.5))
+    assert "selector" not in full.loaded  # at full depth nothing is chosen
+    assert sum(name.startswith("layer_") for name in full.loaded) == LAYERS
+    full.run(clip(0.5), 1)
+    assert {name for name in full.loaded if name.startswith("layer_")} == {f"layer_{only}"}
+
+
+def test_a_fixed_mask_is_a_plain_graph_of_its_layers(whisper, tmp_path):
+    mask = [True, False, True, False]
+    path = tmp_path / "fixed.onnx"
+    export(whisper.run, path, mask=mask, parts=whisper.parts)
+    nodes = onnx.load(path).graph.node
+    assert not any(node.op_type == "If" for node in nodes)
+    assert not any(node.name.startswith(("layer_1", "layer_3", "selector")) for node in nodes)
+    model = runtime.load(path)
+    features = model.extract(clip(0.5))
+    expected, _ = pytorch(whisper.run, [features], mask=torch.tensor(mask))
+    answer = model.run(clip(0.5))
+    close(answer.logits, expected[0])
+    assert answer.executed_layers == [0, 2]
+    assert model.run(clip(0.5), 2).kept_layers == 2
+    with pytest.raises(ValueError, match="always runs the same 2 of 4 layers"):
+        model.run(clip(0.5), 3)
+
+
+@pytest.mark.parametrize("name", ["int8.onnx", "int8"])
+def test_int8_runs_in_the_branches_and_stays_close(whisper, tmp_path, name):
+    run, path = whisper.run, tmp_path / name
+    made = export(run, path, split="." not in name, int8=True, parts=whisper.parts)
+    assert made.speed_up > 0
+    assert any("int8" in line for line in made.lines())
+    assert made.difference.other_layers <= len(STOPS) * 3  # only where a confidence decides
+    model = runtime.load(path)
+    assert model.meta.precision == "int8"
+    features = model.extract(clip(0.5))
+    for k in range(1, LAYERS + 1):
+        logits, executed = model.predict(features[None], k)
+        expected, ran = pytorch(run, [features], budget=k)
+        assert executed.tolist() == ran.tolist()
+        error = np.abs(logits - expected).max() / np.abs(expected).max()
+        assert 0 < error < 0.1
+    if name == "int8.onnx":
+        graph = onnx.load(path).graph
+        inside = [
+            node.op_type
+            for branch in graph.node
+            if branch.op_type == "If" and branch.output[0] == "state_1"
+            for attribute in branch.attribute
+            for node in attribute.g.node
+        ]
+        assert inside.count("MatMulInteger") == 6
+
+
+def test_int8_with_ranges_measured_on_clips(whisper, tmp_path):
+    run, path = whisper.run, tmp_path / "static.onnx"
+    reference = runtime.load(whisper.one)
+    calibration = [reference.extract(clip(0.4, seed)) for seed in range(4)]
+    export(run, path, int8=True, calibration=calibration, parts=whisper.parts)
+    model = runtime.load(path)
+    features = model.extract(clip(0.5))
+    for k in range(1, LAYERS + 1):
+        logits, executed = model.predict(features[None], k)
+        expected, ran = pytorch(run, [features], budget=k)
+        assert executed.tolist() == ran.tolist()
+        assert 0 < np.abs(logits - expected).max() / np.abs(expected).max() < 0.1
+    operators = {
+        node.op_type
+        for branch in onnx.load(path).graph.node
+        for attribute in branch.attribute
+        for node in attribute.g.node
+    }
+    assert "QuantizeLinear" in operators
+    assert "DynamicQuantizeLinear" not in operators
+    with pytest.raises(ExportError, match="calibration clips are for int8"):
+        export(run, path, calibration=calibration, parts=whisper.parts)
+
+
+def test_the_first_k_layers_without_heads_of_their_own(whisper, tmp_path):
+    run = make_run("whisper", method="full")  # the weights of `whisper`
+    run.dynamic = sounding.wrap(
+        sounding.unwrap(run.dynamic), selector := StaticSelector.first(LAYERS)
+    ).eval()
+    state = {"state": (torch.randn(2, 30, 32), {0: DYNAMIC, 1: DYNAMIC})}
+    parts = replace(
+        whisper.parts,
+        selector=export_selector(selector, state),
+        skips=[],
+        heads={LAYERS: whisper.parts.own_head},
+    )
+    export(run, tmp_path / "m.onnx", parts=parts)
+    model = runtime.load(tmp_path / "m.onnx")
+    assert not model.meta.mean_budgets
+    for k in range(1, LAYERS + 1):
+        answer = model.run(clip(0.5), k)
+        assert answer.executed_layers == list(range(k))
+        close(answer.logits, pytorch(run, [model.extract(clip(0.5))], budget=k)[0][0])
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
+    out = tmp_path / "m.onnx"
+    local = make_run("wavlm")
+    local.dynamic.selector = GateSelector(32, LAYERS, scope="local")
+    with pytest.raises(ExportError, match="gates of scope"):
+        export(local, out)
+    run = make_run("whisper", method="random")
+    with pytest.raises(ExportError, match="no selector"):
+        export(run, out)
+    with pytest.raises(ExportError, match="4 digits"):
+        export(run, out, mask=[True])
+    run = make_run("whisper")
+    with pytest.raises(ExportError, match=r"ends in \.onnx"):
+        export(run, tmp_path / "m")
+    with pytest.raises(ExportError, match="not both"):
+        export(run, out, split=True, mask=[True] * 4)
+    run.extractor = t.SeamlessM4TFeatureExtractor()
+    with pytest.raises(ExportError, match="no SeamlessM4TFeatureExtractor without torch"):
+        export(run, out)
+    run.dynamic.selector = torch.nn.Linear(1, 1)
+    with pytest.raises(ExportError, match="selector of your own"):
+        export(run, out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_differs_from_pytorch_is_not_put_in_place(whisper, tmp_path):
+    layers = whisper.parts.layers
+    wrong = replace(whisper.parts, layers=[layers[0], *layers[:-1]])  # other weights
+    (tmp_path / "m.onnx").write_text("before")
+    with pytest.raises(ExportError, match="differs from PyTorch"):
+        export(whisper.run, tmp_path / "m.onnx", parts=wrong)
+    assert (tmp_path / "m.onnx").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
