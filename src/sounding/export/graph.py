@@ -126,54 +126,16 @@ def dynamic_graph(parts: Parts, *, mean: bool, kind: str) -> onnx.ModelProto:
         kind: of the selector.
     """
     graph, layers = Graph(), len(parts.layers)
-    all_layers = graph.constant("layers", layers)
-    nodes = _front(graph, parts)
-    add = nodes.append
-    stops = mean and kind != "gates"  # by the confidence of its answers
-    # under a mean budget of gates the selector reads the threshold in place of k
-    add(helper.make_node("Less", [BUDGET, all_layers], ["below_full"], name="below_full"))
-    chooses = "below_full"
-    if mean:
-        infinity = graph.constant("infinity", math.inf, np.float32)
-        add(helper.make_node("Less", [THRESHOLD, infinity], ["mean"], name="mean"))
-        if stops:
-            add(helper.make_node("Not", ["mean"], ["exact"], name="exact"))
-            add(helper.make_node("And", ["below_full", "exact"], ["chooses"], name="chooses"))
-        else:
-            add(helper.make_node("Or", ["below_full", "mean"], ["chooses"], name="chooses"))
-        chooses = "chooses"
-    ran = []
+    stops = mean and kind != "gates"  # by the confidence of its answers, without the selector
+    nodes = _front(graph, parts) + _modes(graph, layers, mean=mean, stops=stops)
     for index in range(layers):
-        state = f"state_{index}"
         if index == parts.after:
-            nodes += _mask(graph, parts, state, chooses, threshold=mean and not stops, off=stops)
-        run = f"run_{index}"
-        exact = f"{run}/exact" if stops else run
-        at = graph.constant(f"index_{index}", index)
-        if index >= parts.after:
-            add(helper.make_node("Gather", ["mask", at], [exact], name=exact, axis=0))
-        elif stops:
-            asked = f"{run}/asked"
-            add(helper.make_node("Greater", [BUDGET, at], [asked], name=asked))
-            add(helper.make_node("And", [asked, "exact"], [exact], name=exact))
-        else:
-            add(helper.make_node("Greater", [BUDGET, at], [exact], name=exact))
-        if stops:
-            going = "mean" if index == 0 else f"going_{index}"
-            if index:
-                before = "mean" if index == 1 else f"going_{index - 1}"
-                add(_going(graph, parts, index, before))
-            add(helper.make_node("Or", [exact, going], [run], name=run))
-        ran.append(run)
-        add(_layer(graph, parts, index))
-    nodes += _executed(graph, ran)
-    add(helper.make_node("Cast", [EXECUTED], ["ran"], name="ran", to=TensorProto.INT64))
-    add(helper.make_node("ReduceSum", ["ran"], ["kept"], name="kept", keepdims=0))
+            nodes.append(_mask(graph, parts, mean=mean, stops=stops))
+        nodes += _whether(graph, parts, index, stops=stops)
+        nodes.append(_layer(graph, parts, index))
+    nodes += _executed(graph, layers)
     nodes += _heads(graph, parts, f"state_{layers}")
-    inputs = [
-        _features(parts),
-        helper.make_tensor_value_info(BUDGET, TensorProto.INT64, []),
-    ]
+    inputs = [_features(parts), helper.make_tensor_value_info(BUDGET, TensorProto.INT64, [])]
     if mean:
         inputs.append(helper.make_tensor_value_info(THRESHOLD, TensorProto.FLOAT, []))
     return graph.model(nodes, inputs, _outputs(parts))
@@ -203,33 +165,65 @@ def _front(graph: Graph, parts: Parts) -> list[NodeProto]:
     return graph.part(parts.front, "front", {"features": FEATURES}, {"state": "state_0"} | names)
 
 
-def _mask(
-    graph: Graph, parts: Parts, state: str, chooses: str, *, threshold: bool, off: bool
-) -> list[NodeProto]:
-    """The layers to keep: by the selector, or all of them, or none of them (`off`)."""
-    layers = len(parts.layers)
-    inputs = {"state": state, "k": "k/batch", "threshold": THRESHOLD if threshold else "infinity"}
-    if "threshold" in {one.name for one in parts.selector.graph.input} and not threshold:
-        graph.constant("infinity", math.inf, np.float32)
-    graph.constant("one", [1])
-    graph.constant("mask/shape", [layers])
+def _modes(graph: Graph, layers: int, *, mean: bool, stops: bool) -> list[NodeProto]:
+    """Whether the selector runs ("chooses"), and which kind of budget there is."""
+    full = graph.constant("layers", layers)
+    if not mean:
+        return [helper.make_node("Less", [BUDGET, full], ["chooses"], name="chooses")]
+    infinity = graph.constant("infinity", math.inf, np.float32)
+    nodes = [
+        helper.make_node("Less", [BUDGET, full], ["below_full"], name="below_full"),
+        helper.make_node("Less", [THRESHOLD, infinity], ["mean"], name="mean"),
+        helper.make_node("Not", ["mean"], ["exact"], name="exact"),
+    ]
+    both = ("And", "exact") if stops else ("Or", "mean")  # gates read the threshold in place of k
+    nodes.append(helper.make_node(both[0], ["below_full", both[1]], ["chooses"], name="chooses"))
+    return nodes
+
+
+def _mask(graph: Graph, parts: Parts, *, mean: bool, stops: bool) -> NodeProto:
+    """The layers to keep: by the selector, or all of them, or none of them while answers decide."""
+    infinity = graph.constant("infinity", math.inf, np.float32)
+    inputs = {
+        "state": f"state_{parts.after}",
+        "k": "selector/k",
+        "threshold": THRESHOLD if mean else infinity,  # read by gates only
+    }
+    one = graph.constant("one", [1])
+    shape = graph.constant("mask/shape", [len(parts.layers)])
+    chosen, otherwise = branch_output("mask", "then"), branch_output("mask", "else")
     then = [
-        helper.make_node("Reshape", [BUDGET, "one"], ["k/batch"], name="selector/k"),
+        helper.make_node("Reshape", [BUDGET, one], ["selector/k"], name="selector/k"),
         *graph.part(parts.selector, "selector", inputs, {"mask": "selector/mask"}),
-        helper.make_node(
-            "Reshape",
-            ["selector/mask", "mask/shape"],
-            [branch_output("mask", "then")],
-            name="selector/shape",
-        ),
+        helper.make_node("Reshape", ["selector/mask", shape], [chosen], name="selector/shape"),
     ]
-    rest = "exact" if off else graph.constant("true", True, bool)
-    other = [
-        helper.make_node(
-            "Expand", [rest, "mask/shape"], [branch_output("mask", "else")], name="mask/rest"
-        )
-    ]
-    return [choose(chooses, "mask", then, other)]
+    rest = "exact" if stops else graph.constant("true", True, bool)
+    other = [helper.make_node("Expand", [rest, shape], [otherwise], name="mask/rest")]
+    return choose("chooses", "mask", then, other)
+
+
+def _whether(graph: Graph, parts: Parts, index: int, *, stops: bool) -> list[NodeProto]:
+    """Whether layer `index` runs: by the mask, before the mask by k, and by earlier answers."""
+    run = f"run_{index}"
+    exact = f"{run}/exact" if stops else run
+    at = graph.constant(f"index_{index}", index)
+    if index >= parts.after:
+        nodes = [helper.make_node("Gather", ["mask", at], [exact], name=exact, axis=0)]
+    elif stops:
+        asked = f"{run}/asked"
+        nodes = [
+            helper.make_node("Greater", [BUDGET, at], [asked], name=asked),
+            helper.make_node("And", [asked, "exact"], [exact], name=exact),
+        ]
+    else:
+        nodes = [helper.make_node("Greater", [BUDGET, at], [exact], name=exact)]
+    if not stops:
+        return nodes
+    if index > 0:
+        before = "mean" if index == 1 else f"going_{index - 1}"
+        nodes.append(_going(graph, parts, index, before))
+    going = "mean" if index == 0 else f"going_{index}"
+    return [*nodes, helper.make_node("Or", [exact, going], [run], name=run)]
 
 
 def _layer(graph: Graph, parts: Parts, index: int) -> NodeProto:
@@ -287,15 +281,21 @@ def _going(graph: Graph, parts: Parts, index: int, before: str) -> NodeProto:
     return choose(before, output, nodes, [stopped])
 
 
-def _executed(graph: Graph, ran: list[str]) -> list[NodeProto]:
-    """Which layers ran, [layers]."""
+def _executed(graph: Graph, layers: int) -> list[NodeProto]:
+    """Which layers ran, [layers], and how many."""
     zero = graph.constant("zero", [0])
-    vectors = [f"{run}/vector" for run in ran]
+    runs = [f"run_{index}" for index in range(layers)]
+    vectors = [f"{run}/vector" for run in runs]
     nodes = [
         helper.make_node("Unsqueeze", [run, zero], [vector], name=vector)
-        for run, vector in zip(ran, vectors, strict=True)
+        for run, vector in zip(runs, vectors, strict=True)
     ]
-    return [*nodes, helper.make_node("Concat", vectors, [EXECUTED], name=EXECUTED, axis=0)]
+    return [
+        *nodes,
+        helper.make_node("Concat", vectors, [EXECUTED], name=EXECUTED, axis=0),
+        helper.make_node("Cast", [EXECUTED], ["ran"], name="ran", to=TensorProto.INT64),
+        helper.make_node("ReduceSum", ["ran"], ["kept"], name="kept", keepdims=0),
+    ]
 
 
 def _heads(graph: Graph, parts: Parts, state: str) -> list[NodeProto]:
