@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command is not _run:  # which may do without torch
+        if arguments.command not in (_run, _calibrate):  # which do without torch
             _quiet()
         return arguments.command(arguments) or 0
     except KeyboardInterrupt:
@@ -83,9 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sounding {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for add in (
-        _add_train, _add_sweep, _add_run, _add_export, _add_inspect, _add_compare, _add_report,
-        _add_recipes, _add_transcribe,
-        _add_demo,
+        _add_train, _add_sweep, _add_run, _add_export, _add_calibrate, _add_inspect, _add_compare,
+        _add_report, _add_recipes, _add_transcribe, _add_demo,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -259,11 +258,27 @@ def _add_run(commands: Any) -> None:
         epilog="""examples:
   sounding run RUN clip.wav --budget 3
   sounding run RUN *.wav --budget 50% --json
-  sounding run model.onnx clip.wav --budget mean:3""",
+  sounding run model.onnx clip.wav --budget mean:3
+  sounding run model.onnx clip.wav --budget 40ms      after sounding calibrate model.onnx
+  sounding run model.onnx --governor 50ms --watch inbox/ --log steps.csv --plot steps.png""",
     )
     parser.add_argument("run", metavar="RUN", help="a run, or what `sounding export` wrote")
-    parser.add_argument("clips", nargs="+", metavar="CLIP", help="audio files")
-    parser.add_argument("--budget", help="kept layers: 3, 0.5, 50%% or mean:3; default: full")
+    parser.add_argument("clips", nargs="*", metavar="CLIP", help="audio files")
+    parser.add_argument(
+        "--budget",
+        help="kept layers: 3, 0.5, 50%% or mean:3; of an exported model also 40ms, rtf:0.1 or "
+        "1.5gmac; default: full",
+    )
+    parser.add_argument("--threads", type=int, help="of an exported model; default: all cores")
+    parser.add_argument(
+        "--governor", metavar="50ms", help="keep this latency while the load changes (exported)"
+    )
+    parser.add_argument(
+        "--watch", metavar="DIR", help="answer to each new file in it, until Ctrl-C"
+    )
+    parser.add_argument("--floor", type=int, default=1, help="of the governor: least layers (1)")
+    parser.add_argument("--log", help="of the governor: latency, layers and load, as CSV")
+    parser.add_argument("--plot", help="of the governor: the same as a picture")
     parser.add_argument("--max-seconds", type=float, help="use only the start of longer clips")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     _add_beam(parser)
@@ -275,6 +290,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from .runtime import is_exported, show
 
+    if not arguments.clips and not arguments.watch:
+        raise ValueError("give audio files, or --watch DIR")
+    if (arguments.governor or arguments.watch) and not is_exported(arguments.run):
+        raise ValueError("--governor and --watch are for exported models: `sounding export`")
     answers = _exported_answers if is_exported(arguments.run) else _trained_answers
     for answer in answers(arguments):
         print(json.dumps(answer.to_json()) if arguments.json else show(answer), flush=True)
@@ -283,9 +302,41 @@ def _run(arguments: argparse.Namespace) -> None:
 def _exported_answers(arguments: argparse.Namespace) -> Iterator[Answer]:
     from .runtime import load
 
-    model, budget = load(arguments.run), _budget(arguments.budget)
-    for clip in arguments.clips:
-        yield model.run(clip, budget, max_seconds=arguments.max_seconds)
+    model, seconds = load(arguments.run, threads=arguments.threads), arguments.max_seconds
+    if arguments.governor:
+        yield from _governed_answers(model, arguments)
+        return
+    budget = _budget(arguments.budget)
+    for clip in _clips(arguments):
+        yield model.run(clip, budget, max_seconds=seconds)
+
+
+def _clips(arguments: argparse.Namespace) -> Iterator[Path | str]:
+    """Those that are given, then those that come."""
+    from .data.audio import SUFFIXES
+    from .runtime.governor import watch
+
+    yield from arguments.clips
+    if arguments.watch:
+        yield from watch(arguments.watch, sorted(SUFFIXES))
+
+
+def _governed_answers(model: Any, arguments: argparse.Namespace) -> Iterator[Answer]:
+    from .runtime.governor import Governed, plot_log, write_log
+    from .runtime.profile import Limit
+
+    target = Limit.of(arguments.governor)
+    if target is None or target.kind != "ms" or arguments.budget:
+        raise ValueError("--governor takes a latency, such as 50ms, and no --budget beside it")
+    governed = Governed(model, target.value, floor=arguments.floor)
+    try:
+        for clip in _clips(arguments):
+            yield governed.run(clip, max_seconds=arguments.max_seconds)
+    finally:  # Ctrl-C too
+        if arguments.log:
+            write_log(list(governed.steps), arguments.log)
+        if arguments.plot:
+            plot_log(list(governed.steps), arguments.plot)
 
 
 def _trained_answers(arguments: argparse.Namespace) -> Iterator[Answer]:
@@ -348,6 +399,62 @@ def _export(arguments: argparse.Namespace) -> None:
     )
     for line in exported.lines():
         print(line)
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure an exported model on this device, for budgets in time",
+        description="Time an exported model at several lengths, for every number of layers, and\n"
+        "write the profile of this device beside it. Then 40ms and rtf:0.1 are budgets, and\n"
+        "--governor works. Leave the device alone meanwhile.",
+        epilog="""examples:
+  sounding calibrate model.onnx
+  sounding calibrate model.onnx --threads 1,2,4 --seconds 1,3,10""",
+    )
+    parser.add_argument("model", metavar="MODEL", help="what `sounding export` wrote")
+    parser.add_argument("--threads", help="with commas between them (all cores)")
+    parser.add_argument("--seconds", help="lengths of the inputs, with commas between them")
+    parser.add_argument("--rounds", type=int, default=30, help="timings of each (30)")
+    parser.add_argument("--out", help="the profile (MODEL.profile.json)")
+    parser.set_defaults(command=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from .runtime import Profile, load, profile_path
+    from .runtime.profile import LENGTHS, device
+
+    threads = _numbers(arguments.threads, "--threads", int) or [os.cpu_count() or 1]
+    lengths = _numbers(arguments.seconds, "--seconds", float) or list(LENGTHS)
+    tables = {}
+    for count in threads:
+        model = load(arguments.model, threads=count)
+
+        def show(done: int, total: int, count: int = count) -> None:
+            end = "\n" if done == total else ""
+            print(f"\r{count} threads: round {done} of {total}", end=end, file=sys.stderr)
+
+        tables[count] = model.calibrate(lengths, arguments.rounds, show)
+    profile = Profile(device(), model.digest(), model.meta.layers, tables)
+    out = arguments.out or profile_path(arguments.model)
+    profile.save(out)
+    for count, table in tables.items():
+        print(f"{count} threads, milliseconds (median) by length and kept layers")
+        print("seconds " + "".join(f"{k:>8}" for k in range(1, profile.layers + 1)))
+        for seconds, row in zip(table.seconds, table.median, strict=True):
+            print(f"{seconds:7g} " + "".join(f"{value:8.1f}" for value in row))
+    print(f"written: {out}")
+
+
+def _numbers(text: str | None, name: str, kind: type) -> list[Any]:
+    """Numbers above 0 with commas between them."""
+    try:
+        numbers = [kind(part) for part in text.split(",")] if text else []
+    except ValueError:
+        numbers = [0]
+    if any(not number > 0 for number in numbers):
+        raise ValueError(f"{name} takes numbers above 0 with commas between them, not {text!r}")
+    return numbers
 
 
 def _mask(digits: str | None, indexes: str | None, layers: int) -> list[bool] | None:

@@ -22,6 +22,7 @@ MISSING_SECONDS: Seconds = 0.1  # an mp3 header may be off by a frame or two
 OVERSHOOT_SECONDS: Seconds = 0.5  # that a segment may end behind its recording
 UNKNOWN_FRAMES = 2**62  # libsndfile's count for a stream that does not say its length
 FORMATS = "wav, flac, ogg, opus or mp3"
+SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
 
 
 class AudioError(ValueError):

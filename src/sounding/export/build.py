@@ -15,19 +15,21 @@ import onnx
 from onnx import helper
 from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from ..data.features import LIMIT_SECONDS
+from ..core.macs import count_macs
+from ..data.features import LIMIT_SECONDS, extract
 from ..files import atomic_directory, atomic_path, sha256, write_json
 from ..progress import progress
 from ..runtime import Metadata, Split, load
 from ..runtime.features import LogMel, Waveform
 from ..runtime.metadata import FORMAT, KEY
 from ..runtime.model import MANIFEST
+from ..runtime.profile import LENGTHS
 from ..training.runs import Run, provenance
 from ..weights import NAMED
 from .graph import dynamic_graph, head_name, static_graph
 from .parts import OPSET, ExportError, Parts, check, export_parts
 from .quantize import Feed, layer_feeds, quantize
-from .validate import Difference, faster, validate
+from .validate import Difference, faster, sound, validate
 
 MASKED = ("random", "dld")  # methods without a selector of their own
 LARGEST = 2**31 - 1  # bytes of an ONNX file
@@ -158,6 +160,7 @@ def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
         selector=str(selector.kind),
         mask=None if mask is None else [bool(kept) for kept in mask],
         mean_budgets=[] if mask is not None else list(run.dynamic.mean_budgets),
+        macs=_macs(run, limit),
         precision=precision,
         backbone=run.config.backbone,
         licence=None if known is None else known.licence,
@@ -166,6 +169,17 @@ def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
         versions={name: version(name) for name in names},
         opset=OPSET,
     )
+
+
+def _macs(run: Run, limit: float) -> list[tuple[float, float, float]]:
+    """As `Metadata.macs`."""
+    rows = []
+    for seconds in sorted({min(length, limit) for length in LENGTHS}):
+        samples = sound(seconds, run.extractor.sampling_rate)
+        macs = count_macs(run.dynamic, run.collate([extract(samples, run.extractor)]))
+        base = macs.front_end + macs.selector + max(macs.head, macs.exit)
+        rows.append((seconds, float(base), sum(macs.layers) / len(macs.layers)))
+    return rows
 
 
 def feature_settings(extractor: Any) -> dict[str, Any]:

@@ -8,17 +8,25 @@
 from __future__ import annotations
 
 from .answer import Answer, show
+from .governor import Governed, Governor, Step
 from .metadata import Metadata, ModelError
-from .model import Model, OneFile, Split, is_exported, load
+from .model import Model, OneFile, Split, is_exported, load, profile_path
+from .profile import BudgetWarning, Profile
 
 __all__ = [
     "Answer",
+    "BudgetWarning",
+    "Governed",
+    "Governor",
     "Metadata",
     "Model",
     "ModelError",
     "OneFile",
+    "Profile",
     "Split",
+    "Step",
     "is_exported",
     "load",
+    "profile_path",
     "show",
 ]

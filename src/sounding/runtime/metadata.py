@@ -33,6 +33,8 @@ class Metadata:
         selector: its kind.
         mask: the layers of a graph that has no choice, [layers]; None where it chooses.
         mean_budgets: [mean, threshold] by rising mean; empty where there are none.
+        macs: [seconds, base, layer] by rising length: multiply-accumulates of front end, selector
+            and head, and of a layer, for an input of that length.
         precision: "fp32" or "int8".
         backbone, licence: whose weights these are, and their licence where it is known.
         data: name and digest of the training data.
@@ -50,6 +52,7 @@ class Metadata:
     selector: str
     mask: list[bool] | None
     mean_budgets: list[tuple[float, float]]
+    macs: list[tuple[float, float, float]]
     precision: str
     backbone: str
     licence: str | None
@@ -93,6 +96,8 @@ class Metadata:
             raise ValueError("no rate")
         if self.task not in COLUMNS:
             raise ValueError(f"task {self.task!r}")
+        if any(len(row) != 3 for row in self.macs):
+            raise ValueError("costs that are none")
         if self.mask is not None and len(self.mask) != self.layers:
             raise ValueError("a mask of another number of layers")
 

@@ -7,7 +7,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from ..files import sha256
 from .answer import Answer
 from .features import extractor
 from .metadata import KEY, Metadata, ModelError
+from .profile import LENGTHS, ROUNDS, Limit, Profile, Table, between, measure
 
 MANIFEST = "model.json"  # of a split export
 LARGEST = 16  # inputs in a batch
@@ -35,11 +36,14 @@ def load(
     threads: int | None = None,
     unload: bool = False,
     options: onnxruntime.SessionOptions | None = None,
+    profile: Path | str | None = None,
 ) -> Model:
     """Load what `sounding export` wrote: a file, or a directory (--split).
 
     Args:
         threads: that a layer may use; by default one for each core.
+        profile: of this device, for budgets in time; by default the one beside the model
+            (`profile_path`), if there is one.
         unload: of a directory, keep in memory only the parts that the last call used.
         options: further options of ONNX Runtime.
 
@@ -51,9 +55,18 @@ def load(
     if threads is not None:
         options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors, which are raised as well
-    if path.is_dir():
-        return Split(path, options, unload=unload)
-    return OneFile(path, options)
+    model: Model = Split(path, options, unload=unload) if path.is_dir() else OneFile(path, options)
+    model.threads = threads or os.cpu_count() or 1
+    beside = profile_path(path)
+    if profile is not None or beside.exists():
+        model.profile = Profile.load(beside if profile is None else profile)
+    return model
+
+
+def profile_path(model: Path | str) -> Path:
+    """Where `sounding calibrate` writes the profile of a model: beside it."""
+    path = Path(model)
+    return path.with_name(f"{path.name}.profile.json")
 
 
 def is_exported(path: Path | str) -> bool:
@@ -69,12 +82,18 @@ class Model(ABC):
         path: of the file or directory.
         meta: what it says of itself.
         largest: the most inputs that run together.
+        threads: that a layer may use.
+        profile: what it takes on this device, or None.
     """
 
     largest = 1
+    threads = 1
+    profile: Profile | None = None
 
     def __init__(self, path: Path, meta: Metadata) -> None:
         self.path, self.meta = path, meta
+        self._digest: str | None = None
+        self._checked: Profile | None = None
         try:
             self.extract = extractor(meta.features)
         except ValueError as error:
@@ -87,7 +106,9 @@ class Model(ABC):
 
         Args:
             audio: a file, or samples at `meta.rate`. Shape: [samples].
-            budget: kept layers: 3, 0.5, "50%", "mean:3"; None for full depth.
+            budget: kept layers: 3, 0.5, "50%", "mean:3"; None for full depth. With a profile of
+                this device also a time: "40ms" for the clip, "rtf:0.1"; and "1.5gmac": the most
+                layers that fit, one at least.
             max_seconds: use only the start of a longer clip.
 
         Raises:
@@ -105,13 +126,15 @@ class Model(ABC):
         Nothing is padded, so that no answer depends on the other clips (within float noise). One
         file runs one clip at a time.
         """
-        k, threshold = self.meta.budget(budget)
-        same: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        limit = Limit.of(budget)
+        asked = (0, None) if limit else self.meta.budget(budget)
+        same: dict[Any, list[int]] = defaultdict(list)
         features = [self.features(clip, max_seconds) for clip in clips]
         for index, one in enumerate(features):
-            same[one.shape].append(index)
+            chosen = asked if limit is None else (self.fitting(limit, self.seconds(one)), None)
+            same[one.shape, *chosen].append(index)
         answers: dict[int, Answer] = {}
-        for indexes in same.values():
+        for (_, k, threshold), indexes in same.items():
             for start in range(0, len(indexes), self.largest):
                 rows = indexes[start : start + self.largest]
                 began = perf_counter()
@@ -131,8 +154,77 @@ class Model(ABC):
                     )
         return [answers[index] for index in range(len(clips))]
 
+    def fitting(self, limit: Limit, seconds: Seconds) -> int:
+        """The most layers that a limit allows an input of that length.
+
+        Raises:
+            ModelError: no profile, or one of another model or device.
+        """
+        if self.meta.mask is not None:
+            raise ValueError("this model always runs the same layers: leave the budget out")
+        if limit.kind == "gmac":
+            places, base, layer = np.array(self.meta.macs).T
+
+            def cost(k: int) -> float:
+                return between(seconds, places, (base + k * layer) / 1e9)
+
+        else:
+            profile = self.checked_profile()
+
+            def cost(k: int) -> float:
+                return profile.expected(seconds, k, self.threads, sure=True)
+
+        return limit.layers(cost, seconds, self.meta.layers)
+
+    def checked_profile(self) -> Profile:
+        """The profile, of this very model and device.
+
+        Raises:
+            ModelError: there is none, or another one.
+        """
+        if self.profile is None:
+            raise ModelError(
+                f"a budget in time needs a profile of this device: sounding calibrate {self.path}"
+            )
+        if self._checked is not self.profile:
+            self.profile.check(self.digest(), self.threads)
+            self._checked = self.profile
+        return self.profile
+
+    def digest(self) -> str:
+        """sha256 of the model; of a directory that of its manifest, which has those of the rest."""
+        if self._digest is None:
+            self._digest = sha256(self.path / MANIFEST if self.path.is_dir() else self.path)
+        return self._digest
+
+    def calibrate(
+        self,
+        lengths: Sequence[Seconds] = LENGTHS,
+        rounds: int = ROUNDS,
+        show: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Table:
+        """Time this model on this device; arguments as `profile.measure`."""
+        if self.meta.mask is not None:
+            raise ValueError("a model of fixed layers has nothing to calibrate")
+        return measure(
+            lambda features, k: self.predict(features[None], k),
+            self.extract,
+            self.meta,
+            lengths,
+            rounds,
+            show,
+        )
+
+    def seconds(self, features: np.ndarray) -> Seconds:
+        """Length of the audio that features are of."""
+        return len(features) * self.meta.features.get("hop", 1) / self.meta.rate
+
     def features(self, audio: Audio, max_seconds: Seconds | None = None) -> np.ndarray:
-        """Of one clip. Shape: [samples] where `audio` is no file -> [frames, bins] or [samples]."""
+        """Of one clip. Shape: as `samples` takes it -> [frames, bins] or [samples]."""
+        return self.extract(self.samples(audio, max_seconds))
+
+    def samples(self, audio: Audio, max_seconds: Seconds | None = None) -> np.ndarray:
+        """Of one clip, checked and cut. Shape: [samples] where `audio` is no file -> [samples]."""
         rate, limit = self.meta.rate, self.meta.limit_seconds
         cut = self.meta.max_seconds if max_seconds is None else max_seconds
         if isinstance(audio, np.ndarray):
@@ -143,7 +235,7 @@ class Model(ABC):
         else:
             samples = load_audio(Clip(Path(audio), "", "test"), rate, cut)
             check_length(samples, rate, limit, audio)
-        return self.extract(samples)
+        return samples
 
     @abstractmethod
     def predict(

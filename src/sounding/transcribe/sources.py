@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
+from ..data.audio import SUFFIXES
+
 JOURNALS = ".transcripts"  # the directory of the journals, beside the texts
 
 

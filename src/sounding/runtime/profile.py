@@ -1,0 +1,271 @@
+"""What a model takes on this device, by length of the input and kept layers: `calibrate`.
+
+With such a profile a budget may be a time: "40ms" for an input, or "rtf:0.1", a tenth of the time
+that the input lasts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ..data.audio import Seconds
+from ..files import write_json
+from .metadata import Metadata, ModelError
+
+FORMAT = 1
+LENGTHS: tuple[Seconds, ...] = (0.5, 1, 2, 4, 8, 16)
+ROUNDS = 30
+WARM_UP = 3
+SURE = 95  # percentile of the time that a budget is held against
+
+
+class BudgetWarning(UserWarning):
+    """No number of layers is cheap enough for a budget; the fewest run."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Milliseconds from the samples to the answer, on some threads.
+
+    Shape:
+        seconds: [lengths], rising.
+        median, high: [lengths, layers]: of 1, 2, ... kept layers; `high` is the 95th percentile.
+        features: [lengths], the part of it that the features take.
+    """
+
+    seconds: list[float]
+    median: list[list[float]]
+    high: list[list[float]]
+    features: list[float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one model on one device.
+
+    Attributes:
+        device: that it was measured on.
+        model: sha256 of the model.
+        layers: L.
+        tables: by number of threads.
+    """
+
+    device: dict[str, Any]
+    model: str
+    layers: int
+    tables: dict[int, Table]
+
+    def expected(self, seconds: Seconds, k: int, threads: int, *, sure: bool = False) -> float:
+        """Milliseconds for an input of that length with k layers.
+
+        Args:
+            sure: the 95th percentile in place of the median.
+        """
+        table = self.tables[threads]
+        values = np.array(table.high if sure else table.median)[:, k - 1]
+        return float(between(seconds, np.array(table.seconds), values))
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON, all or nothing."""
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Profile:
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: a missing, damaged or foreign file.
+        """
+        try:
+            read = json.loads(Path(path).read_text(encoding="utf-8"))
+            if read["format"] != FORMAT:
+                raise ValueError(f"format {read['format']}")
+            tables = {int(n): Table(**values) for n, values in read["tables"].items()}
+            made = cls(dict(read["device"]), str(read["model"]), int(read["layers"]), tables)
+            for table in tables.values():
+                _check(table, made.layers)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{path} is no profile of `sounding calibrate` ({error}): calibrate again"
+            ) from None
+        return made
+
+    def check(self, model: str, threads: int) -> None:
+        """Refuse a profile of another model or device, or without these threads.
+
+        Raises:
+            ModelError: the text says what differs.
+        """
+        if self.model != model:
+            raise ModelError("the profile is of another model: `sounding calibrate` this one")
+        here = device()
+        other = [f"{n} {self.device.get(n)}" for n in here if self.device.get(n) != here[n]]
+        if other:
+            raise ModelError(
+                f"the profile is of another device ({', '.join(other)}): `sounding calibrate` here"
+            )
+        if threads not in self.tables:
+            known = ", ".join(map(str, sorted(self.tables)))
+            raise ModelError(
+                f"the profile has times for {known} threads, not for {threads}: load the model "
+                "with that many threads, or `sounding calibrate` with --threads"
+            )
+
+
+def _check(table: Table, layers: int) -> None:
+    size = len(table.seconds)
+    if not size or sorted(table.seconds) != table.seconds or len(table.features) != size:
+        raise ValueError("no lengths, or lengths that do not rise")
+    for values in (np.array(table.median, dtype=float), np.array(table.high, dtype=float)):
+        if values.shape != (size, layers) or not (np.isfinite(values).all() and values.min() > 0):
+            raise ValueError("times that do not fit")
+
+
+def between(at: float, places: np.ndarray, values: np.ndarray) -> float:
+    """Between the places by a line, beyond them by that of the nearest two."""
+    if len(places) == 1:
+        return float(values[0] * at / places[0])
+    index = int(np.clip(np.searchsorted(places, at), 1, len(places) - 1))
+    low, high = places[index - 1], places[index]
+    share = (at - low) / (high - low)
+    return float(max(values.min() * 0.1, (1 - share) * values[index - 1] + share * values[index]))
+
+
+def device() -> dict[str, Any]:
+    """What times depend on: processor, cores, system, ONNX Runtime."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.machine(),
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.lower().startswith(("model name", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def measure(
+    predict: Callable[[np.ndarray, int], Any],
+    features: Callable[[np.ndarray], np.ndarray],
+    meta: Metadata,
+    lengths: Sequence[Seconds] = LENGTHS,
+    rounds: int = ROUNDS,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> Table:
+    """Time a model at several lengths and every number of layers, in random order each round.
+
+    Args:
+        predict: called with (features, k).
+        features: of samples.
+        show: called with (rounds done, all rounds).
+
+    Raises:
+        ValueError: no length that the model takes, or no round.
+    """
+    longest = min(meta.limit_seconds, meta.max_seconds or math.inf)
+    known = sorted({min(length, longest) for length in lengths if length > 0})
+    if not known or rounds < 1:
+        raise ValueError("give lengths above 0 s and at least one round")
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(0, 0.1, round(s * meta.rate)).astype(np.float32) for s in known]
+    times = np.zeros((rounds, len(known), meta.layers))
+    front = np.zeros((rounds, len(known), meta.layers))
+    cells = [(i, k) for i in range(len(known)) for k in range(1, meta.layers + 1)]
+    for turn in range(-WARM_UP, rounds):
+        for index in rng.permutation(len(cells)):
+            i, k = cells[index]
+            start = perf_counter()
+            made = features(clips[i])
+            middle = perf_counter()
+            predict(made, k)
+            end = perf_counter()
+            if turn >= 0:
+                times[turn, i, k - 1] = 1000 * (end - start)
+                front[turn, i, k - 1] = 1000 * (middle - start)
+        show(turn + 1 + WARM_UP, rounds + WARM_UP)
+    return Table(
+        seconds=[float(s) for s in known],
+        median=np.median(times, 0).tolist(),
+        high=np.percentile(times, SURE, axis=0).tolist(),
+        features=np.median(front, (0, 2)).tolist(),
+    )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget that is no number of layers: "40ms", "rtf:0.1" or "1.5gmac".
+
+    Attributes:
+        kind: "ms", "rtf" or "gmac".
+    """
+
+    kind: str
+    value: float
+
+    @classmethod
+    def of(cls, budget: Any) -> Limit | None:
+        """None where a budget is of another kind.
+
+        Raises:
+            ValueError: a limit that is not above 0.
+
+        >>> Limit.of("40ms"), Limit.of("rtf:0.1"), Limit.of(3)
+        (Limit(kind='ms', value=40.0), Limit(kind='rtf', value=0.1), None)
+        """
+        if not isinstance(budget, str):
+            return None
+        text = budget.strip().lower()
+        for kind in ("ms", "gmac"):
+            if text.endswith(kind):
+                return cls(kind, _number(text.removesuffix(kind), budget))
+        if text.startswith("rtf:"):
+            return cls("rtf", _number(text.removeprefix("rtf:"), budget))
+        return None
+
+    def layers(self, cost: Callable[[int], float], seconds: Seconds, layers: int) -> int:
+        """The most layers whose cost fits, one at least, with a warning where that does not.
+
+        Args:
+            cost: of so many layers, in milliseconds or in billions of multiply-accumulates.
+        """
+        allowed = self.value * 1000 * seconds if self.kind == "rtf" else self.value
+        fitting = [k for k in range(1, layers + 1) if cost(k) <= allowed]
+        if fitting:
+            return max(fitting)
+        unit = "GMAC" if self.kind == "gmac" else "ms"
+        warnings.warn(
+            f"one layer takes {cost(1):.3g} {unit} for {seconds:.1f} s, above the budget of "
+            f"{allowed:.3g} {unit}: it runs all the same, since nothing is cheaper",
+            BudgetWarning,
+            stacklevel=2,
+        )
+        return 1
+
+
+def _number(text: str, budget: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f'budget {budget!r} is not allowed: give "40ms", "rtf:0.1" or "1.5gmac"')
+    return value

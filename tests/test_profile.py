@@ -1,0 +1,262 @@
+"""Profiles of a device, budgets in time and in MACs, and a governed model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile as sf
+from tiny_runs import LAYERS, RATE, clip
+
+from sounding import runtime
+from sounding.cli import main
+from sounding.runtime import BudgetWarning, Governed, ModelError, Profile, profile_path
+from sounding.runtime.governor import plot_log, watch, write_log
+from sounding.runtime.profile import Limit, Table, device, measure
+from sounding.runtime.signals import Signals, read_signals
+
+
+def made_up(layer=10.0, front=5.0):
+    """Times of a device on which all is linear, in milliseconds for a second."""
+    lengths = [0.25, 0.5, 1.0]
+    rows = [[s * (front + layer * k) for k in range(1, LAYERS + 1)] for s in lengths]
+    high = [[1.1 * value for value in row] for row in rows]
+    return Table(lengths, rows, high, [s * 1.0 for s in lengths])
+
+
+@pytest.fixture
+def model(exports, tmp_path):
+    """An exported model with a made-up profile of this device."""
+    model = runtime.load(exports("whisper").one, threads=1)
+    model.profile = Profile(device(), model.digest(), LAYERS, {1: made_up()})
+    return model
+
+
+# --- budgets --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "k"), [("16ms", 1), ("17ms", 2), ("28ms", 4), ("1e3ms", 4), ("rtf:0.03", 2)]
+)
+def test_the_most_layers_that_fit_run(model, budget, k):
+    answer = model.run(
+        clip(0.6), budget
+    )  # with k layers 1.1 * 0.6 * (5 + 10 k) ms, 95th percentile
+    expected = [j for j in range(1, 5) if 0.66 * (5 + 10 * j) <= _allowed(budget)]
+    assert len(answer.executed_layers) == max(expected) == answer.kept_layers
+    assert k == max(expected)
+
+
+def _allowed(budget):
+    limit = Limit.of(budget)
+    return limit.value * 600 if limit.kind == "rtf" else limit.value
+
+
+def test_longer_clips_get_fewer_layers_in_one_call(model):
+    clips = [clip(0.2), clip(0.5), clip(0.9)]
+    kept = [len(a.executed_layers) for a in model.run_many(clips, "20ms")]
+    assert kept == [4, 3, 1]
+    alone = [model.run(one, "20ms") for one in clips]
+    assert [len(a.executed_layers) for a in alone] == kept
+
+
+def test_a_budget_of_multiply_accumulates_needs_no_profile(model):
+    model.profile = None
+    rows = np.array(model.meta.macs)
+    assert (np.diff(rows[:, 1:], axis=0) > 0).all()
+    seconds, base, layer = rows[0]
+    for k in (1, 2, 4):
+        budget = f"{(base + (k + 0.5) * layer) / 1e9}gmac"
+        assert len(model.run(clip(seconds), budget).executed_layers) == min(k, 4)
+
+
+def test_a_budget_that_nothing_fits_gives_one_layer_and_says_so(model):
+    with pytest.warns(BudgetWarning, match="one layer takes .* above the budget of 1 ms"):
+        answer = model.run(clip(0.5), "1ms")
+    assert len(answer.executed_layers) == 1
+
+
+@pytest.mark.parametrize("budget", ["0ms", "-3ms", "xms", "rtf:", "rtf:nan", "gmac", "infms"])
+def test_budgets_that_are_none(model, budget):
+    with pytest.raises(ValueError, match="is not allowed"):
+        model.run(clip(0.3), budget)
+
+
+# --- profiles -------------------------------------------------------------------------------
+
+
+def test_times_are_measured_at_every_length_and_number_of_layers():
+    calls = []
+
+    def predict(features, k):
+        calls.append((len(features), k))
+        time.sleep(0.0005 * k)
+
+    class Meta:
+        rate, layers, limit_seconds, max_seconds = 1000, 3, 1.0, None
+
+    done = []
+    table = measure(
+        predict, lambda x: x, Meta, (2.0, 0.2, 0.5), 4, lambda *how_far: done.append(how_far)
+    )
+    assert table.seconds == [0.2, 0.5, 1.0]
+    assert len(calls) == (4 + 3) * 9
+    assert done[-1] == (7, 7)
+    assert (np.diff(np.array(table.median), axis=1) > 0).all()
+    assert (np.array(table.high) >= np.array(table.median)).all()
+    with pytest.raises(ValueError, match="lengths above 0 s"):
+        measure(predict, lambda x: x, Meta, (0.0,), 1)
+
+
+def test_a_profile_is_between_and_beyond_its_lengths(tmp_path, model):
+    profile = model.profile
+    for seconds in (0.1, 0.25, 0.3, 0.77, 1.0, 3.0):
+        for k in range(1, LAYERS + 1):
+            assert profile.expected(seconds, k, 1) == pytest.approx(
+                seconds * (5 + 10 * k), rel=0.01
+            )
+    profile.save(tmp_path / "p.json")
+    assert Profile.load(tmp_path / "p.json") == profile
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "other"}, "of another model"),
+        ({"device": {**device(), "processor": "Elbrus"}}, "another device .processor Elbrus"),
+        ({"tables": {7: made_up()}}, "for 7 threads, not for 1"),
+    ],
+)
+def test_a_profile_of_something_else_is_refused(model, change, message):
+    model.profile = replace(model.profile, **change)
+    with pytest.raises(ModelError, match=message):
+        model.run(clip(0.3), "50ms")
+    with pytest.raises(ModelError, match=message):
+        Governed(model, 50)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"format": 9}', '{"format": 1}', "shape", "nan"])
+def test_a_damaged_profile_gets_one_clear_line(model, tmp_path, damage):
+    path = tmp_path / "p.json"
+    model.profile.save(path)
+    values = json.loads(path.read_text())
+    if damage == "shape":
+        values["tables"]["1"]["high"].pop()
+        damage = json.dumps(values)
+    elif damage == "nan":
+        values["tables"]["1"]["high"][0][0] = float("nan")
+        damage = json.dumps(values)
+    path.write_text(damage)
+    with pytest.raises(ModelError, match=r"p\.json is no profile of `sounding calibrate`"):
+        Profile.load(path)
+
+
+def test_without_a_profile_the_command_is_named(exports):
+    model = runtime.load(exports("whisper").one)
+    with pytest.raises(ModelError, match="needs a profile of this device: sounding calibrate"):
+        model.run(clip(0.3), "50ms")
+
+
+# --- the governed model ---------------------------------------------------------------------
+
+
+def test_a_governed_model_takes_fewer_layers_while_it_is_slow(model, tmp_path):
+    """The made-up profile expects much less than this clip really takes, then much more."""
+    model.profile = Profile(device(), model.digest(), LAYERS, {1: made_up(1e-4, 1e-4)})
+    governed = Governed(model, 1e-3, floor=2, signals=Signals)
+    with pytest.warns(BudgetWarning, match="cannot be kept now"):
+        kept = [len(governed.run(clip(0.3)).executed_layers) for _ in range(6)]
+    assert kept[0] == 4
+    assert kept[-1] == 2
+    model.profile = Profile(device(), model.digest(), LAYERS, {1: made_up()})
+    easy = Governed(model, 1e6, signals=Signals)
+    assert len(easy.run(clip(0.3)).executed_layers) == 4
+    write_log(list(governed.steps), tmp_path / "log.csv")
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["k"]) for row in rows] == kept
+    pytest.importorskip("matplotlib")
+    plot_log(list(governed.steps), tmp_path / "log.png")
+    assert (tmp_path / "log.png").stat().st_size > 1000
+
+
+def test_a_low_battery_and_heat_halve_the_layers(model):
+    for signals, k in (
+        (Signals(battery=0.1, plugged=False), 2),
+        (Signals(battery=0.1, plugged=True), 4),
+        (Signals(hot=True), 2),
+        (Signals(), 4),
+    ):
+        governed = Governed(model, 1e6, signals=lambda signals=signals: signals)
+        assert len(governed.run(clip(0.3)).executed_layers) == k
+
+
+def test_signals_of_this_machine_are_plausible():
+    read_signals()
+    signals = read_signals()
+    assert signals.busy is None or 0 <= signals.busy <= 1
+    assert signals.battery is None or 0 <= signals.battery <= 1
+
+
+def test_watching_gives_each_new_file_once_it_is_whole(tmp_path):
+    (tmp_path / "old.wav").write_bytes(b"1")
+    found = []
+
+    def follow():
+        for path in watch(tmp_path, [".wav"], pause=0.01):
+            found.append(path.name)
+            if len(found) == 2:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    time.sleep(0.05)
+    (tmp_path / "notes.txt").write_bytes(b"1")
+    with (tmp_path / "a.wav").open("wb", buffering=0) as file:
+        for _ in range(20):
+            file.write(b"12")
+            assert found == []
+            time.sleep(0.002)
+    (tmp_path / "b.wav").write_bytes(b"12")
+    thread.join(10)
+    assert sorted(found) == ["a.wav", "b.wav"]
+    with pytest.raises(ValueError, match="no such directory"):
+        next(watch(tmp_path / "none", [".wav"]))
+
+
+# --- the command line -----------------------------------------------------------------------
+
+
+def test_calibrating_and_governing_on_the_command_line(exports, tmp_path, capsys):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exports("whisper").one.read_bytes())
+    wav = tmp_path / "a.wav"
+    sf.write(wav, clip(0.4), RATE)
+    run = ["run", str(path), str(wav)]
+    assert main([*run, "--budget", "40ms", "--threads", "1"]) == 2
+    assert "sounding calibrate" in capsys.readouterr().err
+    assert main(["calibrate", str(path), "--threads", "1", "--seconds", "0.2,0.5",
+                 "--rounds", "3"]) == 0  # fmt: skip
+    assert profile_path(path).exists()
+    assert "milliseconds (median)" in capsys.readouterr().out
+    assert main([*run, "--budget", "1e6ms", "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept_layers"] == LAYERS
+    log = tmp_path / "log.csv"
+    governed = [*run, str(wav), "--threads", "1", "--governor", "1e6ms", "--log", str(log)]
+    assert main(governed) == 0
+    assert len(log.read_text().splitlines()) == 3
+    capsys.readouterr()
+    for wrong, message in (
+        ([*run, "--governor", "fast"], "takes a latency"),
+        ([*run, "--governor", "50ms", "--budget", "3"], "takes a latency"),
+        (["run", str(path)], "give audio files, or --watch DIR"),
+        (["run", str(tmp_path), str(wav), "--governor", "5ms"], "are for exported models"),
+        (["calibrate", str(path), "--threads", "0"], "--threads takes numbers above 0"),
+    ):
+        assert main(wrong) == 2
+        assert message in capsys.readouterr().err
