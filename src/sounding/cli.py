@@ -273,9 +273,7 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--governor", metavar="50ms", help="keep this latency while the load changes (exported)"
     )
-    parser.add_argument(
-        "--watch", metavar="DIR", help="answer to each new file in it, until Ctrl-C"
-    )
+    parser.add_argument("--watch", metavar="DIR", help="answer to each new file, until Ctrl-C")
     parser.add_argument("--floor", type=int, default=1, help="of the governor: least layers (1)")
     parser.add_argument("--log", help="of the governor: latency, layers and load, as CSV")
     parser.add_argument("--plot", help="of the governor: the same as a picture")
