@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,7 +260,8 @@ def _add_run(commands: Any) -> None:
   sounding run RUN *.wav --budget 50% --json
   sounding run model.onnx clip.wav --budget mean:3
   sounding run model.onnx clip.wav --budget 40ms      after sounding calibrate model.onnx
-  sounding run model.onnx --governor 50ms --watch inbox/ --log steps.csv --plot steps.png""",
+  sounding run model.onnx --governor 50ms --watch inbox/ --log steps.csv --plot steps.png
+  sounding run model.onnx mic --stream 1 --governor 50ms""",
     )
     parser.add_argument("run", metavar="RUN", help="a run, or what `sounding export` wrote")
     parser.add_argument("clips", nargs="*", metavar="CLIP", help="audio files")
@@ -274,6 +275,12 @@ def _add_run(commands: Any) -> None:
         "--governor", metavar="50ms", help="keep this latency while the load changes (exported)"
     )
     parser.add_argument("--watch", metavar="DIR", help="answer to each new file, until Ctrl-C")
+    parser.add_argument(
+        "--stream",
+        metavar="SECONDS",
+        type=float,
+        help="answer to each window of so many seconds; CLIP may be mic, the microphone",
+    )
     parser.add_argument("--floor", type=int, default=1, help="of the governor: least layers (1)")
     parser.add_argument("--log", help="of the governor: latency, layers and load, as CSV")
     parser.add_argument("--plot", help="of the governor: the same as a picture")
@@ -290,8 +297,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if not arguments.clips and not arguments.watch:
         raise ValueError("give audio files, or --watch DIR")
-    if (arguments.governor or arguments.watch) and not is_exported(arguments.run):
-        raise ValueError("--governor and --watch are for exported models: `sounding export`")
+    on_device = arguments.governor or arguments.watch or arguments.stream
+    if on_device and not is_exported(arguments.run):
+        raise ValueError("--governor, --watch and --stream are for exported models")
     answers = _exported_answers if is_exported(arguments.run) else _trained_answers
     for answer in answers(arguments):
         print(json.dumps(answer.to_json()) if arguments.json else show(answer), flush=True)
@@ -300,13 +308,44 @@ def _run(arguments: argparse.Namespace) -> None:
 def _exported_answers(arguments: argparse.Namespace) -> Iterator[Answer]:
     from .runtime import load
 
-    model, seconds = load(arguments.run, threads=arguments.threads), arguments.max_seconds
+    model = load(arguments.run, threads=arguments.threads)
     if arguments.governor:
         yield from _governed_answers(model, arguments)
         return
     budget = _budget(arguments.budget)
+
+    def answer(audio: Any) -> Answer:
+        return model.run(audio, budget, max_seconds=arguments.max_seconds)
+
+    yield from _each(model, answer, arguments)
+
+
+def _each(
+    model: Any, answer: Callable[[Any], Answer], arguments: argparse.Namespace
+) -> Iterator[Answer]:
+    """An answer for each clip, or for each window of it."""
     for clip in _clips(arguments):
-        yield model.run(clip, budget, max_seconds=seconds)
+        if arguments.stream:
+            yield from _windows(model, answer, clip, arguments.stream)
+        else:
+            yield answer(clip)
+
+
+def _windows(
+    model: Any, answer: Callable[[Any], Answer], clip: Path | str, window: float
+) -> Iterator[Answer]:
+    from dataclasses import replace
+
+    from .data.audio import audio_blocks
+    from .runtime.stream import Stream, microphone
+
+    rate = model.meta.rate
+    blocks = microphone(model) if str(clip) == "mic" else audio_blocks(clip, rate=rate)
+    stream = Stream(answer, rate, window=window, hop=window / 2)
+    for block in blocks:
+        for heard in stream.feed(block):
+            name = f"{clip} {heard.start:.1f}-{heard.end:.1f} s"
+            yield replace(heard.answer, file=name, label=heard.label)
 
 
 def _clips(arguments: argparse.Namespace) -> Iterator[Path | str]:
@@ -327,9 +366,12 @@ def _governed_answers(model: Any, arguments: argparse.Namespace) -> Iterator[Ans
     if target is None or target.kind != "ms" or arguments.budget:
         raise ValueError("--governor takes a latency, such as 50ms, and no --budget beside it")
     governed = Governed(model, target.value, floor=arguments.floor)
+
+    def answer(audio: Any) -> Answer:
+        return governed.run(audio, max_seconds=arguments.max_seconds)
+
     try:
-        for clip in _clips(arguments):
-            yield governed.run(clip, max_seconds=arguments.max_seconds)
+        yield from _each(model, answer, arguments)
     finally:  # Ctrl-C too
         if arguments.log:
             write_log(list(governed.steps), arguments.log)

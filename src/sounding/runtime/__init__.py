@@ -12,12 +12,14 @@ from .governor import Governed, Governor, Step
 from .metadata import Metadata, ModelError
 from .model import Model, OneFile, Split, is_exported, load, profile_path
 from .profile import BudgetWarning, Profile
+from .stream import Heard, Stream
 
 __all__ = [
     "Answer",
     "BudgetWarning",
     "Governed",
     "Governor",
+    "Heard",
     "Metadata",
     "Model",
     "ModelError",
@@ -25,6 +27,7 @@ __all__ = [
     "Profile",
     "Split",
     "Step",
+    "Stream",
     "is_exported",
     "load",
     "profile_path",

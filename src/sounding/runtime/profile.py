@@ -22,6 +22,7 @@ import onnxruntime
 
 from ..data.audio import Seconds
 from ..files import write_json
+from ..machine import processor
 from .metadata import Metadata, ModelError
 
 FORMAT = 1
@@ -146,21 +147,11 @@ def between(at: float, places: np.ndarray, values: np.ndarray) -> float:
 def device() -> dict[str, Any]:
     """What times depend on: processor, cores, system, ONNX Runtime."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.lower().startswith(("model name", "hardware")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def measure(

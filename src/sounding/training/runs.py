@@ -40,6 +40,7 @@ from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
 from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
 from ..data.folder import Clip
+from ..machine import processor
 from ..progress import progress
 from ..weights import resolve
 from .config import TrainConfig
@@ -234,7 +235,7 @@ def provenance() -> dict[str, Any]:
         },
         "commit": _commit(),
         "machine": {
-            "cpu": _cpu(),
+            "cpu": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "system": platform.platform(),
@@ -259,12 +260,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
