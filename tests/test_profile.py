@@ -199,7 +199,7 @@ def test_watching_gives_each_new_file_once_it_is_whole(tmp_path):
     found = []
 
     def follow():
-        for path in watch(tmp_path, [".wav"], pause=0.01):
+        for path in watch(tmp_path, [".wav"], pause=0.5):
             found.append(path.name)
             if len(found) == 2:
                 return
