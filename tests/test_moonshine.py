@@ -16,13 +16,14 @@ from torch import nn
 
 from sounding.weights import NAMED, PackageFile, Source, Weights, WeightsError, resolve
 from sounding.weights.moonshine import FREQUENCIES, convert_moonshine, onnx_state
+from sounding.weights.moonshine_tokens import moonshine_tokenizer
 from sounding.weights.ort import Node, read_ort
 from sounding.weights.packages import fetch
 
 TURNING = 6  # of the 8 numbers per head
 SMALL = {
     "hidden_size": 64, "intermediate_size": 48, "encoder_num_hidden_layers": 2,
-    "decoder_num_hidden_layers": 1, "encoder_num_attention_heads": 8, "vocab_size": 40,
+    "decoder_num_hidden_layers": 1, "encoder_num_attention_heads": 8, "vocab_size": 280,
     "decoder_num_attention_heads": 8, "partial_rotary_factor": TURNING / 8,
 }  # fmt: skip
 
@@ -147,8 +148,16 @@ def small() -> tuple[nn.Module, dict[str, bytes]]:
     return model, {
         "encoder.ort": encoder,
         "decoder.ort": ort(arrays, first, tuple(nodes)),
+        "tokenizer.bin": pieces(),
         "LICENSE": b"MIT",
     }
+
+
+def pieces(*more: str) -> bytes:
+    """The file of a tokenizer that knows a word."""
+    names = ["he", "ll", "▁he", "llo", "▁hello", "▁", "h", "e", "l", "o", *more]
+    first = [b"<unk>", b"<s>", b"</s>", *(bytes([value]) for value in range(256))]
+    return b"".join(bytes([len(p)]) + p for p in [*first, *(name.encode() for name in names)])
 
 
 # --- conversion -----------------------------------------------------------------------------------
@@ -173,6 +182,30 @@ def test_a_small_moonshine_becomes_exactly_itself(tmp_path, small):
         wanted = model.model.encoder(batch["input_values"])[0]
         assert torch.equal(encoder(batch["input_values"])[0], wanted)
     assert (tmp_path / "LICENSE").read_bytes() == b"MIT"
+    tokenizer = t.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == 280
+    assert tokenizer("hello hello")["input_ids"] == [1, 263, 263, 2]
+    byte = [3 + value for value in "ü".encode()]
+    assert tokenizer("hello ü")["input_ids"] == [1, 263, 264, *byte, 2]
+    for text in ("hello", "hello ü hell", "h"):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.decode([263, 279], skip_special_tokens=True) == "hello"  # a time mark
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pieces()[:-1], "cut off within a token"),
+        (pieces()[1:], "cut off within a token|does not begin with"),
+        (b"", "does not begin with"),
+        (pieces("he"), "a piece twice"),
+        (pieces() + b"\x01\xff", "not UTF-8"),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(data, message):
+    with pytest.raises(WeightsError, match=message):
+        moonshine_tokenizer(data, 300)
 
 
 def test_names_and_values_of_weights():
@@ -331,3 +364,20 @@ def test_moonshine_base_computes_what_onnx_runtime_computes(real):
             found = model(torch.tensor(audio), decoder_input_ids=torch.tensor(tokens))
         assert relative_error(found.encoder_last_hidden_state, wanted) < 1e-4
         assert relative_error(found.logits, logits) < 1e-4
+
+
+@pytest.mark.weights
+@torch.no_grad()
+def test_moonshine_base_understands_speech(real):
+    pytest.importorskip("espeakng_loader", reason="needs the extra 'demo'")
+    from sounding.data.commands import speak
+
+    how = {"rate": 150, "pitch": 50, "pitch_range": 50, "seed": 0}
+    wave = speak("the boat came in before the rain", "gmw/en-US+Michael", **how)
+    directory = real[1]
+    model = t.MoonshineForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    extractor = t.AutoFeatureExtractor.from_pretrained(directory)
+    batch = extractor(wave, sampling_rate=16000, return_tensors="pt")
+    (ids,) = model.eval().generate(**batch)
+    said = t.AutoTokenizer.from_pretrained(directory).decode(ids, skip_special_tokens=True)
+    assert {"boat", "before"} <= set(said.lower().strip(".").split())

@@ -85,6 +85,10 @@ MOONSHINE_CPP = Source(
             ((MOONSHINE, "moonshine_cpp/models/base-en/decoder_model_merged.ort"),),
             "370e0c1f161d68dc1c2264c1a82024fb123380da3b73f47f05531d1e8d3308c3",
         ),
+        "tokenizer.bin": PackageFile(
+            ((MOONSHINE, "moonshine_cpp/models/base-en/tokenizer.bin"),),
+            "04670d78994d030185c3dd843c60591788fed0a56cc6750747bd326825f13ca9",
+        ),
         "LICENSE": PackageFile(
             ((MOONSHINE, "moonshine_cpp/LICENSE"),),
             "5184ec974ddac0a49e478471bd789fd9e9af7254030e1b7f2af74c2ab8a4161e",

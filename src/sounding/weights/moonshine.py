@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .ctranslate2 import Arrays
+from .moonshine_tokens import moonshine_tokenizer
 from .ort import Node, read_ort
 from .packages import WeightsError
 from .state import state_problem
@@ -28,10 +29,10 @@ FREQUENCIES = "/rotary_emb/Cast_1_output_0"
 def convert_moonshine(files: Mapping[str, bytes], directory: Path) -> None:
     """Write Moonshine as ONNX Runtime has it to `directory` as `transformers` has it.
 
-    Quantized weights become what they stand for, in float32. The tokenizer is not converted.
+    Quantized weights become what they stand for, in float32.
 
     Args:
-        files: encoder.ort, decoder.ort and LICENSE.
+        files: encoder.ort, decoder.ort, tokenizer.bin and LICENSE.
 
     Raises:
         WeightsError: a damaged file, or one that is not exactly a Moonshine model.
@@ -54,8 +55,10 @@ def convert_moonshine(files: Mapping[str, bytes], directory: Path) -> None:
         dtype="float32",
     )
     _check_state(state, config)
+    tokenizer = moonshine_tokenizer(files["tokenizer.bin"], config.vocab_size)
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     GenerationConfig(**TOKENS, max_length=MAX_TOKENS).save_pretrained(directory)
     extractor = Wav2Vec2FeatureExtractor(
         sampling_rate=16000, do_normalize=False, return_attention_mask=True
