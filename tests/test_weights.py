@@ -441,7 +441,7 @@ def test_the_registry_is_pinned_in_full():
             assert all(re.fullmatch("[0-9a-f]{64}", f.sha256) for f in source.files.values())
             assert source.files.keys() in (
                 {"model.bin", "config.json", "tokenizer.json"},
-                {"encoder.ort", "decoder.ort", "LICENSE"},
+                {"encoder.ort", "decoder.ort", "tokenizer.bin", "LICENSE"},
             )
 
 
