@@ -253,8 +253,8 @@ def _sweep(arguments: argparse.Namespace) -> None:
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
-        help="classify clips at a budget",
-        description="Classify clips and show the layers that ran. Exported models need no torch.",
+        help="answer to clips at a budget: a class, or a text",
+        description="Answer to clips, and show the layers that ran. Exported models need no torch.",
         epilog="""examples:
   sounding run RUN clip.wav --budget 3
   sounding run RUN *.wav --budget 50% --json
