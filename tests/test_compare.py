@@ -20,7 +20,7 @@ from sounding.evaluation.study import FILE, load_study
 from sounding.training.answers import answers, every_mask
 from sounding.training.runs import load_run
 from sounding.training.search import best_static, settle
-from sounding.training.train import Interrupted
+from sounding.training.train import Interrupted, train
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +245,23 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(config, tones, tmp_path, 
     assert not list(tmp_path.rglob("model.safetensors"))
     compare(config, [tones], tmp_path, keep_models=False)
     assert len(trained) == 2
+
+
+def test_all_runs_of_a_study_go_on_from_its_start(config, tones, tmp_path, monkeypatch):
+    config = replace(
+        config, variants=("full", "random"), seeds=(3,), snr_db={}, start={"epochs": 1.0}
+    )
+    trained = []
+    monkeypatch.setattr(module, "train", lambda *args: [trained.append(args[0]), train(*args)][1])
+    compare(config, [tones], tmp_path, keep_models=False)
+    start = tmp_path / tones.name / "start"
+    assert [(one.method, one.seed) for one in trained] == [
+        ("full", 0), ("full", 3), ("full", 0), ("random", 3)
+    ]  # fmt: skip
+    assert {one.backbone for one in trained[1::2]} == {str(start / "model")}
+    assert trained[0].epochs == 1.0 != trained[1].epochs
+    assert (start / "model").is_dir()
+    assert not (start / FILE).exists()
 
 
 def test_command_line(out, tones, tmp_path, capsys):

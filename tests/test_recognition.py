@@ -27,7 +27,7 @@ from sounding.evaluation.compare import StudyConfig, compare
 from sounding.evaluation.sweep import sweep
 from sounding.training.answers import answers, every_mask
 from sounding.training.config import METHODS, TrainConfig
-from sounding.training.runs import load_run
+from sounding.training.runs import load_run, new_run
 from sounding.training.tasks import Dictation, Goal, Recognition
 from sounding.training.train import train
 from sounding.transcribe.trained import RunRecognizer
@@ -233,6 +233,18 @@ def test_every_method_recognizes_and_answers_alike_after_loading(method, runs, r
                 for one in features
             ]
             assert texts_together == alone
+
+
+def test_a_training_goes_on_from_the_model_of_a_run_with_its_head(config, runs, root, texts):
+    again = replace(config, backbone=str(root / "full" / "model"), method="random")
+    start = runs["full"].dynamic.model
+    made = new_run(again, runs["full"].labels, {"task": "text"}, runs["full"].tokenizer)
+    for name, value in start.state_dict().items():
+        assert made.dynamic.model.state_dict()[name].equal(value), name
+    other = new_run(again, [*runs["full"].labels, "z"], {"task": "text"}, runs["full"].tokenizer)
+    assert other.dynamic.model.lm_head.out_features == len(runs["full"].labels) + 1
+    with pytest.raises(ValueError, match="EncoderForCTC, which this task cannot go on from"):
+        new_run(again, ["a", "b"], {"task": "class"})
 
 
 def test_a_sweep_has_word_error_rates(runs, texts):

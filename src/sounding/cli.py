@@ -575,8 +575,9 @@ def _add_compare(commands: Any) -> None:
   sounding compare --methods input,static,early-exit --seeds 0,1 --data DIR DIR2 --out STUDY
   sounding compare --config study.yaml --data DIR --out STUDY
 
-study.yaml may hold settings (of every run), data (settings by data set), variants, seeds,
-ablation_seeds and snr_db: the attributes of sounding.evaluation.compare.StudyConfig.""",
+study.yaml may hold settings (of every run), start (a training that all go on from), data
+(settings by data set), variants, seeds, ablation_seeds and snr_db: the attributes of
+sounding.evaluation.compare.StudyConfig.""",
     )
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders of clips")
     parser.add_argument("--out", required=True, help="directory of the study")

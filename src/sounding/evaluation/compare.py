@@ -1,6 +1,7 @@
 """A whole study: every method on every data set with every seed, measured and put in a report.
 
 OUT/DATA/VARIANT-SEED/   a run, and its measured.json
+OUT/DATA/start/          where all runs of a data set begin, if the study has such a thing
 OUT/report.html          with verdict.json and table.md beside it
 """
 
@@ -44,6 +45,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "input-depths-only": {"method": "input", "candidates": 0},
 }
 VARIANTS = {**BASES, **ABLATIONS}
+START = "start"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class StudyConfig:
 
     Attributes:
         settings: of `TrainConfig`, for every run.
+        start: further settings of a training at full depth that comes first; the runs of all
+            methods and seeds go on from its weights. Empty: they begin with the backbone's own.
         data: name of a data set -> settings that differ for it.
         variants: names of `VARIANTS`.
         ablation_seeds: how many of the seeds an ablation gets.
@@ -60,6 +64,7 @@ class StudyConfig:
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     variants: tuple[str, ...] = tuple(BASES)
     ablation_seeds: int = 1
@@ -88,8 +93,13 @@ class StudyConfig:
             raise ValueError(f"{path} is not the YAML of a study: {error}") from None
 
     def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
-        """Of one run."""
-        values = {**self.settings, **self.data.get(data, {}), **VARIANTS[variant], "seed": seed}
+        """Of one run; of the start of them all for the variant `START`."""
+        values = {**self.settings, **self.data.get(data, {}), "seed": seed}
+        if variant == START:
+            return TrainConfig.from_values({**values, "method": "full", **self.start})
+        values |= VARIANTS[variant]
+        if self.start:
+            values["backbone"] = str(out / data / START / "model")
         if values.get("recognition") == "decoder":
             raise ValueError("compare answers for every mask from frames: use recognition: ctc")
         if values["method"] == "dld":
@@ -137,7 +147,7 @@ def compare(
         )
         _one(config, folder, variant, seed, out)
         worked += 1
-        if not keep_models:
+        if not keep_models:  # the start stays: a later study of more seeds goes on from it
             _drop_models(config, folder.root.name, variant, seed, out)
     return report(out)
 
@@ -164,6 +174,8 @@ def _cells(
 def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out: Path) -> None:
     name = folder.root.name
     directory = place(out, name, variant, seed)
+    if config.start:
+        train(config.train_config(name, START, 0, out), folder, out / name / START)
     start = monotonic()
     run = train(config.train_config(name, variant, seed, out), folder, directory)
     trained = monotonic() - start

@@ -35,7 +35,7 @@ from transformers import (
 )
 
 from .. import __version__
-from ..core.heads import EncoderForAudioClassification, EncoderForCTC
+from ..core.heads import HEADS, EncoderForAudioClassification, EncoderForCTC
 from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
 from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
@@ -142,12 +142,29 @@ def _classifier(path: str, labels: list[str], *, several: bool = False) -> Any:
     naming: dict[str, Any] = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
     if several:
         naming["problem_type"] = "multi_label_classification"
+    loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "dtype": torch.float32, **naming}
+    if _saved_by(path, EncoderForAudioClassification):
+        return EncoderForAudioClassification.from_pretrained(path, **loading)
     if type(AutoConfig.from_pretrained(path)) in AutoModelForAudioClassification._model_mapping:
-        return AutoModelForAudioClassification.from_pretrained(
-            path, ignore_mismatched_sizes=True, dtype=torch.float32, **naming
-        )
+        return AutoModelForAudioClassification.from_pretrained(path, **loading)
     model = AutoModel.from_pretrained(path, dtype=torch.float32)
     return EncoderForAudioClassification.of(model, **naming)
+
+
+def _saved_by(path: str, head: type) -> bool:
+    """Whether the model in `path` is one with this head of ours, as of a run to go on from.
+
+    Raises:
+        ValueError: it has the other head of ours.
+    """
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        (name,) = config["architectures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # transformers says what is wrong with it
+    if name in HEADS and HEADS[name] is not head:
+        raise ValueError(f"{path} holds an {name}, which this task cannot go on from")
+    return name in HEADS
 
 
 def _with_silence(features: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -163,7 +180,14 @@ def _with_silence(features: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _recognizer(path: str, tokens: int) -> Any:
-    """The pretrained model in `path` with a new CTC head: that of `transformers`, or ours."""
+    """The pretrained model in `path` with a new CTC head: that of `transformers`, or ours.
+
+    A CTC head of as many tokens goes on as it is.
+    """
+    if _saved_by(path, EncoderForCTC):
+        return EncoderForCTC.from_pretrained(
+            path, ignore_mismatched_sizes=True, dtype=torch.float32, vocab_size=tokens
+        )
     config = AutoConfig.from_pretrained(path)
     if getattr(config, "add_adapter", False):
         raise ValueError(f"{path} has an adapter behind its layers: recognition needs one without")
