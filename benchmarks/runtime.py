@@ -143,11 +143,12 @@ def parity(
     """Answers to all test clips at every k, in PyTorch, fp32 and int8."""
     models = {name: runtime.load(paths[name], threads=options.threads) for name in ("fp32", "int8")}
     layers = run.dynamic.num_layers
-    clips = load_folder(options.data).split("test")[: options.limit]
+    folder = load_folder(options.data)
+    clips = folder.split("test")[: options.limit]
     done: dict[str, Any] = result.setdefault("clips", {})
     with progress("parity", len(clips)) as show:
         for number, clip in enumerate(clips):
-            key = str(clip.path.relative_to(options.data))
+            key = folder.name(clip)
             if key not in done:
                 samples = read_audio(clip.path, rate=16000, max_seconds=run.config.max_seconds)
                 reference = extract(samples, run.extractor)
