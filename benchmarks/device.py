@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,9 @@ def budgets(path: Path, *, threads: int, rounds: int, limit: int | None) -> list
             answer = model.run(samples, f"{asked}ms")
             taken.append(1000 * (perf_counter() - began))
             kept.append(answer.kept_layers)
+        if not taken:
+            rows.append({"asked_ms": asked, "inputs": 0})
+            continue
         high = float(np.percentile(taken, SURE))
         rows.append(
             {"asked_ms": asked, "p95_ms": high, "ratio": high / asked, "target": 1.1,
@@ -67,14 +71,15 @@ def governor(
     data: str,
     out: Path,
     *,
-    threads: int,
     rounds: int,
     limit: int | None,
 ) -> dict[str, Any]:
     """A minute of inputs while another process takes a core for a third of it.
 
-    Each clip goes through the governed model and through the same model at full depth, in turn.
+    Each clip goes through the governed model and through the same model at full depth, in turn. They
+    use all cores, so that the other process is in their way.
     """
+    threads = os.cpu_count() or 1
     model = calibrated(path, threads, rounds)
     assert model.profile is not None
     clips = load_folder(data).split("test")
@@ -87,6 +92,7 @@ def governor(
     plot_log(list(governed.steps), out / "governor.png")
     return {
         "target_ms": target,
+        "threads": threads,
         "seconds": RUN,
         "busy": list(BUSY),
         "share_over_target_at_most": 0.05,

@@ -45,13 +45,16 @@ def load(
         profile: of this device, for budgets in time; by default the one beside the model
             (`profile_path`), if there is one.
         unload: of a directory, keep in memory only the parts that the last call used.
-        options: further options of ONNX Runtime.
+        options: of ONNX Runtime, in place of ours.
 
     Raises:
         ModelError: a missing, damaged or foreign file.
     """
     path = Path(path)
-    options = onnxruntime.SessionOptions() if options is None else options
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        if path.is_dir():  # each part has threads of its own, which would wait in each other's way
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors, which are raised as well
