@@ -76,8 +76,8 @@ def governor(
 ) -> dict[str, Any]:
     """A minute of inputs while another process takes a core for a third of it.
 
-    Each clip goes through the governed model and through the same model at full depth, in turn. They
-    use all cores, so that the other process is in their way.
+    Each clip goes through the governed model and through the same model at full depth, in turn.
+    They use all cores, so that the other process is in their way.
     """
     threads = os.cpu_count() or 1
     model = calibrated(path, threads, rounds)

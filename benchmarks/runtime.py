@@ -22,8 +22,8 @@ The same command goes on where it stopped.
           int8, on all cores. Also governor.csv and governor.png
 
 Times are taken in alternation within one round; reported is the median over the rounds of the
-ratio, with its bootstrap 95 % interval. They are on one thread by default: with more, the threads of
-the models that wait for their turn spin for a while, in the way of those that work.
+ratio, with its bootstrap 95 % interval. They are on one thread by default: with more, the threads
+of the models that wait for their turn spin for a while, in the way of those that work.
 """
 
 from __future__ import annotations
