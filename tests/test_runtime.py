@@ -27,6 +27,7 @@ from sounding.export.build import feature_settings
 from sounding.files import write_json
 from sounding.runtime import ModelError
 from sounding.runtime.features import extractor
+from sounding.runtime.metadata import CHECKSUM, UNSET, sealed
 
 DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
 EXTRACTORS = {
@@ -34,6 +35,8 @@ EXTRACTORS = {
     "whisper-128": t.WhisperFeatureExtractor(feature_size=128),
     "normalized": t.Wav2Vec2FeatureExtractor(do_normalize=True),
     "raw": t.Wav2Vec2FeatureExtractor(do_normalize=False),
+    "ast": t.ASTFeatureExtractor(),
+    "ast-plain": t.ASTFeatureExtractor(max_length=64, num_mel_bins=32, do_normalize=False),
 }
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "yaml", "rich", "scipy", "matplotlib")
 
@@ -69,7 +72,7 @@ def test_features_equal_those_of_transformers_on_real_clips(folder):
     names = [row["file_name"] for row in csv.DictReader((root / "metadata.csv").open())]
     for name in names[:: len(names) // 12]:
         samples = read_audio(root / name)
-        for one in ("whisper", "normalized"):
+        for one in ("whisper", "normalized", "ast"):
             ours = extractor(feature_settings(EXTRACTORS[one]))
             assert np.abs(ours(samples) - extract(samples, EXTRACTORS[one])).max() < 1e-4
 
@@ -140,6 +143,10 @@ def damaged(path, how):
         return content[: len(content) // 2]
     if how == "text":
         return b"not a model\n" * 100
+    if how == "a flipped bit":  # in the weights, which ONNX Runtime takes as they are
+        weights = (one.raw_data for one in onnx.load(path).graph.initializer)
+        place = content.index(max(weights, key=len)) + 1
+        return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
     model = onnx.load(path)
     values = {one.key: one.value for one in model.metadata_props}
     meta = json.loads(values["sounding"])
@@ -151,8 +158,10 @@ def damaged(path, how):
         "other features": {"sounding": json.dumps(meta | {"features": {"kind": "wavelets"}})},
     }
     del model.metadata_props[:]
-    helper.set_model_props(model, changes[how])
-    return model.SerializeToString()
+    if not changes[how]:
+        return model.SerializeToString()
+    helper.set_model_props(model, {**changes[how], CHECKSUM: UNSET})
+    return sealed(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -161,6 +170,7 @@ def damaged(path, how):
         ("empty", "damaged or no ONNX model"),
         ("truncated", "damaged or no ONNX model"),
         ("text", "damaged or no ONNX model"),
+        ("a flipped bit", "sha256 differs"),
         ("foreign", "not made by `sounding export`"),
         ("no json", "metadata are damaged"),
         ("newer", "format 99"),

@@ -21,6 +21,9 @@ STOPS = [(1.0, 0.2), (2.0, 0.35), (3.0, 0.5), (4.0, 1.1)]  # confidences
 GATES = [(1.0, 0.9), (2.0, 0.2), (4.0, -9.0)]  # logits of gates
 WHISPER = t.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
 WAVE = t.Wav2Vec2FeatureExtractor(do_normalize=True)
+BANK = t.ASTFeatureExtractor(
+    num_mel_bins=tiny.AST["num_mel_bins"], max_length=tiny.AST["max_length"]
+)
 
 
 def fallen_back(selector):
@@ -50,6 +53,7 @@ CASES = {
         "moonshine-ctc", WAVE, lambda: InputSelector(32, LAYERS, hidden=8), "adapter", True, STOPS,
     ),
     "wav2vec2": ("wav2vec2-post", WAVE, library, "norm", False, []),
+    "ast": ("ast", BANK, lambda: InputSelector(32, LAYERS, hidden=8), "adapter", True, STOPS),
     "wavlm": ("wavlm-pre", WAVE, lambda: GateSelector(32, LAYERS), "identity", False, GATES),
 }  # fmt: skip
 

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper
-from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from ..core.macs import count_macs
 from ..data.features import LIMIT_SECONDS, extract
 from ..files import atomic_directory, atomic_path, sha256, write_json
 from ..progress import progress
 from ..runtime import Metadata, Split, load
-from ..runtime.features import LogMel, Waveform
-from ..runtime.metadata import FORMAT, KEY
+from ..runtime.features import FilterBank, LogMel, Waveform
+from ..runtime.metadata import CHECKSUM, FORMAT, KEY, UNSET, sealed
 from ..runtime.model import MANIFEST
 from ..runtime.profile import LENGTHS
 from ..training.runs import Run, provenance
@@ -198,9 +202,19 @@ def feature_settings(extractor: Any) -> dict[str, Any]:
         }
     if isinstance(extractor, Wav2Vec2FeatureExtractor):
         return {"kind": Waveform.kind, "normalize": bool(extractor.do_normalize)}
+    if isinstance(extractor, ASTFeatureExtractor):
+        normal = extractor.do_normalize
+        return {
+            "kind": FilterBank.kind,
+            "mels": extractor.num_mel_bins,
+            "frames": extractor.max_length,
+            "rate": extractor.sampling_rate,
+            "mean": extractor.mean if normal else None,
+            "deviation": extractor.std if normal else None,
+        }
     raise ExportError(
-        f"the runtime has no {type(extractor).__name__} without torch: it can make the log-mel "
-        "features of Whisper and the waveforms of wav2vec 2.0, HuBERT, WavLM and Moonshine"
+        f"the runtime has no {type(extractor).__name__} without torch: it can make the features of "
+        "Whisper and AST, and the waveforms of wav2vec 2.0, HuBERT, WavLM and Moonshine"
     )
 
 
@@ -236,9 +250,10 @@ def _save(model: onnx.ModelProto, path: Path, meta: Metadata | None) -> None:
     if model.ByteSize() > LARGEST:
         raise ExportError("the model is over 2 GB, the most that an ONNX file holds: use --split")
     if meta is not None:
-        helper.set_model_props(model, {KEY: meta.to_json()})
+        helper.set_model_props(model, {KEY: meta.to_json(), CHECKSUM: UNSET})
     onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
+    data = model.SerializeToString()
+    path.write_bytes(data if meta is None else sealed(data))
 
 
 def _files(path: Path) -> list[Path]:

@@ -26,14 +26,15 @@ def extractor(settings: dict[str, Any]) -> Extractor:
     """
     values = dict(settings)
     kind = values.pop("kind", None)
+    kinds: dict[str, Callable[..., Extractor]] = {
+        one.kind: one for one in (LogMel, FilterBank, Waveform)
+    }
+    if kind not in kinds:
+        raise ValueError(f"unknown features {kind!r}: expected one of {', '.join(kinds)}")
     try:
-        if kind == LogMel.kind:
-            return LogMel(**values)
-        if kind == Waveform.kind:
-            return Waveform(**values)
+        return kinds[kind](**values)
     except TypeError as error:
         raise ValueError(f"the settings of the features are damaged: {error}") from None
-    raise ValueError(f"unknown features {kind!r}: expected {LogMel.kind!r} or {Waveform.kind!r}")
 
 
 class LogMel:
@@ -66,6 +67,47 @@ class LogMel:
         return ((log + 4) / 4).astype(np.float32)
 
 
+class FilterBank:
+    """Kaldi's log-mel filter bank, as long for every clip (`ASTFeatureExtractor`).
+
+    Windows of 25 ms every 10 ms. A shorter clip is followed by zeros, a longer one is cut.
+
+    Args:
+        mels: number of bins.
+        frames: of every clip.
+        rate: in Hz.
+        mean, deviation: taken off, and divided by twice; None for neither.
+    """
+
+    kind = "filter-bank"
+    n_fft, low, floor, emphasis = 512, 20.0, 1.192092955078125e-07, 0.97
+
+    def __init__(
+        self, mels: int, frames: int, rate: int, mean: float | None, deviation: float | None
+    ) -> None:
+        self.mels, self.frames, self.mean, self.deviation = mels, frames, mean, deviation
+        self.width, self.hop = rate * 25 // 1000, rate // 100
+        self.window = np.hanning(self.width)
+        edges = np.linspace(_kaldi_mel(self.low), _kaldi_mel(rate / 2), mels + 2)
+        bins = _kaldi_mel(np.arange(self.n_fft // 2 + 1) * rate / self.n_fft)
+        self.filters = _triangles(bins, edges)
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """Shape: [samples] float32 -> [frames, mels] float32."""
+        made = np.zeros((self.frames, self.mels), np.float32)
+        if len(samples) >= self.width:
+            whole = np.lib.stride_tricks.sliding_window_view(samples, self.width)
+            windows = whole[:: self.hop][: self.frames].astype(np.float64)
+            windows -= windows.mean(1, keepdims=True)
+            before = np.concatenate([windows[:, :1], windows[:, :-1]], 1)
+            windows = (windows - self.emphasis * before) * self.window
+            power = np.abs(np.fft.rfft(windows, self.n_fft)) ** 2
+            made[: len(power)] = np.log(np.maximum(power @ self.filters, self.floor))
+        if self.mean is None or self.deviation is None:
+            return made
+        return ((made - self.mean) / (2 * self.deviation)).astype(np.float32)
+
+
 class Waveform:
     """The samples themselves (`Wav2Vec2FeatureExtractor`: wav2vec 2.0, Moonshine, ...).
 
@@ -92,11 +134,22 @@ def mel_filters(mels: int, n_fft: int, rate: int) -> np.ndarray:
     """
     edges = _hertz(np.linspace(0, _mel(rate / 2), mels + 2))
     bins = np.linspace(0, rate / 2, n_fft // 2 + 1)
+    return _triangles(bins, edges) * (2 / (edges[2:] - edges[:-2]))
+
+
+def _triangles(bins: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Each filter rises from one edge to the next, and falls to the one after it.
+
+    Shape: bins [n], edges [mels + 2] -> [n, mels].
+    """
     widths = np.diff(edges)
     rising = (bins[:, None] - edges[:-2]) / widths[:-1]
     falling = (edges[2:] - bins[:, None]) / widths[1:]
-    triangles = np.maximum(0, np.minimum(rising, falling))
-    return triangles * (2 / (edges[2:] - edges[:-2]))
+    return np.maximum(0, np.minimum(rising, falling))
+
+
+def _kaldi_mel(hertz: Any) -> Any:
+    return 1127.0 * np.log(1.0 + hertz / 700.0)
 
 
 # Slaney's scale: linear up to 1 kHz (15 mel), from there on 27 mel for a factor of 6.4.

@@ -1,15 +1,24 @@
-"""What an exported model says of itself: JSON in the `metadata_props` of the ONNX file."""
+"""What an exported model says of itself: JSON in the `metadata_props` of the ONNX file.
+
+Beside it stands the sha256 of the file, taken with zeros where it stands itself, so that a flipped
+bit in a weight is an error and not a wrong answer.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ..core.budget import kept_layers, mean_layers, threshold_for
 from ..data.folder import COLUMNS, Task
 
 KEY = "sounding"  # of the JSON in `metadata_props`
+CHECKSUM = "sounding_sha256"  # of the checksum there
+UNSET = "0" * 64
 FORMAT = 1
 
 
@@ -131,4 +140,32 @@ class Metadata:
         raise ValueError(
             f"this model always runs the same {has} of {self.layers} layers: leave the budget "
             "out, or export one that chooses (without --mask and --layers)"
+        )
+
+
+def sealed(data: bytes) -> bytes:
+    """A serialized model whose checksum is `UNSET`, with its checksum set."""
+    place = data.index(UNSET.encode(), data.index(CHECKSUM.encode()))
+    digest = hashlib.sha256(data).hexdigest().encode()
+    return data[:place] + digest + data[place + len(UNSET) :]
+
+
+def check_seal(path: Path, digest: str) -> None:
+    """Check a file against the checksum that it says it has.
+
+    Raises:
+        ModelError: it is not the file that was exported.
+    """
+    wanted = digest.encode()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        place = data.find(wanted, max(0, data.find(CHECKSUM.encode())))
+        found = hashlib.sha256()
+        if len(wanted) == len(UNSET) and place >= 0:
+            with memoryview(data) as view, view[:place] as before, view[place + 64 :] as after:
+                for part in (before, UNSET.encode(), after):
+                    found.update(part)
+    if found.hexdigest() != digest:
+        raise ModelError(
+            f"{path} is not the file that was exported (its sha256 differs): it is damaged or was "
+            "changed; copy it again, or export it again"
         )

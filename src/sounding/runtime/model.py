@@ -22,7 +22,7 @@ from ..data.folder import Clip
 from ..files import sha256
 from .answer import Answer
 from .features import extractor
-from .metadata import KEY, Metadata, ModelError
+from .metadata import CHECKSUM, KEY, Metadata, ModelError, check_seal
 from .profile import LENGTHS, ROUNDS, Limit, Profile, Table, between, measure
 
 MANIFEST = "model.json"  # of a split export
@@ -260,12 +260,13 @@ class OneFile(Model):
 
     def __init__(self, path: Path, options: onnxruntime.SessionOptions) -> None:
         self.session = _session(path, options)
-        text = self.session.get_modelmeta().custom_metadata_map.get(KEY)
-        if text is None:
+        says = self.session.get_modelmeta().custom_metadata_map
+        if KEY not in says:
             raise ModelError(
                 f"{path} was not made by `sounding export`: it says no labels and no features"
             )
-        super().__init__(path, _metadata(path, text))
+        check_seal(path, says.get(CHECKSUM, ""))
+        super().__init__(path, _metadata(path, says[KEY]))
         self.inputs = [one.name for one in self.session.get_inputs()]
 
     def predict(
