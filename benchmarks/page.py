@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from device_page import rivals, runtime
+
 from sounding.evaluation.sweep import Row, Sweep
 from sounding.evaluation.table import markdown
 from sounding.evaluation.verdict import in_words, verdict_line
@@ -62,6 +64,9 @@ def main() -> None:
     parts = [INTRO]
     parts += [study(name) for name in STUDIES if (RESULTS / name).exists()]
     parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
+    parts += [runtime(path) for path in sorted((RESULTS / "runtime").glob("*/runtime.json"))]
+    if result("rivals").exists():
+        parts.append(rivals(json.loads(result("rivals").read_text(encoding="utf-8"))))
     if result("timing").exists():
         parts.append(timing(json.loads(result("timing").read_text(encoding="utf-8"))))
     if result("skip_path").exists():
