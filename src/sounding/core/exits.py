@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .frames import frame_mean
+
 HEAD_WIDTH = 256  # as the classification heads of transformers
 
 
@@ -49,10 +51,7 @@ class ExitHeads(nn.Module):
         logits: Tensor = head(state.to(head[0].weight.dtype))
         if not self.pooled:
             return logits
-        if frame_mask is None:
-            return logits.mean(1)
-        weight = frame_mask.unsqueeze(-1).to(logits.dtype)
-        return (logits * weight).sum(1) / weight.sum(1)
+        return frame_mean(logits, frame_mask)
 
     def answer(
         self, state: Tensor, frame_mask: Tensor | None, executed: Tensor, own: Tensor

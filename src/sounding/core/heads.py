@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
 from .backbones import find_backbone
+from .frames import frame_mean
 
 
 class EncoderConfig(PretrainedConfig):
@@ -132,15 +133,14 @@ class EncoderForAudioClassification(_EncoderWithHead):
         """
         encoded = self._encode(input_values, input_features, attention_mask, kwargs)
         hidden = self.projector(encoded[0])
-        pooled = hidden.mean(1)
+        valid = None
         if attention_mask is not None:
             frames = self.family.frame_lengths(self.encoder, attention_mask.long().sum(-1))
             if frames is not None:
                 valid = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]
-                weight = valid.unsqueeze(-1).to(hidden.dtype)
-                pooled = (hidden * weight).sum(1) / weight.sum(1)
         return SequenceClassifierOutput(
-            logits=self.classifier(pooled), hidden_states=encoded.get("hidden_states")
+            logits=self.classifier(frame_mean(hidden, valid)),
+            hidden_states=encoded.get("hidden_states"),
         )
 
 

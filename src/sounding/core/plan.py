@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .frames import frame_mean
 from .selector import Gates, GateSelector, gumbel_like
 
 # (index, state [batch, frames, width], frame mask) -> bool [batch] on the CPU, gate weight [batch]
@@ -186,9 +187,4 @@ def certainty(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
 
 def _over_frames(values: Tensor, frame_mask: Tensor | None) -> Tensor:
     """Mean over the valid frames, if there are any. Shape: [batch] or [batch, frames]."""
-    if values.ndim == 1:
-        return values
-    if frame_mask is None:
-        return values.mean(-1)
-    weight = frame_mask.to(values.dtype)
-    return (values * weight).sum(-1) / weight.sum(-1)
+    return values if values.ndim == 1 else frame_mean(values, frame_mask)

@@ -10,6 +10,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from ..executor import active_call
+from ..frames import frame_mean
 from .base import Backbone, Override
 
 
@@ -52,9 +53,7 @@ def fill_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Give padded frames the mean of the valid ones. Shape: [batch, frames, width]."""
     if mask is None:
         return hidden
-    weight = mask.unsqueeze(-1).to(hidden.dtype)
-    mean = (hidden * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-    return torch.where(mask.unsqueeze(-1), hidden, mean)
+    return torch.where(mask.unsqueeze(-1), hidden, frame_mean(hidden, mask)[:, None])
 
 
 def _encode(
