@@ -1,4 +1,4 @@
-"""Budgets in time and the governor, for benchmarks/runtime.py: both on the real clock."""
+"""Threads, budgets in time and the governor, for benchmarks/runtime.py: on the real clock."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from sounding import runtime
 from sounding.data.folder import Clip, load_folder
 from sounding.runtime import Governed, Model, Profile
 from sounding.runtime.governor import plot_log, write_log
+from sounding.runtime.model import SPINNING
 from sounding.runtime.profile import SURE, device
 
 HELD_OUT = 200  # inputs for each budget
@@ -23,6 +25,51 @@ SHARES = (0.4, 0.6, 0.8)  # of the time at full depth
 RUN, BUSY = 60.0, (20.0, 40.0)  # seconds: of the run, and when the other process works
 GAP = 0.02  # seconds between inputs
 ROOM = 1.3  # target over the 95th percentile at full depth on the idle machine
+
+
+def spinning(path: Path, *, rounds: int, limit: int | None) -> list[dict[str, Any]]:
+    """A call on one thread and on all, with threads that spin while they wait and without.
+
+    Inputs come one at a time, with a pause, on the idle machine and while another process takes a
+    core.
+    """
+    count = os.cpu_count() or 1
+    samples = np.random.default_rng(0).normal(0, 0.1, 2 * 16000).astype(np.float32)
+    rows = []
+    for busy in (False, True):
+        others = _start(1, 0.0, 3600.0) if busy else []
+        for threads, spin in dict.fromkeys(((1, False), (count, False), (count, True))):
+            options = onnxruntime.SessionOptions()
+            options.add_session_config_entry(SPINNING, str(int(spin)))
+            model = runtime.load(path, threads=threads, options=options)
+            for k in (1, model.meta.layers):
+                taken = [_paused(model, samples, k) for _ in range(rounds + 5)][5:]
+                middle, high = np.percentile(taken, [50, SURE])
+                rows.append(
+                    {"busy": busy, "threads": threads, "spin": spin, "k": k, "median_ms": middle,
+                     "p95_ms": high}
+                )  # fmt: skip
+        for other in others:
+            other.kill()
+    return rows
+
+
+def _paused(model: Model, samples: np.ndarray, k: int) -> float:
+    """Milliseconds of one input, after a pause."""
+    sleep(GAP)
+    began = perf_counter()
+    model.run(samples, k)
+    return 1000 * (perf_counter() - began)
+
+
+def _start(cores: int, start: float, end: float) -> list[Any]:
+    """Processes that keep so many cores busy between two times from now."""
+    spawn = multiprocessing.get_context("spawn")
+    others = [spawn.Process(target=_work, args=(start, end), daemon=True) for _ in range(cores)]
+    for other in others:
+        other.start()
+    sleep(1)  # they have begun to count
+    return others
 
 
 def calibrated(path: Path, threads: int, rounds: int) -> Model:
@@ -71,13 +118,14 @@ def governor(
     data: str,
     out: Path,
     *,
+    cores: int,
     rounds: int,
     limit: int | None,
 ) -> dict[str, Any]:
-    """A minute of inputs while another process takes a core for a third of it.
+    """A minute of inputs while other processes take so many cores for a third of it.
 
     Each clip goes through the governed model and through the same model at full depth, in turn.
-    They use all cores, so that the other process is in their way.
+    They use all cores, so that the other processes are in their way.
     """
     threads = os.cpu_count() or 1
     model = calibrated(path, threads, rounds)
@@ -87,12 +135,13 @@ def governor(
     longest = max(len(one) for one in samples) / model.meta.rate
     target = ROOM * model.profile.expected(longest, model.meta.layers, threads, sure=True)
     governed = Governed(model, target)
-    seen = _minute(model, governed, samples, RUN if limit is None else 6.0)
-    write_log(list(governed.steps), out / "governor.csv")
-    plot_log(list(governed.steps), out / "governor.png")
+    seen = _minute(model, governed, samples, cores, RUN if limit is None else 6.0)
+    write_log(list(governed.steps), out / f"governor-{cores}.csv")
+    plot_log(list(governed.steps), out / f"governor-{cores}.png")
     return {
         "target_ms": target,
         "threads": threads,
+        "cores": cores,
         "seconds": RUN,
         "busy": list(BUSY),
         "share_over_target_at_most": 0.05,
@@ -102,16 +151,12 @@ def governor(
 
 
 def _minute(
-    model: Model, governed: Governed, samples: Sequence[np.ndarray], total: float
+    model: Model, governed: Governed, samples: Sequence[np.ndarray], cores: int, total: float
 ) -> dict[str, list[tuple[float, int, float, str, int]]]:
     """(at, clip, milliseconds, label, layers) of every input, by who answered."""
     seen: dict[str, list[tuple[float, int, float, str, int]]] = {"governed": [], "full": []}
     scale = total / RUN
-    other = multiprocessing.get_context("spawn").Process(
-        target=_work, args=(BUSY[0] * scale, BUSY[1] * scale), daemon=True
-    )
-    other.start()
-    sleep(1)  # it has begun to count
+    others = _start(cores, BUSY[0] * scale, BUSY[1] * scale)
     began, turn = monotonic(), 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what cannot be kept is counted below
@@ -127,17 +172,18 @@ def _minute(
                 seen[who].append((at, index, taken, answer.label, len(answer.executed_layers)))
                 sleep(GAP)
             turn += 1
-    other.join()
+    for other in others:
+        other.join()
     return seen
 
 
 def _work(start: float, end: float) -> None:
-    """Keep one core busy between two times from now."""
+    """Keep one core busy between two times from now: without a product, which has threads."""
     began = monotonic()
     sleep(start)
     values = np.random.default_rng(0).normal(size=(200, 200))
     while monotonic() - began < end:
-        values = np.tanh(values @ values.T / 200)
+        values = np.tanh(values) + 0.1
 
 
 def _summary(

@@ -3,7 +3,7 @@
   python benchmarks/runtime.py RUN --data DIR/wakewords --out benchmarks/results/runtime
   python benchmarks/runtime.py RUN --data DIR/wakewords --out /tmp/try --limit 5 --rounds 3
 
-Six sections, each written to OUT/runtime.json when it is done (the first after every 50 clips).
+Seven sections, each written to OUT/runtime.json when it is done (the first after every 50 clips).
 The same command goes on where it stopped.
 
   parity  on all test clips, at every k: the largest relative error of fp32 ONNX against PyTorch
@@ -17,19 +17,22 @@ The same command goes on where it stopped.
   memory  of the split export at k = 2 with unloading, against the same at full depth
   budgets the 95th percentile of the time on lengths that were not calibrated, over what was asked
           ("40ms"; at most 1.1), int8
+  threads a call with a pause before it, on one thread and on all, which spin while they wait or do
+          not, on the idle machine and while another process takes a core; int8
   governor a minute of test clips while another process takes a core from 20 s to 40 s: the share
           over the target (at most 5 %), beside the same model at full depth, and the accuracy;
-          int8, on all cores. Also governor.csv and governor.png
+          int8, on all cores. The same while as many processes as there are cores take them all.
+          Also governor-CORES.csv and governor-CORES.png
 
 Times are taken in alternation within one round; reported is the median over the rounds of the
-ratio, with its bootstrap 95 % interval. They are on one thread by default: with more, the threads
-of the models that wait for their turn spin for a while, in the way of those that work.
+ratio, with its bootstrap 95 % interval.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +42,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from device import budgets, governor
+from device import budgets, governor, spinning
 from rich.console import Console
 from rich.table import Table
 
@@ -87,7 +90,11 @@ def main() -> None:
         "parts": lambda: parts(paths, options),
         "memory": lambda: memory(paths, options),
         "budgets": lambda: budgets(paths["int8"], threads=options.threads, **clock),
-        "governor": lambda: governor(paths["int8"], options.data, out, **clock),
+        "threads": lambda: spinning(paths["int8"], **clock),
+        "governor": lambda: [
+            governor(paths["int8"], options.data, out, cores=cores, **clock)
+            for cores in sorted({1, os.cpu_count() or 1})
+        ],
     }
     for name, measure in sections.items():
         if name not in result:
@@ -373,14 +380,19 @@ def report(result: dict[str, Any]) -> None:
             f"asked {row['asked_ms']:.1f} ms: 95th percentile {row['ratio']:.3f} of it (at most "
             f"{row['target']:g}), {row['kept_layers']:.2f} layers, {row['inputs']} inputs"
         )
-    made = result["governor"]
-    for who in ("governed", "full_depth"):
-        told = made[who]
+    for row in result["threads"]:
         console.print(
-            f"{who}: {100 * told['over_target']:.1f} % of {told['inputs']} inputs over "
-            f"{made['target_ms']:.1f} ms, accuracy {100 * told['accuracy']:.1f} %, "
-            f"{told['layers']:.2f} layers"
+            f"{'busy' if row['busy'] else 'idle'}, {row['threads']} threads, spin {row['spin']}, "
+            f"k = {row['k']}: {row['median_ms']:.1f} ms, 95th percentile {row['p95_ms']:.1f} ms"
         )
+    for made in result["governor"]:
+        for who in ("governed", "full_depth"):
+            told = made[who]
+            console.print(
+                f"{made['cores']} cores taken, {who}: {100 * told['over_target']:.1f} % of "
+                f"{told['inputs']} inputs over {made['target_ms']:.1f} ms, accuracy "
+                f"{100 * told['accuracy']:.1f} %, {told['layers']:.2f} layers"
+            )
 
 
 if __name__ == "__main__":

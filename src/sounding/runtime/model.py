@@ -27,6 +27,7 @@ from .profile import LENGTHS, ROUNDS, Limit, Profile, Table, between, measure
 
 MANIFEST = "model.json"  # of a split export
 LARGEST = 16  # inputs in a batch
+SPINNING = "session.intra_op.allow_spinning"  # of ONNX Runtime
 Audio: TypeAlias = Path | str | np.ndarray
 
 
@@ -45,7 +46,7 @@ def load(
         profile: of this device, for budgets in time; by default the one beside the model
             (`profile_path`), if there is one.
         unload: of a directory, keep in memory only the parts that the last call used.
-        options: of ONNX Runtime, in place of ours.
+        options: of ONNX Runtime, in place of ours, which let no thread spin.
 
     Raises:
         ModelError: a missing, damaged or foreign file.
@@ -53,8 +54,9 @@ def load(
     path = Path(path)
     if options is None:
         options = onnxruntime.SessionOptions()
-        if path.is_dir():  # each part has threads of its own, which would wait in each other's way
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that spin while they wait are somewhat faster on an idle device, but wait in the
+        # way of other programs, and of the other parts of a split export: docs/device.md.
+        options.add_session_config_entry(SPINNING, "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors, which are raised as well
