@@ -143,9 +143,10 @@ def governor(read: Json, name: str) -> str:
         lines.append([title, str(row["inputs"]), over, busy, f"{row['layers']:.2f}", right])
     start, end = read["busy"]
     columns = ["who", "inputs", "over the target", "while busy", "layers, mean", "accuracy"]
-    return f"""Governor, {read["threads"]} threads, target {read["target_ms"]:.1f} ms; other processes
-take {read["cores"]} core(s) from {start:g} s to {end:g} s of {read["seconds"]:g} s. Expected: at most
-{percent(read["share_over_target_at_most"])} over the target.
+    target, allowed = f"{read['target_ms']:.1f} ms", percent(read["share_over_target_at_most"])
+    return f"""Governor, {read["threads"]} threads, target {target}; other processes take
+{read["cores"]} core(s) from {start:g} s to {end:g} s of {read["seconds"]:g} s. Expected: at most
+{allowed} over the target.
 
 {table(columns, lines)}
 ![](results/runtime/{name}/governor-{read["cores"]}.png)
