@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import soundfile as sf
 import transformers as t
@@ -28,6 +29,7 @@ from sounding.files import write_json
 from sounding.runtime import ModelError
 from sounding.runtime.features import extractor
 from sounding.runtime.metadata import CHECKSUM, UNSET, sealed
+from sounding.runtime.model import SPINNING
 
 DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
 EXTRACTORS = {
@@ -133,6 +135,20 @@ def test_bad_audio_and_bad_budgets_are_refused(exports, model, wav, tmp_path):
             model.run(wav, budget)
     with pytest.raises(ValueError, match="no mean budgets"):
         runtime.load(exports("wav2vec2").one).run(wav, "mean:2")
+
+
+def test_no_thread_spins_unless_options_say_so(exports, wav):
+    """Which would be in the way of other programs, and of the other parts of a split export."""
+    made = exports("whisper")
+    ours, own = None, onnxruntime.SessionOptions()
+    own.add_session_config_entry(SPINNING, "1")
+    for path in (made.one, made.split):
+        for options, expected in ((ours, "0"), (own, "1")):
+            model = runtime.load(path, options=options)
+            model.run(wav, 2)
+            for session in getattr(model, "loaded", {"": getattr(model, "session", None)}).values():
+                found = session.get_session_options().get_session_config_entry(SPINNING)
+                assert found == expected
 
 
 def damaged(path, how):
