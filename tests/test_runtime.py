@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import soundfile as sf
+import tiny
 import transformers as t
 from onnx import helper
 from tiny_runs import LABELS, LAYERS, RATE, clip, close
@@ -63,6 +64,16 @@ def test_features_equal_those_of_transformers(name):
         assert got.dtype == expected.dtype == np.float32
         assert got.shape == expected.shape
         assert np.abs(got - expected).max() < 1e-4
+
+
+def test_the_length_of_audio_is_known_from_its_features(exports):
+    for case, seconds in (
+        ("whisper", 0.6),
+        ("wav2vec2", 0.6),
+        ("ast", tiny.AST["max_length"] / 100),
+    ):
+        model = runtime.load(exports(case).one)
+        assert model.seconds(model.features(clip(0.6))) == pytest.approx(seconds)
 
 
 @pytest.mark.data

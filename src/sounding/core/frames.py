@@ -12,5 +12,5 @@ def frame_mean(values: Tensor, frame_mask: Tensor | None) -> Tensor:
     """
     if frame_mask is None:
         return values.mean(1)
-    weight = frame_mask.view(*frame_mask.shape, *[1] * (values.ndim - 2)).to(values.dtype)
+    weight = frame_mask.reshape(*frame_mask.shape, *[1] * (values.ndim - 2)).to(values.dtype)
     return (values * weight).sum(1) / weight.sum(1)

@@ -208,6 +208,7 @@ def feature_settings(extractor: Any) -> dict[str, Any]:
             "kind": FilterBank.kind,
             "mels": extractor.num_mel_bins,
             "frames": extractor.max_length,
+            "hop": extractor.sampling_rate // 100,
             "rate": extractor.sampling_rate,
             "mean": extractor.mean if normal else None,
             "deviation": extractor.std if normal else None,

@@ -70,11 +70,12 @@ class LogMel:
 class FilterBank:
     """Kaldi's log-mel filter bank, as long for every clip (`ASTFeatureExtractor`).
 
-    Windows of 25 ms every 10 ms. A shorter clip is followed by zeros, a longer one is cut.
+    Windows of 25 ms. A shorter clip is followed by zeros, a longer one is cut.
 
     Args:
         mels: number of bins.
         frames: of every clip.
+        hop: samples from one frame to the next.
         rate: in Hz.
         mean, deviation: taken off, and divided by twice; None for neither.
     """
@@ -83,10 +84,16 @@ class FilterBank:
     n_fft, low, floor, emphasis = 512, 20.0, 1.192092955078125e-07, 0.97
 
     def __init__(
-        self, mels: int, frames: int, rate: int, mean: float | None, deviation: float | None
+        self,
+        mels: int,
+        frames: int,
+        hop: int,
+        rate: int,
+        mean: float | None,
+        deviation: float | None,
     ) -> None:
         self.mels, self.frames, self.mean, self.deviation = mels, frames, mean, deviation
-        self.width, self.hop = rate * 25 // 1000, rate // 100
+        self.width, self.hop = rate * 25 // 1000, hop
         self.window = np.hanning(self.width)
         edges = np.linspace(_kaldi_mel(self.low), _kaldi_mel(rate / 2), mels + 2)
         bins = _kaldi_mel(np.arange(self.n_fft // 2 + 1) * rate / self.n_fft)
