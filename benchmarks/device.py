@@ -98,6 +98,7 @@ def budgets(path: Path, *, threads: int, rounds: int, limit: int | None) -> list
             samples = rng.normal(0, 0.1, int(seconds * model.meta.rate)).astype(np.float32)
             if model.profile.expected(seconds, 1, threads, sure=True) > asked:
                 continue
+            sleep(GAP)
             began = perf_counter()
             answer = model.run(samples, f"{asked}ms")
             taken.append(1000 * (perf_counter() - began))

@@ -30,9 +30,10 @@ Memory of the split export: {memory(read["memory"])}.
 
 
 def origin(read: Json) -> str:
-    """Commit, machine, threads."""
-    commit, cpu = str(read["commit"])[:12], read["machine"]["cpu"]
-    return f"commit {commit}, {cpu}, {read['settings']['threads']} thread(s)"
+    """Commits (of the sections, where these are several), machine, threads."""
+    made = read.get("commits", {"": read["commit"]}).values()
+    commits = ", ".join(dict.fromkeys(str(one)[:12] for one in made))
+    return f"commit {commits}, {read['machine']['cpu']}, {read['settings']['threads']} thread(s)"
 
 
 def parity(read: Json) -> str:

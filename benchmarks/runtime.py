@@ -96,9 +96,12 @@ def main() -> None:
             for cores in sorted({1, os.cpu_count() or 1})
         ],
     }
+    for name in options.again:
+        result.pop(name, None)
     for name, measure in sections.items():
         if name not in result:
             result[name] = measure()
+            result["commits"][name] = provenance()["commit"]
             write_json(out / "runtime.json", result)
     report(result)
 
@@ -116,6 +119,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=3, help="rounds that are not counted")
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 3.0], help="of the clip")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", nargs="+", default=[], metavar="SECTION", help="measure anew")
     return parser.parse_args()
 
 
@@ -138,7 +142,7 @@ def resumed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if result["settings"] == settings:
             return result
         raise SystemExit(f"{path} was measured with other settings: give another --out")
-    return {"settings": settings, **provenance()}
+    return {"settings": settings, **provenance(), "commits": {}}
 
 
 def parity(

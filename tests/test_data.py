@@ -673,6 +673,21 @@ def test_shuffled_batches_need_little_padding_and_come_in_random_order():
     assert abs(np.corrcoef(longest, np.arange(len(made)))[0, 1]) < 0.3
 
 
+def test_batches_by_length_are_as_large_as_they_may_be():
+    most = 4000
+    made = batches(LENGTHS, 16, seed=0, epoch=1, shuffle=True, most=most)
+    assert sorted(index for batch in made for index in batch) == list(range(len(LENGTHS)))
+    assert all(len(b) * max(LENGTHS[i] for i in b) <= most and len(b) <= 16 for b in made)
+    assert {len(b) for b in made} > {4, 8, 16}
+    assert batches([9, 1, 30, 2], 8, seed=0, epoch=0, shuffle=False, most=10) == [
+        [0],
+        [1],
+        [2],
+        [3],
+    ]
+    assert batches([1, 2, 3], 8, seed=0, epoch=0, shuffle=False, most=6) == [[0, 1], [2]]
+
+
 def test_batch_size_below_one():
     with pytest.raises(ValueError, match="batch size of 0"):
         batches(LENGTHS, 0, seed=0, epoch=0, shuffle=False)

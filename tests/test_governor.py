@@ -72,6 +72,18 @@ def test_a_single_slow_input_changes_nothing():
     assert governor.budget(1) < before  # two are no accident
 
 
+def test_late_inputs_that_no_load_foretells_make_room_for_themselves():
+    """Each tenth input is slow, one at a time: the load as such does not show it."""
+    governor, late = Governor(50, idle, LAYERS), []
+    for turn in range(600):
+        k = governor.budget(1)
+        taken = idle(1, k) * (1.6 if turn % 10 == 9 else 1)
+        governor.observe(1, k, taken)
+        late.append(taken > 50)
+    assert idle(1, LAYERS) * 1.6 > 50
+    assert np.mean(late[100:]) < 0.05
+
+
 def test_a_target_that_cannot_be_kept_gives_the_floor_and_winds_nothing_up():
     rows = simulate(lambda now: 30.0 if now < 40 else 1.0, target=40, floor=2)
     assert (between(rows, 5, 40)[:, 1] == 2).all()

@@ -30,7 +30,7 @@ from sounding.recipes import (
 )
 from sounding.training.config import TrainConfig
 from sounding.training.runs import load_run
-from sounding.training.train import steps_in, train
+from sounding.training.train import train
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -154,7 +154,6 @@ def test_a_recipe_trains_one_step_and_is_swept(name, backbones, tmp_path):
     settings = settings_of(recipe)
     folder = recipe.open(tiny_corpus(recipe, tmp_path / "corpus"))
     config = recipe.config({"backbone": str(backbones[settings["backbone"]]), "epochs": 1e-4})
-    assert steps_in(config, len(folder.split("train"))) == 1
     train(config, folder, tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert run.info["steps"] == 1

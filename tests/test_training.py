@@ -21,13 +21,14 @@ from torch.nn.functional import cross_entropy
 import sounding
 from sounding.core.model import Answers
 from sounding.core.selector import depth_prior
+from sounding.data.features import clip_seconds
 from sounding.data.folder import load_folder
 from sounding.training import train as module
 from sounding.training.config import METHODS, TrainConfig
 from sounding.training.methods import Step, _losses, random_masks, train_choice, train_dld
 from sounding.training.runs import load_run, new_run
 from sounding.training.tasks import Goal
-from sounding.training.train import Interrupted, steps_in, train
+from sounding.training.train import Interrupted, train
 
 
 @pytest.fixture
@@ -51,6 +52,11 @@ def weights(run_directory):
         for name in names
         if (run_directory / name).exists()
     }
+
+
+def steps_in(config, lengths):
+    """Steps of a whole training on clips of these lengths."""
+    return module._Order(lengths, config).total
 
 
 def stop_and_go_on(config, folder, out, stop, monkeypatch):
@@ -417,10 +423,34 @@ def test_a_teacher_that_does_not_fit_is_refused(config, tones, tmp_path, teacher
 
 
 def test_steps_of_a_fraction_of_an_epoch():
-    config = TrainConfig(batch_size=8)
-    assert steps_in(replace(config, epochs=1), 17) == 3
-    assert steps_in(replace(config, epochs=0.5), 17) == 2
-    assert steps_in(replace(config, epochs=1e-9), 17) == 1
+    for epochs, steps in ((1, 3), (0.5, 2), (1e-9, 1), (2.34, 8), (3, 9)):
+        assert steps_in(TrainConfig(batch_size=8, epochs=epochs), [1.0] * 17) == steps
+
+
+def test_a_step_has_as_much_audio_as_it_may_and_each_clip_comes_once_an_epoch(tones):
+    clips = load_folder(tones).split("train")
+    lengths = [clip_seconds(clip) for clip in clips]
+    config = TrainConfig(batch_size=30, batch_seconds=4 * max(lengths), epochs=2.5)
+    order = module._Order(lengths, config)
+    steps = [order[step] for step in range(order.total)]
+    assert all(len(rows) * max(lengths[row] for row in rows) <= 4 * max(lengths) for rows in steps)
+    assert max(len(rows) for rows in steps) > 4  # of short clips more fit
+    first, second = int(order.ends[0]), int(order.ends[1])
+    for epoch in (steps[:first], steps[first:second]):
+        assert sorted(row for rows in epoch for row in rows) == list(range(len(clips)))
+    again = module._Order(lengths, config)
+    assert [again[step] for step in reversed(range(order.total))] == steps[::-1]
+
+
+def test_a_training_by_seconds_stopped_at_a_step_ends_with_the_same_weights(
+    config, tones, tmp_path, monkeypatch
+):
+    config, folder = replace(config, batch_seconds=2.0), load_folder(tones)
+    train(config, folder, tmp_path / "whole")
+    steps = load_run(tmp_path / "whole").info["steps"]
+    assert steps > steps_in(replace(config, batch_seconds=None), [1.0] * 40)
+    stop_and_go_on(config, folder, tmp_path / "stopped", 3, monkeypatch)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 
 # --- the configuration ----------------------------------------------------------------------

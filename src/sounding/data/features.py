@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -189,9 +190,20 @@ def collate(
 
 
 def batches(
-    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, shuffle: bool
+    lengths: Sequence[float],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    most: float = math.inf,
 ) -> list[list[int]]:
-    """The indexes of the clips of each batch; only the last one made may be smaller.
+    """The indexes of the clips of each batch.
+
+    Args:
+        batch_size: clips in a batch; only the last one made may be smaller.
+        most: the longest clip of a batch times their number, at most: further batches are smaller
+            too. A clip that is longer makes a batch by itself.
 
     When shuffling, clips of similar length share a batch: random chunks of 50 batches are sorted
     by length, and their batches put in random order. All of it follows from (seed, epoch).
@@ -202,13 +214,25 @@ def batches(
     if batch_size < 1:
         raise ValueError(f"a batch size of {batch_size}: give at least 1")
     if not shuffle:
-        return _cut(list(range(len(lengths))), batch_size)
+        return _cut(list(range(len(lengths))), batch_size, lengths, most)
     rng = np.random.default_rng([seed, epoch])
     made: list[list[int]] = []
     for chunk in _cut(rng.permutation(len(lengths)).tolist(), CHUNK * batch_size):
-        made += _cut(sorted(chunk, key=lengths.__getitem__), batch_size)
+        made += _cut(sorted(chunk, key=lengths.__getitem__), batch_size, lengths, most)
     return [made[index] for index in rng.permutation(len(made))]
 
 
-def _cut(indexes: list[int], size: int) -> list[list[int]]:
-    return [indexes[start : start + size] for start in range(0, len(indexes), size)]
+def _cut(
+    indexes: list[int], size: int, lengths: Sequence[float] = (), most: float = math.inf
+) -> list[list[int]]:
+    if most == math.inf:
+        return [indexes[start : start + size] for start in range(0, len(indexes), size)]
+    made: list[list[int]] = []
+    longest = 0.0
+    for index in indexes:
+        longest = max(longest, lengths[index])
+        if not made or len(made[-1]) == size or longest * (len(made[-1]) + 1) > most:
+            made.append([])
+            longest = lengths[index]
+        made[-1].append(index)
+    return made

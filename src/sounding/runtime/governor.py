@@ -35,6 +35,9 @@ SPREADS = 3.0  # mean deviations above the load that are to stay below the targe
 LIGHTEST, HEAVIEST = 0.25, 20.0  # loads beyond these are not believed
 KEPT = 100_000  # steps in memory
 RAISE = 0.95  # share of the target that one more layer has to fit in
+OVER = 0.03  # share of the inputs that may be over the target in the long run
+STEP, MOST = 0.1, 0.7  # of the margin that holds it there, and its limit
+SIGNALS_SECONDS = 1.0  # between two looks at the device: a look takes time too
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ class Governor:
     accident), and comes down slowly, so that it does not swing with the load of single inputs.
     It stays between limits, so that a target which not even the floor can keep does not wind it
     up: once the load is gone it is back as fast as ever. A layer more is only added where it fits
-    with something to spare.
+    with something to spare. What the load does not foretell is learned from the inputs that came
+    too late: each widens a margin, each other one narrows it a little, so that in the long run
+    `OVER` of them are late (a quantile found by stochastic approximation).
 
     Args:
         target: milliseconds for an input.
@@ -97,6 +102,7 @@ class Governor:
         self.target, self.expected, self.layers, self.floor = target, expected, layers, floor
         self.ceiling = ceiling or (lambda: layers)
         self.load, self.spread, self.held = 0.0, 0.05, 0.0  # logarithms
+        self.margin = 0.0  # a logarithm too
         self.last = layers
         self.began = time.monotonic()
         self._recent: deque[float] = deque(maxlen=3)
@@ -104,7 +110,7 @@ class Governor:
     def budget(self, seconds: float) -> int:
         """Layers for an input of that length: as many as fit, the floor at least."""
         most = max(self.floor, min(self.layers, self.ceiling()))
-        bound = math.exp(self.held)
+        bound = math.exp(self.held + self.margin)
         k = self.floor
         for more in range(self.floor + 1, most + 1):
             room = self.target if more <= self.last else RAISE * self.target
@@ -130,8 +136,12 @@ class Governor:
         self.load += FAST * (middle - self.load)
         bound = min(math.log(HEAVIEST), self.load + SPREADS * self.spread)
         self.held = bound if bound > self.held else self.held + DECAY * (bound - self.held)
-        at = time.monotonic() - self.began
-        return Step(at, seconds, k, milliseconds, self.target, ratio, math.exp(self.held), busy)
+        late = milliseconds > self.target
+        if not late or k > self.floor:  # at the floor a margin gains nothing
+            self.margin += STEP * (late - OVER)
+            self.margin = min(MOST, max(0.0, self.margin))
+        at, bound = time.monotonic() - self.began, math.exp(self.held + self.margin)
+        return Step(at, seconds, k, milliseconds, self.target, ratio, bound, busy)
 
 
 class Governed:
@@ -161,6 +171,7 @@ class Governed:
     ) -> None:
         profile, layers = model.checked_profile(), model.meta.layers
         self.model, self.signals, self.now = model, signals, Signals()
+        self._looked = -math.inf  # when, in seconds
         self.governor = Governor(
             target,
             lambda seconds, k: profile.expected(seconds, k, model.threads),
@@ -175,8 +186,9 @@ class Governed:
         """As `Model.run`, with the layers that the target allows now."""
         samples = self.model.samples(audio, max_seconds)
         seconds = len(samples) / self.model.meta.rate
-        self.now = self.signals()
         start = time.perf_counter()
+        if start - self._looked >= SIGNALS_SECONDS:
+            self.now, self._looked = self.signals(), start
         k = self.governor.budget(seconds)
         self._say(seconds)
         (answer,) = self.model.run_many([samples], k)

@@ -17,6 +17,7 @@ SELECTOR_FIT = ("joint", "search", "library")
 HEADS = ("auto", "own", "shared")
 RECOGNITION = ("ctc", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
+LIMITS = ("batch_seconds", "max_seconds")  # None: no limit
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class TrainConfig:
             Gumbel-softmax with a budget penalty), "early-exit" (a head after each layer, summed
             losses) or "full" (full depth only).
         epochs: passes over the training clips; may be a fraction.
-        batch_size: clips a step.
+        batch_size: clips a step, at most.
+        batch_seconds: seconds of audio a step, at most, padding counted; None for no limit.
         seed: of the data order, the budgets, the noise and the new weights.
         lr_encoder, lr_selector, lr_head: peak learning rates (AdamW, linear warm-up and decay).
         weight_decay: of AdamW, on matrices.
@@ -69,6 +71,7 @@ class TrainConfig:
     method: str = "input"
     epochs: float = 5.0
     batch_size: int = 16
+    batch_seconds: float | None = None
     seed: int = 0
     lr_encoder: float = 1e-4
     lr_selector: float = 3e-3
@@ -113,8 +116,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "lr_head", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
-        if self.max_seconds is not None and not self.max_seconds > 0:
-            raise ValueError(f"max_seconds must be above 0, or null; got {self.max_seconds!r}")
+        for name in LIMITS:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, or null; got {value!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more; got {self.seed!r}")
         for name in ("candidates", "selector_after", "gate_penalty"):
@@ -166,7 +171,7 @@ class TrainConfig:
         for name, value in values.items():
             default: Any = fields[name].default
             kind: Any = float if default is None else type(default)
-            if value is None and name == "max_seconds":
+            if value is None and name in LIMITS:
                 continue
             try:
                 made[name] = kind(value)

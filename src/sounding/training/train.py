@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..core.selector import InputSelector
-from ..data.features import FeatureSet, batches, extract, load_audio
+from ..data.features import FeatureSet, batches, clip_seconds, extract, load_audio
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise, noise_for
 from ..data.text import build_tokenizer, plain, tokens_of
@@ -77,8 +78,9 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     clips = folder.split("train")
     source = _Source(run, clips)
     goals = run.task.goals(folder, clips)
-    state = TrainState(run, steps_in(config, len(clips)))
-    _fit(run, state, source, goals, out, group)
+    order = _Order(_lengths(config, source, clips), config)
+    state = TrainState(run, order.total)
+    _fit(run, state, source, order, goals, out, group)
     if group.first:
         _complete(run, state, folder, out)
     group.wait()
@@ -139,9 +141,12 @@ def _teacher(config: TrainConfig, run: Run) -> Run:
     return teacher
 
 
-def steps_in(config: TrainConfig, clips: int) -> int:
-    """Steps of a whole training on that many clips."""
-    return max(1, math.ceil(config.epochs * math.ceil(clips / config.batch_size)))
+def _lengths(config: TrainConfig, source: _Source, clips: Sequence[Clip]) -> Sequence[float]:
+    """Of the training clips: in seconds where these count, else in the unit of the features."""
+    if config.batch_seconds is None:
+        return source.lengths()
+    longest = config.max_seconds or math.inf
+    return [min(clip_seconds(clip), longest) for clip in clips]
 
 
 class TrainState:
@@ -229,7 +234,13 @@ class _Source:
 
 
 def _fit(
-    run: Run, state: TrainState, source: _Source, goals: Goals, out: Path, group: Processes
+    run: Run,
+    state: TrainState,
+    source: _Source,
+    order: _Order,
+    goals: Goals,
+    out: Path,
+    group: Processes,
 ) -> None:
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
@@ -238,7 +249,6 @@ def _fit(
     state.modules.train()
     if isinstance(run.dynamic.selector, InputSelector):
         run.dynamic.selector.gather = group.gather
-    order = _Order(source.lengths(), run.config)
     saved = time.monotonic()
     with stop_signals() as stopped, progress(f"train {run.config.method}", state.total) as show:
         while state.step < state.total:
@@ -334,23 +344,38 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
 class _Order:
     """The clips of each step: a function of the step, so that a resumed training needs no state."""
 
-    def __init__(self, lengths: list[int], config: TrainConfig) -> None:
+    def __init__(self, lengths: Sequence[float], config: TrainConfig) -> None:
         self.lengths, self.config = lengths, config
-        self.per_epoch = math.ceil(len(lengths) / config.batch_size)
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self._made: tuple[int, list[list[int]]] = (-1, [])
+        part = config.epochs % 1
+        counts = [len(self._epoch(epoch)) for epoch in range(math.ceil(config.epochs))]
+        if part:
+            counts[-1] = max(1, math.ceil(round(part * counts[-1], 9)))
+        self.ends = np.cumsum(counts)  # of each epoch, in steps
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return int(self.ends[-1])
 
     def __getitem__(self, step: int) -> list[int]:
-        epoch, index = divmod(step, self.per_epoch)
-        if self._epoch[0] != epoch:
+        epoch = int(np.searchsorted(self.ends, step, side="right"))
+        return self._epoch(epoch)[step - (int(self.ends[epoch - 1]) if epoch else 0)]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch; those of the last one that was asked for are kept."""
+        if self._made[0] != epoch:
+            config = self.config
             made = batches(
                 self.lengths,
-                self.config.batch_size,
-                seed=self.config.seed,
+                config.batch_size,
+                seed=config.seed,
                 epoch=epoch,
                 shuffle=True,
+                most=config.batch_seconds or math.inf,
             )
-            self._epoch = (epoch, made)
-        return self._epoch[1][index]
+            self._made = (epoch, made)
+        return self._made[1]
 
 
 def _freeze(run: Run) -> None:
