@@ -31,7 +31,7 @@ Memory of the split export: {memory(read["memory"])}.
 
 def origin(read: Json) -> str:
     """Commits (of the sections, where these are several), machine, threads."""
-    made = read.get("commits", {"": read["commit"]}).values()
+    made = [read["commit"], *read.get("commits", {}).values()]
     commits = ", ".join(dict.fromkeys(str(one)[:12] for one in made))
     return f"commit {commits}, {read['machine']['cpu']}, {read['settings']['threads']} thread(s)"
 

@@ -101,7 +101,7 @@ def main() -> None:
     for name, measure in sections.items():
         if name not in result:
             result[name] = measure()
-            result["commits"][name] = provenance()["commit"]
+            result.setdefault("commits", {})[name] = provenance()["commit"]
             write_json(out / "runtime.json", result)
     report(result)
 
@@ -142,7 +142,7 @@ def resumed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if result["settings"] == settings:
             return result
         raise SystemExit(f"{path} was measured with other settings: give another --out")
-    return {"settings": settings, **provenance(), "commits": {}}
+    return {"settings": settings, **provenance()}
 
 
 def parity(
