@@ -19,7 +19,7 @@ def runtime(path: Path) -> str:
 {settings["threads"]} --out benchmarks/results/runtime/{name}`: an input-driven run on wake words,
 data {settings["data"][:12]}, {origin(read)}.
 
-{parity(read["parity"])}
+{parity(read["parity"], read["static"])}
 {speed(read["speed"])}
 {parts(read["parts"])}
 Memory of the split export: {memory(read["memory"])}.
@@ -36,16 +36,17 @@ def origin(read: Json) -> str:
     return f"commit {commits}, {read['machine']['cpu']}, {read['settings']['threads']} thread(s)"
 
 
-def parity(read: Json) -> str:
+def parity(read: Json, static: Json) -> str:
     """Answers of the exports against PyTorch's."""
     lines = []
-    for row in read["rows"]:
+    for row, right, lost in zip(read["rows"], static["accuracy"], static["points"], strict=True):
         torch, fp32, int8 = (percent(row["accuracy"][form]) for form in ("torch", "fp32", "int8"))
         same = f"{row['same_class']} of {read['clips']}"
         points = f"{row['int8_points']:+.1f}"
-        lines.append([str(row["k"]), f"{row['error']:.1e}", same, torch, fp32, int8, points])
+        error, ranges = f"{row['error']:.1e}", [percent(right), f"{lost:+.1f}"]
+        lines.append([str(row["k"]), error, same, torch, fp32, int8, points, *ranges])
     columns = ["k", "relative error", "same class", "PyTorch", "fp32", "int8", "int8 - fp32"]
-    return table(columns, lines)
+    return table([*columns, "static int8", "static - fp32"], lines)
 
 
 def speed(rows: list[Json]) -> str:
