@@ -87,8 +87,9 @@ def parts(rows: list[Json]) -> str:
     columns = ["form", "clip", "k", "whole over parts", "95 % interval", "at most", ""]
     return f"""{table(columns, lines)}
 Of the time at full depth the front end takes ({"; ".join(shares)}). No choice of layers saves
-that: its convolutions stay in fp32, since ONNX Runtime is slower at those that are quantized on the
-fly. To go further they would have to become products over unfolded windows, which it quantizes well.
+that: its convolutions stay in fp32, since ONNX Runtime is slower at those that are quantized on
+the fly. To go further they would have to become products over unfolded windows, which it quantizes
+well.
 """
 
 
