@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,13 +63,28 @@ def _paused(model: Model, samples: np.ndarray, k: int) -> float:
     return 1000 * (perf_counter() - began)
 
 
-def _start(cores: int, start: float, end: float) -> list[Any]:
+WORK = """
+import sys
+from time import monotonic, sleep
+import numpy as np
+
+start, end = map(float, sys.argv[1:])
+print("ready", flush=True)
+began = monotonic()
+sleep(start)
+values = np.ones((200, 200))
+while monotonic() - began < end:  # without a product, which would have threads
+    values = np.tanh(values) + 0.1
+"""
+
+
+def _start(cores: int, start: float, end: float) -> list[subprocess.Popen[str]]:
     """Processes that keep so many cores busy between two times from now."""
-    spawn = multiprocessing.get_context("spawn")
-    others = [spawn.Process(target=_work, args=(start, end), daemon=True) for _ in range(cores)]
+    command = [sys.executable, "-c", WORK, str(start), str(end)]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(cores)]
     for other in others:
-        other.start()
-    sleep(1)  # they have begun to count
+        assert other.stdout is not None
+        other.stdout.readline()
     return others
 
 
@@ -174,17 +190,8 @@ def _minute(
                 sleep(GAP)
             turn += 1
     for other in others:
-        other.join()
+        other.wait()
     return seen
-
-
-def _work(start: float, end: float) -> None:
-    """Keep one core busy between two times from now: without a product, which has threads."""
-    began = monotonic()
-    sleep(start)
-    values = np.random.default_rng(0).normal(size=(200, 200))
-    while monotonic() - began < end:
-        values = np.tanh(values) + 0.1
 
 
 def _summary(

@@ -30,7 +30,7 @@ import torch
 
 from sounding import runtime
 from sounding.data.audio import read_audio
-from sounding.data.folder import Clip, load_folder
+from sounding.data.folder import Clip, load_folder, subset
 from sounding.data.text import plain, whisper_plain, word_errors
 from sounding.evaluation.statistics import ratio_bootstrap, wilson
 from sounding.export import export
@@ -84,8 +84,11 @@ def parse() -> argparse.Namespace:
 
 
 def clips_of(data: str, options: argparse.Namespace) -> Sequence[Clip]:
-    """Of the test split."""
-    return load_folder(data).split("test")[: options.limit]
+    """Of the test split; of a few the classes in proportion."""
+    folder = load_folder(data)
+    if options.limit is None:
+        return folder.split("test")
+    return subset(folder, "test", options.limit, 0)
 
 
 def wakeword_models(options: argparse.Namespace, directory: Path) -> Contestants:
