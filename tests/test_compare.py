@@ -22,6 +22,8 @@ from sounding.training.runs import load_run
 from sounding.training.search import best_static, settle
 from sounding.training.train import Interrupted, train
 
+SETS = ("validation", "test")
+
 
 @pytest.fixture(scope="module")
 def config(whisper, tones):
@@ -262,6 +264,14 @@ def test_all_runs_of_a_study_go_on_from_its_start(config, tones, tmp_path, monke
     assert trained[0].epochs == 1.0 != trained[1].epochs
     assert (start / "model").is_dir()
     assert not (start / FILE).exists()
+
+
+def test_a_study_without_ceilings_answers_no_test_clip_under_every_mask(config, tones, tmp_path):
+    config = replace(config, variants=("input",), seeds=(0,), snr_db={}, ceilings=False)
+    compare(config, [tones], tmp_path, keep_models=False)
+    rules = {where: {rule for rule, _ in rows(tmp_path, tones, "input", where)} for where in SETS}
+    assert "oracle" in rules["validation"]  # where all masks are known anyway
+    assert rules["test"] == rules["validation"] - {"oracle"}
 
 
 def test_command_line(out, tones, tmp_path, capsys):

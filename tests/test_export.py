@@ -19,7 +19,9 @@ from sounding import runtime
 from sounding.core.budget import mean_layers, threshold_for
 from sounding.core.selector import GateSelector, StaticSelector
 from sounding.export import ExportError, export
-from sounding.export.parts import DYNAMIC, export_selector
+from sounding.export.parts import DYNAMIC, OPSET, export_selector
+from sounding.export.products import SMALLEST, as_products
+from sounding.export.quantize import quantize
 
 
 @pytest.fixture(params=CASES)
@@ -290,3 +292,76 @@ def test_an_export_that_differs_from_pytorch_is_not_put_in_place(whisper, tmp_pa
         export(whisper.run, tmp_path / "m.onnx", parts=wrong)
     assert (tmp_path / "m.onnx").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads", "bias"),
+    [(3, 1, [1, 1], True), (3, 2, [1, 1], True), (7, 3, [0, 0], False), (1, 1, [0, 0], True),
+     (4, 5, [2, 0], False)],
+)  # fmt: skip
+def test_a_convolution_as_a_product_gives_the_same_at_any_length(kernel, stride, pads, bias):
+    model = convolution(SMALLEST, kernel, stride, pads, bias=bias)
+    made = as_products(model)
+    assert "Conv" not in {node.op_type for node in made.graph.node}
+    assert "weight" not in {one.name for one in made.graph.initializer}  # kept once
+    one, other = (onnxruntime.InferenceSession(m.SerializeToString()) for m in (model, made))
+    rng = np.random.default_rng(0)
+    for batch, length in ((1, kernel), (2, kernel + 4), (1, 50), (3, 51), (1, 52)):
+        x = rng.normal(size=(batch, SMALLEST, length)).astype(np.float32)
+        (expected,), (got,) = one.run(None, {"x": x}), other.run(None, {"x": x})
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_of_few_channels_groups_and_gaps_stay():
+    for model in (
+        convolution(1, 9, 4, [0, 0]),
+        convolution(SMALLEST, 3, 1, [1, 1], group=SMALLEST),
+        convolution(SMALLEST, 3, 1, [0, 0], dilations=[2]),
+    ):
+        assert [node.op_type for node in as_products(model).graph.node] == ["Conv"]
+
+
+def test_a_product_of_the_front_end_that_would_spoil_its_state_stays_in_fp32(whisper):
+    rng = np.random.default_rng(0)
+    weight = rng.choice([-1, 1], size=(SMALLEST, 8)).astype(np.float32)
+    weight[0] = 0  # the large channel says nothing
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, "t", width])
+        for name, width in (("features", SMALLEST), ("state", 8))
+    ]
+    node = onnx.helper.make_node("MatMul", ["features", "w"], ["state"], name="product")
+    graph = onnx.helper.make_graph(
+        [node], "g", ends[:1], ends[1:], [onnx.numpy_helper.from_array(weight, "w")]
+    )
+    front = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10
+    )
+    even = rng.choice([-1, 0, 1], size=(40, SMALLEST)).astype(np.float32)
+    uneven = even * np.where(np.arange(SMALLEST) == 0, 1000, 1).astype(np.float32)
+    parts = replace(whisper.parts, front=front, layers=[])
+    for example, expected in ((even, "MatMulInteger"), (uneven, "MatMul")):
+        made = quantize(parts, [example]).front
+        assert expected in {one.op_type for one in made.graph.node}
+
+
+def convolution(channels, kernel, stride, pads, *, bias=True, group=1, dilations=(1,)):
+    """A model that is one convolution over time."""
+    rng = np.random.default_rng(kernel)
+    weight = rng.normal(size=(8 * group, channels // group, kernel)).astype(np.float32)
+    values = {"weight": weight, "bias": rng.normal(size=len(weight)).astype(np.float32)}
+    names = ["weight", "bias"] if bias else ["weight"]
+    node = onnx.helper.make_node(
+        "Conv", ["x", *names], ["y"], strides=[stride], pads=pads, group=group,
+        dilations=list(dilations),
+    )  # fmt: skip
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["b", channels, "t"]), ("y", ["b", len(weight), "n"]))
+    ]
+    graph = onnx.helper.make_graph(
+        [node], "g", ends[:1], ends[1:],
+        [onnx.numpy_helper.from_array(values[name], name) for name in names],
+    )  # fmt: skip
+    opset = [onnx.helper.make_opsetid("", OPSET)]
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)

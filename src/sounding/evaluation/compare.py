@@ -61,6 +61,8 @@ class StudyConfig:
         ablation_seeds: how many of the seeds an ablation gets.
         seeds: of the trainings.
         snr_db: name of a data set -> noise at which its test clips are measured again.
+        ceilings: whether the test clips are answered under every mask too, for the oracle and the
+            ceiling of `input`: with many clips or layers that takes longer than the training.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class StudyConfig:
     ablation_seeds: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     snr_db: dict[str, list[float]] = field(default_factory=dict)
+    ceilings: bool = True
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.variants) - set(VARIANTS))
@@ -185,7 +188,7 @@ def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out:
         variant,
         snr_db=config.snr_db.get(name, ()),
         trained_seconds=trained,
-        ceilings=variant in BASES,
+        ceilings=config.ceilings and variant in BASES,
     )
     write_text(directory / FILE, json.dumps(measured, ensure_ascii=False) + "\n")
 

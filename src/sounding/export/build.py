@@ -32,8 +32,8 @@ from ..training.runs import Run, provenance
 from ..weights import NAMED
 from .graph import dynamic_graph, head_name, static_graph
 from .parts import OPSET, ExportError, Parts, check, export_parts
-from .quantize import Feed, layer_feeds, quantize
-from .validate import Difference, faster, sound, validate
+from .quantize import Feed, part_feeds, quantize
+from .validate import SECONDS, Difference, faster, sound, validate
 
 MASKED = ("random", "dld")  # methods without a selector of their own
 LARGEST = 2**31 - 1  # bytes of an ONNX file
@@ -87,9 +87,9 @@ def export(
         out: a file whose name ends in .onnx, or a directory for `split`.
         split: the parts in files of their own, of which only those needed are loaded.
         mask: a plain graph of these layers, [layers], in place of one that chooses.
-        int8: the layers in 8-bit integers.
+        int8: front end and layers in 8-bit integers.
         calibration: for int8, features of some clips, as `data.features.extract` makes them: the
-            ranges of what enters a layer are measured on these, and not anew for each input.
+            ranges of what enters a product are measured on these, and not anew for each input.
         parts: of the run, where `export_parts` has traced them already.
 
     Raises:
@@ -108,7 +108,7 @@ def export(
         made = parts
         if int8:
             feeds = None if calibration is None else _feeds(parts, run, calibration)
-            made = quantize(parts, feeds)
+            made = quantize(parts, examples(run), feeds)
         speed_up = None
         place = atomic_directory if split else atomic_path
         with place(out) as temporary:
@@ -261,13 +261,19 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else list(path.iterdir())
 
 
-def _feeds(parts: Parts, run: Run, calibration: Sequence[np.ndarray]) -> list[list[Feed]]:
-    """What enters each layer on the calibration clips."""
+def examples(run: Run) -> list[np.ndarray]:
+    """Features of made-up sounds. Shape: [frames, bins] or [samples] each."""
+    rate, limit = run.extractor.sampling_rate, metadata(run, None, "fp32").limit_seconds
+    return [extract(sound(min(s, limit), rate), run.extractor) for s in SECONDS]
+
+
+def _feeds(parts: Parts, run: Run, calibration: Sequence[np.ndarray]) -> dict[str, list[Feed]]:
+    """What enters each part on the calibration clips."""
     with TemporaryDirectory(prefix="sounding-") as directory:
         _write_split(parts, metadata(run, None, "fp32"), Path(directory))
         model = load(directory, threads=1)
         assert isinstance(model, Split)
-        return layer_feeds(model, calibration)
+        return part_feeds(model, calibration)
 
 
 def _speed_up(parts: Parts, meta: Metadata, path: Path) -> float:

@@ -1,9 +1,8 @@
-"""Layers in 8-bit integers.
+"""The front end and the layers in 8-bit integers.
 
-Each layer is quantized by itself before it is joined with the others, so that it makes no
-difference whether it will sit in a branch. The front end, the selector and the heads stay in
-float32: the same layers are chosen as without, and the convolutions of ONNX Runtime are slower on
-integers that are quantized on the fly.
+Each is quantized by itself before it is joined with the others, so that it makes no difference
+whether it will sit in a branch. The selector and the heads stay in float32: they are small, and
+what they decide is worth more. The convolutions of the front end become products before.
 
 Weights are int8 with a scale for each column. What enters a product is uint8, by its own range as
 it comes (dynamic), or by a range measured on clips before (static).
@@ -12,7 +11,8 @@ it comes (dynamic), or by a range measured on clips before (static).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -31,42 +32,99 @@ from onnxruntime.quantization import (
 
 from ..runtime import Split
 from .parts import Parts
+from .products import as_products
 
-Feed: TypeAlias = dict[str, np.ndarray]  # inputs of a layer, by name
+Feed: TypeAlias = dict[str, np.ndarray]  # inputs of a part, by name
 PRODUCTS = ["MatMul", "Gemm"]
+FRONT_ERROR = 0.004  # that a product of the front end in int8 may make in its state
 
 
-def quantize(parts: Parts, feeds: Sequence[list[Feed]] | None = None) -> Parts:
-    """The parts with layers in int8.
+def quantize(
+    parts: Parts,
+    examples: Sequence[np.ndarray],
+    feeds: Mapping[str, list[Feed]] | None = None,
+) -> Parts:
+    """The parts with front end and layers in int8.
 
     Args:
-        feeds: inputs of each layer on real clips, for static ranges.
+        examples: features of a few sounds, by which the products of the front end are judged.
+        feeds: inputs of each part on real clips, by its name, for static ranges.
+
+    Shape: examples [frames, bins] or [samples], one a sound.
     """
-    with TemporaryDirectory(prefix="sounding-") as directory, _quiet():
+    with _quiet():
+        front = _front(
+            as_products(parts.front), examples, None if feeds is None else feeds["front"]
+        )
+        layers = [
+            _quantized(layer, None if feeds is None else feeds[f"layer_{index}"])
+            for index, layer in enumerate(parts.layers)
+        ]
+    return replace(parts, front=front, layers=layers)
+
+
+def _front(
+    model: onnx.ModelProto, examples: Sequence[np.ndarray], feed: list[Feed] | None
+) -> onnx.ModelProto:
+    """The front end with those products in int8 that leave its state as it is, nearly.
+
+    One whose input has channels far larger than the others (Moonshine's last convolution) would
+    spoil the state by itself: it stays in float32.
+    """
+    constant = {one.name for one in model.graph.initializer}
+    products = {
+        node.name
+        for node in model.graph.node
+        if node.op_type in PRODUCTS and node.input[1] in constant
+    }
+    expected = _states(model, examples)
+    spoiling = set()
+    for name in sorted(products):
+        alone = _quantized(model, feed, exclude=products - {name})
+        if _apart(_states(alone, examples), expected) > FRONT_ERROR:
+            spoiling.add(name)
+    return _quantized(model, feed, exclude=spoiling) if products - spoiling else model
+
+
+def _states(model: onnx.ModelProto, examples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """What a front end makes of examples. Shape: -> [1, frames, width] each."""
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return [session.run(["state"], {"features": one[None]})[0] for one in examples]
+
+
+def _apart(states: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """The largest difference, over the size of what was expected."""
+    norm = np.linalg.norm
+    return float(max(norm(a - b) / norm(b) for a, b in zip(states, expected, strict=True)))
+
+
+def _quantized(
+    model: onnx.ModelProto, feed: list[Feed] | None, exclude: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A graph with its products in int8, but for those of some names."""
+    with TemporaryDirectory(prefix="sounding-") as directory:
         source, target = Path(directory) / "fp32.onnx", Path(directory) / "int8.onnx"
-        layers = []
-        for index, layer in enumerate(parts.layers):
-            onnx.save(layer, source)  # given the graph itself, the quantizer would change it
-            if feeds is None:
-                _dynamic(source, target)
-            else:
-                _static(source, target, feeds[index])
-            layers.append(onnx.load(target))
-    return replace(parts, layers=layers)
+        onnx.save(model, source)  # given the graph itself, the quantizer would change it
+        if feed is None:
+            _dynamic(source, target, list(exclude))
+        else:
+            _static(source, target, feed, list(exclude))
+        return onnx.load(target)
 
 
-def layer_feeds(model: Split, features: Sequence[np.ndarray]) -> list[list[Feed]]:
-    """What enters each layer of an fp32 split export, at full depth and at half of it.
+def part_feeds(model: Split, features: Sequence[np.ndarray]) -> dict[str, list[Feed]]:
+    """What enters each part of an fp32 split export, at full depth and at half of it.
 
     Shape: features [frames, bins] or [samples], one a clip.
     """
     layers = model.meta.layers
-    feeds: list[list[Feed]] = [[] for _ in range(layers)]
+    feeds: dict[str, list[Feed]] = defaultdict(list)
     run = model.run_part
 
     def record(name: str, feed: Feed) -> list[np.ndarray]:
-        if name.startswith("layer_"):
-            feeds[int(name.removeprefix("layer_"))].append(feed)
+        feeds[name].append(feed)
         return run(name, feed)
 
     model.run_part = record  # type: ignore[method-assign]
@@ -76,17 +134,18 @@ def layer_feeds(model: Split, features: Sequence[np.ndarray]) -> list[list[Feed]
     return feeds
 
 
-def _dynamic(source: Path, target: Path) -> None:
+def _dynamic(source: Path, target: Path, exclude: list[str]) -> None:
     quantize_dynamic(
         source,
         target,
         op_types_to_quantize=PRODUCTS,
         per_channel=True,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=exclude,
     )
 
 
-def _static(source: Path, target: Path, feeds: list[Feed]) -> None:
+def _static(source: Path, target: Path, feeds: list[Feed], exclude: list[str]) -> None:
     options = {
         "MatMulConstBOnly": True,  # products of two states stay in fp32, as with dynamic ranges
         "OpTypesToExcludeOutputQuantization": PRODUCTS,
@@ -100,6 +159,7 @@ def _static(source: Path, target: Path, feeds: list[Feed]) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=exclude,
         extra_options=options,
     )
 

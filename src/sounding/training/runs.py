@@ -16,6 +16,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -267,8 +268,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@cache
 def _commit() -> str | None:
-    """The commit of the source tree that runs, "-dirty" if it was changed; None elsewhere."""
+    """The commit of the source tree that runs, "-dirty" if it was changed; None elsewhere.
+
+    Asked once, at the start: the tree may change under a long process, which goes on as it began.
+    """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
