@@ -108,7 +108,7 @@ def export(
         made = parts
         if int8:
             feeds = None if calibration is None else _feeds(parts, run, calibration)
-            made = quantize(parts, examples(run), feeds)
+            made = quantize(parts, _examples(run, meta.limit_seconds), feeds)
         speed_up = None
         place = atomic_directory if split else atomic_path
         with place(out) as temporary:
@@ -261,9 +261,9 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else list(path.iterdir())
 
 
-def examples(run: Run) -> list[np.ndarray]:
-    """Features of made-up sounds. Shape: [frames, bins] or [samples] each."""
-    rate, limit = run.extractor.sampling_rate, metadata(run, None, "fp32").limit_seconds
+def _examples(run: Run, limit: float) -> list[np.ndarray]:
+    """Features of made-up sounds of `limit` seconds at most. Shape: [frames, bins] or [samples]."""
+    rate = run.extractor.sampling_rate
     return [extract(sound(min(s, limit), rate), run.extractor) for s in SECONDS]
 
 
