@@ -8,8 +8,10 @@ from typing import Any
 
 from device_page import rivals, runtime
 
+from sounding.evaluation.study import Study, load_study
 from sounding.evaluation.sweep import Row, Sweep
-from sounding.evaluation.table import markdown
+from sounding.evaluation.table import METHODS as NAMES
+from sounding.evaluation.table import METRICS, markdown
 from sounding.evaluation.verdict import in_words, verdict_line
 from sounding.files import write_text
 
@@ -24,8 +26,7 @@ STUDIES = {  # directory of the results -> title, and the arguments of `sounding
     ),
     "moonshine": (
         "Moonshine-base, three data sets, one seed",
-        "--methods full,random,early-exit,static,input --seeds 0 --config benchmarks/study.yaml "
-        f"{MOONSHINE} --data {THREE}",
+        f"--config benchmarks/moonshine.yaml --data {THREE}",
     ),
     "asr-whisper": (
         "Speech recognition by CTC, Whisper-base",
@@ -35,6 +36,10 @@ STUDIES = {  # directory of the results -> title, and the arguments of `sounding
         "Speech recognition by CTC, Moonshine-base",
         f"--config benchmarks/asr.yaml {MOONSHINE} --data DATA/speechocean762",
     ),
+}
+BACKBONES = {
+    "Whisper-base": ("study", "asr-whisper"),
+    "Moonshine-base": ("moonshine", "asr-moonshine"),
 }
 DATA = {"fsdd": "spoken digits"}
 OLD = """Measured before the input method trained on a tree of masks (commit ddb0315): kept until it
@@ -61,7 +66,7 @@ random one half of full depth. Random dropping learns slowest and has not conver
 
 def main() -> None:
     """Write the page."""
-    parts = [INTRO]
+    parts = [INTRO, both_backbones()]
     parts += [study(name) for name in STUDIES if (RESULTS / name).exists()]
     parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
     parts += [runtime(path) for path in sorted((RESULTS / "runtime").glob("*/runtime.json"))]
@@ -77,6 +82,59 @@ def main() -> None:
 def result(name: str) -> Path:
     """The JSON file of a benchmark."""
     return RESULTS / f"{name}.json"
+
+
+def both_backbones() -> str:
+    """The benchmarks side by side: at one layer, at half depth and at full depth."""
+    found = {
+        backbone: {one.data: one for name in names for one in measured(name)}
+        for backbone, names in BACKBONES.items()
+    }
+    first, second = found.values()
+    columns = [
+        f"{backbone}, {depth}" for backbone in found for depth in ("1 layer", "half", "full")
+    ]
+    lines = [
+        "| | method | " + " | ".join(columns) + " |",
+        "|---|---" + "|---:" * len(columns) + "|",
+    ]
+    for data in first:
+        for method in NAMES:
+            cells = [
+                cell for by_data in found.values() for cell in depths(by_data.get(data), method)
+            ]
+            if any(cells[len(cells) // 2 :]):
+                metric = METRICS[first[data].metric]
+                lines.append(f"| {data}, {metric} | {NAMES[method]} | " + " | ".join(cells) + " |")
+    layers = [next(iter(by_data.values())).layers for by_data in found.values() if by_data]
+    if not second or len(lines) == 2:
+        return ""
+    return f"""## Two backbones, four benchmarks
+
+Exact budgets on the test clips; {" and ".join(found)} have {" and ".join(map(str, layers))} layers.
+In percent; of accuracies the higher is better, of WER (speech recognition by CTC) the lower. The
+mean of three seeds for Whisper-base on the sets with classes, one seed elsewhere. Every budget, with
+intervals, is in the sections below.
+
+{chr(10).join(lines)}
+"""
+
+
+def measured(name: str) -> list[Study]:
+    """The studies of a directory of results; none where it is not."""
+    paths = list((RESULTS / name).rglob("measured.json"))
+    return load_study(paths) if paths else []
+
+
+def depths(one: Study | None, method: str) -> list[str]:
+    """Cells of a method at one layer, half and full depth; empty where it was not measured."""
+    if one is None or method not in one.variants:
+        return ["", "", ""]
+    values = [one.accuracy("test", (method, "exact"), k) for k in (1, one.layers // 2, one.layers)]
+    return [
+        "" if x is None else f"{100 * (x if one.metric == 'accuracy' else 1 - x):.1f}"
+        for x in values
+    ]
 
 
 def study(name: str) -> str:
