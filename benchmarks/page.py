@@ -113,8 +113,8 @@ def both_backbones() -> str:
 
 Exact budgets on the test clips; {" and ".join(found)} have {" and ".join(map(str, layers))} layers.
 In percent; of accuracies the higher is better, of WER (speech recognition by CTC) the lower. The
-mean of three seeds for Whisper-base on the sets with classes, one seed elsewhere. Every budget, with
-intervals, is in the sections below.
+mean of three seeds for Whisper-base on the sets with classes, one seed elsewhere. Every budget,
+with intervals, is in the sections below.
 
 {chr(10).join(lines)}
 """
