@@ -209,7 +209,7 @@ def whisper(path: Path) -> str:
 {title}
 
 Zero-shot: the first k layers of a model that was never trained to miss any. {read["clips"]} test
-clips, {read["rows"][0]["timed_clips"]} of them timed; both by Whisper's normalizer, at most
+clips, {read["rows"][0]["timed_clips"]} of them timed; texts by Whisper's normalizer, at most
 {read["max_new_tokens"]} tokens. `ratio` is the time of the short clip at a budget over the padded
 one at full depth, where both write as many tokens: the median of paired timings.
 

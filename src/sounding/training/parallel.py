@@ -1,5 +1,6 @@
-"""Several processes, each with a part of every batch, as `torchrun` or `accelerate launch` start
-them.
+"""Several processes, each with a part of every batch, as `torchrun` starts them.
+
+`accelerate launch --cpu` starts only one, unless with MPI.
 
 Every process has the whole model and takes the same step: the gradients of its part of the batch
 are added up over all of them, so the result is that of one process, within float noise, and a

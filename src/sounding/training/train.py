@@ -47,7 +47,7 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     without the interruption, bit for bit on the same CPU and number of threads. A finished run
     with the same configuration and data is loaded and returned.
 
-    Started by `torchrun` or `accelerate launch`, each process takes a part of every batch, and the
+    Started by `torchrun`, each process takes a part of every batch, and the
     first one writes the files.
 
     Raises:
