@@ -9,11 +9,13 @@ parity  At full depth the wrapped model has to write the tokens of plain `transf
         clip: padded to the 30 s window, and at the clip's own length against a plain model whose
         window is cut to that length (and both to an even number of mel frames).
 sweep   The word error rate on the test clips at each encoder budget, with and without padding to
-        30 s, and at each budget of the decoder with a full encoder; zero-shot it is the first k
-        layers. Beside it the real-time factor, of features and text, one clip at a time: on a few
-        clips, all settings in alternation (A B ..., then ... B A). `ratio` is the median of the
-        paired ratios to full depth, padded. A model that has lost its layers may write nonsense of
-        any length: `ratio_same_text` is the ratio where all write as many tokens as full depth.
+        30 s, and at each budget of the decoder with a full encoder (without padding); zero-shot it
+        is the first k layers. Without padding a clip ends, as in `sounding transcribe`, in two
+        seconds of silence, and up to a whole second, so that some share a batch. Beside it the
+        real-time factor, of features and text, one clip at a time: on a few clips, all settings in
+        alternation (A B ..., then ... B A). `ratio` is the median of the paired ratios to full
+        depth, padded. A model that has lost its layers may write nonsense of any length:
+        `ratio_same_text` is the ratio where all write as many tokens as full depth.
 
 Texts are compared by Whisper's own normalizer. DIR are AudioFolders with `text`. Results are in
 OUT/parity-DATA.json and OUT/sweep-DATA.json. Killed, the same command goes on where it stopped.
@@ -24,10 +26,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -43,17 +47,19 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 import sounding
 from sounding.core.model import CONFIG, DynamicModel
-from sounding.data.features import load_audio
+from sounding.data.features import clip_seconds, load_audio
 from sounding.data.folder import AudioFolder, Clip, load_folder, subset
 from sounding.data.text import whisper_plain, word_errors
 from sounding.evaluation.statistics import ratio_bootstrap
 from sounding.files import sha256, write_json
 from sounding.progress import progress
 from sounding.training.runs import provenance
+from sounding.transcribe.whisper import TAIL_SECONDS
 from sounding.weights import resolve
 
-RATE = 16000
+RATE, WINDOW_SECONDS = 16000, 30
 SAVE_EVERY = 25  # clips
+BATCH = {True: 8, False: 16}  # clips, padded to 30 s or not
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,6 @@ def parse() -> argparse.Namespace:
         one.add_argument("--max-new-tokens", type=int, default=128)
         one.add_argument("--threads", type=int, default=2)
         one.add_argument("--seed", type=int, default=0, help="of subsets and bootstrap")
-    one.add_argument("--batch", type=int, default=8, help="of clips that are padded to 30 s")
     one.add_argument("--timed", type=int, default=8, help="clips to time; 0 for no timing")
     one.add_argument("--rounds", type=int, default=3, help="of timing, each there and back")
     return parser.parse_args()
@@ -155,8 +160,12 @@ class Bench:
 
     def features(self, clip: Clip, padded: bool) -> Tensor:
         """Shape: [1, bins, frames]."""
-        audio = load_audio(clip, RATE, None)
-        return self.features_of(audio, padded)
+        return self.features_of(load_audio(clip, RATE, None), padded)
+
+    def heard(self, audio: np.ndarray, padded: bool) -> Tensor:
+        """Features with the silence in which a short clip ends. Shape: as `features_of`."""
+        tail = 0 if padded else whole_seconds(len(audio) / RATE) * RATE - len(audio)
+        return self.features_of(np.pad(audio, (0, tail)), padded)
 
     def features_of(self, audio: np.ndarray, padded: bool) -> Tensor:
         """Shape: audio [samples] -> [1, bins, frames]."""
@@ -227,18 +236,18 @@ def test_clips(folder: AudioFolder, options: argparse.Namespace) -> list[Clip]:
 
 
 def each(
-    bench: Bench, name: str, clips: Sequence[Clip], size: int = 1, save_every: int = SAVE_EVERY
+    bench: Bench, name: str, batches: Sequence[list[Clip]], save_every: int = SAVE_EVERY
 ) -> Iterator[tuple[list[Clip], dict[str, Any]]]:
-    """The clips that a part still lacks, in batches, with what it has by clip; saves it."""
+    """The clips that a part still lacks, in their batches, with what it has by clip; saves it."""
     by_clip = bench.done(name)
-    left = [clip for clip in clips if clip.path.name not in by_clip]
-    if not left:
+    left = [[clip for clip in batch if clip.path.name not in by_clip] for batch in batches]
+    if not any(left):
         return
-    with progress(f"{bench.data} {name}", len(clips)) as show:
+    with progress(f"{bench.data} {name}", sum(map(len, batches))) as show:
         saved = len(by_clip)
         show(saved, "")
-        for start in range(0, len(left), size):
-            yield left[start : start + size], by_clip
+        for batch in filter(None, left):
+            yield batch, by_clip
             show(len(by_clip), "")
             if len(by_clip) - saved >= save_every:
                 bench.save(name, by_clip)
@@ -254,7 +263,7 @@ def parity(bench: Bench) -> None:
     plain, dynamic = bench.plain(), bench.dynamic()
     result = {}
     for case in ("padded", "short"):
-        for (clip,), by_clip in each(bench, f"parity-{case}", bench.clips):
+        for (clip,), by_clip in each(bench, f"parity-{case}", single(bench.clips)):
             expected, got, apart = compare(bench, plain, dynamic, case == "padded", clip)
             by_clip[clip.path.name] = {
                 "same": torch.equal(expected, got),
@@ -316,13 +325,9 @@ def sweep(bench: Bench) -> None:
     dynamic = bench.dynamic()
     layers, decoder_layers = dynamic.num_layers, len(dynamic.decoder_stack or ())
     settings = [
-        Setting(k, d, padded)
-        for padded in (True, False)
-        for k, d in (
-            *((k, decoder_layers) for k in range(layers, 0, -1)),
-            *((layers, d) for d in range(decoder_layers - 1, 0, -1)),
-        )
+        Setting(k, decoder_layers, padded) for padded in (True, False) for k in range(layers, 0, -1)
     ]
+    settings += [Setting(layers, d, False) for d in range(decoder_layers - 1, 0, -1)]
     rows = []
     for setting in settings:
         rows.append(asdict(setting) | errors(bench, dynamic, setting))
@@ -338,10 +343,10 @@ def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, A
     """The word error rate at one setting, with intervals over clips and over speakers."""
     options = bench.options
     name = f"sweep-{setting.name}"
-    for clips, by_clip in each(
-        bench, name, by_length(bench.clips), options.batch if setting.padded else 1
-    ):
-        features = torch.cat([bench.features(clip, setting.padded) for clip in clips])
+    padded = setting.padded
+    for clips, by_clip in each(bench, name, in_batches(bench.clips, padded)):
+        heard = [bench.heard(load_audio(clip, RATE, None), padded) for clip in clips]
+        features = torch.cat(heard)
         for clip, tokens in zip(clips, generate(bench, dynamic, setting, features), strict=True):
             count = int((tokens != dynamic.model.generation_config.pad_token_id).sum())
             by_clip[clip.path.name] = {"text": bench.text(tokens), "tokens": count}
@@ -392,7 +397,7 @@ def speeds(
     ordered = by_length(bench.clips)
     places = np.linspace(0, len(ordered) - 1, min(options.timed, len(ordered)))
     timed = [ordered[place] for place in places.round().astype(int)]
-    for (clip,), by_clip in each(bench, name, timed, save_every=1):
+    for (clip,), by_clip in each(bench, name, single(timed), save_every=1):
         by_clip[clip.path.name] = time_clip(bench, dynamic, settings, clip)
     by_clip = bench.done(name)
     chosen = [by_clip[clip.path.name] for clip in timed]
@@ -412,7 +417,30 @@ def speeds(
 
 def by_length(clips: Sequence[Clip]) -> list[Clip]:
     """The shortest first: those of one batch need about as many tokens."""
-    return sorted(clips, key=lambda clip: (float(clip.extra.get("duration") or 0), clip.path.name))
+    return sorted(clips, key=lambda clip: (clip_seconds(clip), clip.path.name))
+
+
+def in_batches(clips: Sequence[Clip], padded: bool) -> list[list[Clip]]:
+    """Clips of one length together: Whisper's decoder knows no padding mask."""
+    alike = groupby(
+        by_length(clips), lambda clip: 0 if padded else whole_seconds(clip_seconds(clip))
+    )
+    size = BATCH[padded]
+    return [
+        same[start : start + size]
+        for same in (list(group) for _, group in alike)
+        for start in range(0, len(same), size)
+    ]
+
+
+def single(clips: Sequence[Clip]) -> list[list[Clip]]:
+    """One at a time."""
+    return [[clip] for clip in clips]
+
+
+def whole_seconds(seconds: float) -> int:
+    """The length of a clip with the silence behind it; at most the window."""
+    return min(WINDOW_SECONDS, math.ceil(seconds + TAIL_SECONDS))
 
 
 def time_clip(
@@ -420,13 +448,13 @@ def time_clip(
 ) -> dict[str, Any]:
     """Seconds of features and text of one clip, for each round and setting."""
     audio = load_audio(clip, RATE, None)
-    full = bench.features_of(audio, settings[0].padded)
+    full = bench.heard(audio, settings[0].padded)
     tokens = max(1, generate(bench, dynamic, settings[0], full).shape[1])
     runs: dict[tuple[str, int], Callable[[], Any]] = {}
     for index, setting in enumerate(settings):
         for kind, length in (("free", 0), ("same_text", tokens)):
             runs[kind, index] = lambda s=setting, n=length: generate(
-                bench, dynamic, s, bench.features_of(audio, s.padded), n
+                bench, dynamic, s, bench.heard(audio, s.padded), n
             )
     runs["same_text", 0]()  # warm
     times: dict[str, list[list[float]]] = {"free": [], "same_text": []}

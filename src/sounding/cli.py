@@ -576,8 +576,8 @@ def _add_compare(commands: Any) -> None:
   sounding compare --config study.yaml --data DIR --out STUDY
 
 study.yaml may hold settings (of every run), start (a training that all go on from), data
-(settings by data set), variants, seeds, ablation_seeds, snr_db and ceilings: the attributes
-of sounding.evaluation.compare.StudyConfig.""",
+(settings by data set), variants, seeds, ablation_seeds, snr_db, ceilings and draws: the
+attributes of sounding.evaluation.compare.StudyConfig.""",
     )
     parser.add_argument("--data", nargs="+", required=True, metavar="DIR", help="folders of clips")
     parser.add_argument("--out", required=True, help="directory of the study")

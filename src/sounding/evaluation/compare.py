@@ -63,6 +63,8 @@ class StudyConfig:
         snr_db: name of a data set -> noise at which its test clips are measured again.
         ceilings: whether the test clips are answered under every mask too, for the oracle and the
             ceiling of `input`: with many clips or layers that takes longer than the training.
+        draws: random masks of each size under which the test clips are answered, of methods that
+            drop at random.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     snr_db: dict[str, list[float]] = field(default_factory=dict)
     ceilings: bool = True
+    draws: int = 6
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.variants) - set(VARIANTS))
@@ -82,6 +85,8 @@ class StudyConfig:
             raise ValueError("a study needs one method and one seed at least")
         if "dld" in self.variants and "full" not in self.variants:
             raise ValueError("dld learns from the run of method full: add full")
+        if self.draws < 1:
+            raise ValueError(f"draws is a number of masks from 1 on; got {self.draws!r}")
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> StudyConfig:
@@ -189,6 +194,7 @@ def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out:
         snr_db=config.snr_db.get(name, ()),
         trained_seconds=trained,
         ceilings=config.ceilings and variant in BASES,
+        draws=config.draws,
     )
     write_text(directory / FILE, json.dumps(measured, ensure_ascii=False) + "\n")
 

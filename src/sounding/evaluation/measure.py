@@ -41,7 +41,6 @@ from ..training.tasks import Goals
 from .predict import RANDOM, predict
 from .study import FORMAT
 
-DRAWS = 6  # random masks of each size
 CEILING_CLIPS = 240  # at most, for the ceiling
 CEILING_SNR_DB = 20.0  # of its two copies
 CHECKED = 8  # clips that are run for real
@@ -115,6 +114,7 @@ def measure(
     seed: int = 0,
     trained_seconds: float | None = None,
     ceilings: bool = True,
+    draws: int = 6,
 ) -> Json:
     """All rows of a run on validation and test clips, as a `measured.json`; see `study`.
 
@@ -123,6 +123,7 @@ def measure(
         snr_db: the test clips are measured again with noise at each of these ratios.
         seed: of the noise, the random masks and the shuffling; the same for all runs of a study.
         ceilings: whether to look for the best mask of each test clip (method "input").
+        draws: random masks of each size (methods that drop at random).
 
     Raises:
         RuntimeError: what ran for real is not what was looked up.
@@ -134,7 +135,7 @@ def measure(
     # thresholds for the precision that this study computes in
     run.dynamic.mean_budgets = calibrate(run, features, run.config.precision)
     known = _known(run, features, run.task.goals(folder, validation))
-    rows_of = partial(_set, run, folder, cost=cost, known=known, seed=seed)
+    rows_of = partial(_set, run, folder, cost=cost, known=known, seed=seed, draws=draws)
     sets = {"validation": rows_of(validation, features, under=known.under)}
     clips = folder.split("test")
     features = run.read(clips, "read test")
@@ -215,6 +216,7 @@ def _set(
     cost: Cost,
     known: Known,
     seed: int,
+    draws: int,
     *,
     under: Answered | None = None,
 ) -> Json:
@@ -236,7 +238,7 @@ def _set(
     elif method == "input":
         rows = _input_rows(run, features, goals, cost, known, seed, under)
     else:
-        rows = _blind_rows(run, features, goals, cost, known, seed)
+        rows = _blind_rows(run, features, goals, cost, known, seed, draws)
     return {"clips": described, "rows": rows}
 
 
@@ -323,11 +325,17 @@ def predict_all(
 
 
 def _blind_rows(
-    run: Run, features: FeatureSet, goals: Goals, cost: Cost, known: Known, seed: int
+    run: Run,
+    features: FeatureSet,
+    goals: Goals,
+    cost: Cost,
+    known: Known,
+    seed: int,
+    draws: int,
 ) -> list[Json]:
     """Methods whose masks ignore the input: a fixed mask, or random ones, and the best static."""
     layers = run.dynamic.num_layers
-    exact = {k: _blind_masks(run, k, seed) for k in range(1, layers + 1)}
+    exact = {k: _blind_masks(run, k, seed, draws) for k in range(1, layers + 1)}
     wanted = torch.cat([*exact.values(), *(mask[None] for mask in known.static.values())])
     masks = torch.unique(wanted, dim=0)
     under = Answered(masks, answers(run, features, masks, goals))
@@ -338,11 +346,12 @@ def _blind_rows(
     return rows + _static_rows(under, cost, known)
 
 
-def _blind_masks(run: Run, k: int, seed: int) -> Tensor:
+def _blind_masks(run: Run, k: int, seed: int, draws: int) -> Tensor:
     """Shape: [draws, layers] bool."""
     layers, method = run.dynamic.num_layers, run.config.method
     if method in RANDOM and k < layers:
-        return torch.unique(random_masks(np.random.default_rng([seed, k]), DRAWS, layers, k), dim=0)
+        rng = np.random.default_rng([seed, k])
+        return torch.unique(random_masks(rng, draws, layers, k), dim=0)
     if method == "static":
         selector = run.dynamic.selector
         assert isinstance(selector, StaticSelector)
