@@ -15,7 +15,8 @@ from sounding.core.selector import StaticSelector
 from sounding.data.folder import load_folder
 from sounding.evaluation import compare as module
 from sounding.evaluation.compare import BASES, VARIANTS, StudyConfig, compare, place
-from sounding.evaluation.measure import check, measure
+from sounding.evaluation.measure import measure
+from sounding.evaluation.rules import check
 from sounding.evaluation.study import FILE, load_study
 from sounding.training.answers import answers, every_mask
 from sounding.training.runs import load_run
@@ -272,6 +273,17 @@ def test_a_study_without_ceilings_answers_no_test_clip_under_every_mask(config, 
     rules = {where: {rule for rule, _ in rows(tmp_path, tones, "input", where)} for where in SETS}
     assert "oracle" in rules["validation"]  # where all masks are known anyway
     assert rules["test"] == rules["validation"] - {"oracle"}
+
+
+def test_random_dropping_is_measured_under_as_many_masks_as_asked(config, out, tones, tmp_path):
+    few = replace(config, variants=("random",), snr_db={}, draws=1)
+    compare(few, [tones], tmp_path)
+    for where, expected in ((tmp_path, {1}), (out, {3, 4, 5, 6})):  # those of one layer are four
+        found = rows(where, tones, "random")
+        assert {len(found["exact", k]["errors"]) for k in (1, 2, 3)} <= expected
+        assert len(found["exact", 4]["errors"]) == 1
+    with pytest.raises(ValueError, match="draws is a number of masks from 1 on; got 0"):
+        replace(config, draws=0)
 
 
 def test_command_line(out, tones, tmp_path, capsys):

@@ -29,7 +29,7 @@ from sounding.training.answers import answers, every_mask
 from sounding.training.config import METHODS, TrainConfig
 from sounding.training.runs import load_run, new_run
 from sounding.training.tasks import Dictation, Goal, Recognition
-from sounding.training.train import train
+from sounding.training.train import TrainState, train
 from sounding.transcribe.trained import RunRecognizer
 
 TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
@@ -245,6 +245,20 @@ def test_a_training_goes_on_from_the_model_of_a_run_with_its_head(config, runs, 
     assert other.dynamic.model.lm_head.out_features == len(runs["full"].labels) + 1
     with pytest.raises(ValueError, match="EncoderForCTC, which this task cannot go on from"):
         new_run(again, ["a", "b"], {"task": "class"})
+
+
+@pytest.mark.parametrize(("labels", "given", "rate"), [
+    (None, None, 1e-2), (["a", "b"], None, 1e-3), (None, 0.5, 0.5), (["a", "b"], 0.5, 0.5),
+])  # fmt: skip
+def test_a_new_head_of_ctc_learns_faster_than_one_of_classes(config, runs, labels, given, rate):
+    full = runs["full"]
+    own = replace(config, method="early-exit", lr_head=given)
+    tokenizer = None if labels else full.tokenizer
+    run = new_run(own, labels or full.labels, {"task": "text"}, tokenizer)
+    groups = TrainState(run, total=1).optimizer.param_groups
+    rates = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
+    assert {rates[id(p)] for p in run.dynamic.exits.parameters()} == {rate}
+    assert {rates[id(p)] for p in run.dynamic.stack.parameters()} == {own.lr_encoder}
 
 
 def test_a_sweep_has_word_error_rates(runs, texts):

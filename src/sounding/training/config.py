@@ -17,7 +17,7 @@ SELECTOR_FIT = ("joint", "search", "library")
 HEADS = ("auto", "own", "shared")
 RECOGNITION = ("ctc", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
-LIMITS = ("batch_seconds", "max_seconds")  # None: no limit
+MAY_BE_NONE = ("batch_seconds", "lr_head", "max_seconds")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class TrainConfig:
         batch_seconds: seconds of audio a step, at most, padding counted; None for no limit.
         seed: of the data order, the budgets, the noise and the new weights.
         lr_encoder, lr_selector, lr_head: peak learning rates (AdamW, linear warm-up and decay).
+            None for `lr_head` is 1e-2 for CTC, which answers with nothing but blanks until its head
+            has learned, and 1e-3 for classes.
         weight_decay: of AdamW, on matrices.
         lr_warmup: share of the steps with a rising learning rate.
         clip_norm: largest gradient norm.
@@ -75,7 +77,7 @@ class TrainConfig:
     seed: int = 0
     lr_encoder: float = 1e-4
     lr_selector: float = 3e-3
-    lr_head: float = 1e-3
+    lr_head: float | None = None
     weight_decay: float = 0.01
     lr_warmup: float = 0.1
     clip_norm: float = 1.0
@@ -113,10 +115,10 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 )
-        for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "lr_head", "clip_norm"):
+        for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
-        for name in LIMITS:
+        for name in MAY_BE_NONE:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, or null; got {value!r}")
@@ -171,7 +173,7 @@ class TrainConfig:
         for name, value in values.items():
             default: Any = fields[name].default
             kind: Any = float if default is None else type(default)
-            if value is None and name in LIMITS:
+            if value is None and name in MAY_BE_NONE:
                 continue
             try:
                 made[name] = kind(value)

@@ -38,6 +38,7 @@ from .search import settle
 from .tasks import Goals
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
+HEAD_RATE, CTC_HEAD_RATE = 1e-3, 1e-2  # learning rates
 
 
 def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
@@ -405,11 +406,18 @@ def _groups(run: Run, modules: nn.Module) -> list[dict[str, Any]]:
             elif id(parameter) in selector:
                 part = "selector"
             groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+    head_rate = CTC_HEAD_RATE if run.task.by_frame else HEAD_RATE
+    config = run.config
+    rates = {
+        "encoder": config.lr_encoder,
+        "selector": config.lr_selector,
+        "head": head_rate if config.lr_head is None else config.lr_head,
+    }
     return [
         {
             "params": parameters,
-            "peak_lr": getattr(run.config, f"lr_{part}"),
-            "weight_decay": run.config.weight_decay if decays else 0.0,
+            "peak_lr": rates[part],
+            "weight_decay": config.weight_decay if decays else 0.0,
         }
         for (part, decays), parameters in groups.items()
     ]
