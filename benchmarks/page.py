@@ -38,8 +38,8 @@ STUDIES = {  # directory of the results -> title, and the arguments of `sounding
     ),
 }
 NOTES = {  # what the settings in the YAML do not say
-    "asr-whisper": """Trained before the YAML had its learning rates (commit f368d01): eight epochs at
-full depth and two of each method, in batches of 16, with 1e-3 for the heads, which leave the
+    "asr-whisper": """Trained before the YAML had its learning rates (commit f368d01): eight epochs
+at full depth and two of each method, in batches of 16, with 1e-3 for the heads, which leave the
 plateau of CTC late. Kept until it is measured again.
 
 """,
@@ -151,8 +151,8 @@ def study(name: str) -> str:
     table = (RESULTS / name / "table.md").read_text(encoding="utf-8").replace("## ", "### ")
     return f"""## {title}
 
-{NOTES.get(name, "")}`sounding compare {arguments} --out benchmarks/results/{name} --drop-models` (settings in the YAML;
-commit, seconds and machine of each run in its `measured.json`). The whole of it as one page, with
+{NOTES.get(name, "")}`sounding compare {arguments}
+--out benchmarks/results/{name} --drop-models` (settings in the YAML; commit, seconds and machine of each run in its `measured.json`). The whole of it as one page, with
 controls, ablations, worst groups and pictures:
 [results/{name}/report.html](results/{name}/report.html).
 
