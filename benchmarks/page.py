@@ -152,8 +152,9 @@ def study(name: str) -> str:
     return f"""## {title}
 
 {NOTES.get(name, "")}`sounding compare {arguments}
---out benchmarks/results/{name} --drop-models` (settings in the YAML; commit, seconds and machine of each run in its `measured.json`). The whole of it as one page, with
-controls, ablations, worst groups and pictures:
+--out benchmarks/results/{name} --drop-models` (settings in the YAML; commit, seconds and machine of
+each run in its `measured.json`). The whole of it as one page, with controls, ablations, worst
+groups and pictures:
 [results/{name}/report.html](results/{name}/report.html).
 
 {chr(10).join(words)}
