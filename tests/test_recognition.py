@@ -12,7 +12,6 @@ import soundfile as sf
 import tiny
 import torch
 import transformers as t
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn.functional import ctc_loss
 
 import sounding
@@ -316,22 +315,9 @@ def _index(name):
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory):
-    """A tiny Whisper with its decoder, and a tokenizer of characters, as a local backbone."""
+    """A tiny Whisper with its decoder, as a local backbone."""
     path = tmp_path_factory.mktemp("speaker")
-    tokens = ["<unk>", "<s>", "</s>", "▁", *sorted(set("lowhig"))]
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(tokens)}, [], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    t.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    ).save_pretrained(path)
-    model = tiny.make("whisper-generation", max_target_positions=24)
-    model.generation_config.max_length = 20
-    model.save_pretrained(path)
-    t.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(path)
+    tiny.save_speaker(path)
     return path
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers as t
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from sounding.core.heads import (
     EncoderClassifierConfig,
@@ -127,6 +130,24 @@ def make(name: str, seed: int = 0, **changes):
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def save_speaker(path: Path) -> None:
+    """A tiny Whisper with its decoder, and a tokenizer of some characters, as a local backbone."""
+    tokens = ["<unk>", "<s>", "</s>", "▁", *sorted(set("lowhig"))]
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(tokens)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    t.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(path)
+    model = make("whisper-generation", max_target_positions=24)
+    model.generation_config.max_length = 20
+    model.save_pretrained(path)
+    t.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(path)
 
 
 def needs_decoder(model) -> bool:
