@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from device_page import rivals, runtime
+from whisper_page import whisper
 
 from sounding.evaluation.study import Study, load_study
 from sounding.evaluation.sweep import Row, Sweep
@@ -77,7 +78,7 @@ def main() -> None:
     parts = [INTRO, both_backbones()]
     parts += [study(name) for name in STUDIES if (RESULTS / name).exists()]
     parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
-    parts += [whisper(path) for path in sorted((RESULTS / "whisper").glob("*-*.json"))]
+    parts += whisper(RESULTS)
     parts += [runtime(path) for path in sorted((RESULTS / "runtime").glob("*/runtime.json"))]
     if result("rivals").exists():
         parts.append(rivals(json.loads(result("rivals").read_text(encoding="utf-8"))))
@@ -185,49 +186,6 @@ def expected(study: Study) -> str:
         f"({100 * ours[study.layers]:.1f} %). Expected: at most +5 %. It has the lowest rate of "
         f"all methods at k = {', '.join(map(str, lowest)) or 'none'}; expected: at each."
     )
-
-
-def whisper(path: Path) -> str:
-    """Whisper with its own decoder: its tokens at full depth, or errors and speed by budget."""
-    read = json.loads(path.read_text(encoding="utf-8"))
-    command, data = str(read["command"][0]), read["data"]
-    where = {"data": {"digest": read["data_digest"]}}
-    words = [str(word).replace("../shared/data", "DATA") for word in read["command"]]
-    title = f"`python benchmarks/whisper.py {' '.join(words)}` ({origin(read | where)})"
-    if command == "parity":
-        lines = [
-            f"- {case}: {one['same']} of {one['clips']} clips have the tokens of plain "
-            f"`transformers` ({one['tokens']} tokens); the encoder's output differs by at most "
-            f"{one['largest_encoder_difference']:.2g}."
-            for case, one in read["cases"].items()
-        ]
-        return f"## Whisper-base as it is, {data}: parity\n\n{title}\n\n{chr(10).join(lines)}\n"
-    columns = ("WER, to 30 s", "95 %", "WER, short", "95 %", "RTF, to 30 s", "RTF, short", "ratio")
-    lines = ["| encoder | decoder | " + " | ".join(columns) + " |", "|---:" * 9 + "|"]
-    pairs: dict[tuple[int, int], dict[bool, dict[str, Any]]] = {}
-    for row in read["rows"]:
-        pairs.setdefault((row["encoder"], row["decoder"]), {})[row["padded"]] = row
-    for (encoder, decoder), by_padding in pairs.items():
-        padded, short = by_padding[True], by_padding[False]
-        cells = [f"{encoder} | {decoder}", *wer(padded), *wer(short)]
-        cells += [f"{row['rtf']:.3f}" for row in (padded, short)]
-        lines.append("| " + " | ".join([*cells, f"{short['ratio_same_text'][0]:.2f}"]) + " |")
-    return f"""## Whisper-base as it is, {data}: errors and speed at each budget
-
-{title}
-
-Zero-shot: the first k layers of a model that was never trained to miss any. {read["clips"]} test
-clips, {read["rows"][0]["timed_clips"]} of them timed; texts by Whisper's normalizer, at most
-{read["max_new_tokens"]} tokens. `ratio` is the time of the short clip at a budget over the padded
-one at full depth, where both write as many tokens: the median of paired timings.
-
-{chr(10).join(lines)}
-"""
-
-
-def wer(row: dict[str, Any]) -> list[str]:
-    """Two cells: the rate, and its interval over clips."""
-    return [f"{row['wer']:.1%}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"]
 
 
 def real_data(name: str, what: str) -> str:

@@ -1,0 +1,80 @@
+"""The sections of benchmarks/README.md about Whisper with its own decoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MODELS = {  # directory of the results of benchmarks/whisper.py -> what the model is
+    "whisper": "Zero-shot: the first k layers of a model that was never trained to miss any.",
+    "whisper-tuned": """Trained by `sounding train --recipe speechocean762-whisper-base-decoder`:
+the layers that its selector keeps.""",
+}
+
+
+def whisper(results: Path) -> list[str]:
+    """Whisper with its own decoder: its tokens at full depth, or errors and speed by budget."""
+    return [
+        section(path, what)
+        for name, what in MODELS.items()
+        for path in sorted((results / name).glob("*-*.json"))
+    ]
+
+
+def section(path: Path, what: str) -> str:
+    """Of one file of benchmarks/whisper.py."""
+    read = json.loads(path.read_text(encoding="utf-8"))
+    command, data = str(read["command"][0]), read["data"]
+    machine = read["machine"]
+    words = [str(word).replace("../shared/data", "DATA") for word in read["command"]]
+    origin = (
+        f"commit {str(read['commit'])[:12]}, data {read['data_digest'][:12]}, {machine['cpu']}, "
+        f"{machine['threads']} threads"
+    )
+    title = f"`python benchmarks/whisper.py {' '.join(words)}` ({origin})"
+    if command == "parity":
+        lines = [
+            f"- {case}: {one['same']} of {one['clips']} clips have the tokens of plain "
+            f"`transformers` ({one['tokens']} tokens); the encoder's output differs by at most "
+            f"{one['largest_encoder_difference']:.2g}."
+            for case, one in read["cases"].items()
+        ]
+        return f"## Whisper-base as it is, {data}: parity\n\n{title}\n\n{chr(10).join(lines)}\n"
+    return f"""## Whisper-base with its own decoder, {data}: errors and speed at each budget
+
+{title}
+
+{what} {read["clips"]} test clips, {read["rows"][0].get("timed_clips", 0)} of them timed; texts by
+Whisper's normalizer, at most {read["max_new_tokens"]} tokens. Padded to 30 s, or short: the clip
+and about two seconds of silence. RTF: seconds of work for a second of audio, one clip at a time.
+`ratio` is the time over that of full depth padded, where both write as many tokens: the median of
+paired timings.
+
+{by_budget(read["rows"])}
+"""
+
+
+def by_budget(rows: list[dict[str, Any]]) -> str:
+    """The table of a sweep of Whisper: a line for each budget of encoder and decoder."""
+    columns = ("WER", "95 %", "RTF", "ratio")
+    titles = [f"{column}, {kind}" for kind in ("to 30 s", "short") for column in columns]
+    lines = ["| encoder | decoder | " + " | ".join(titles) + " |", "|---:" * 10 + "|"]
+    budgets = dict.fromkeys((row["encoder"], row["decoder"]) for row in rows)
+    found = {(row["encoder"], row["decoder"], row["padded"]): row for row in rows}
+    for encoder, decoder in budgets:
+        cells = [str(encoder), str(decoder)]
+        for padded in (True, False):
+            cells += of_setting(found.get((encoder, decoder, padded)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def of_setting(row: dict[str, Any] | None) -> list[str]:
+    """Four cells: the rate, its interval over clips, and the speed where it was measured."""
+    if row is None:
+        return ["-"] * 4
+    rate = [f"{row['wer']:.1%}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"]
+    if "rtf" not in row:
+        return [*rate, "-", "-"]
+    return [*rate, f"{row['rtf']:.3f}", f"{row['ratio_same_text'][0]:.2f}"]
