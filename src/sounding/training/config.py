@@ -17,6 +17,7 @@ SELECTOR_FIT = ("joint", "search", "library")
 HEADS = ("auto", "own", "shared")
 RECOGNITION = ("ctc", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
+SHARES = ("lr_warmup", "random_share", "distill", "noise_share", "speed_change", "mask_share")
 MAY_BE_NONE = ("batch_seconds", "lr_head", "max_seconds")
 
 
@@ -54,6 +55,10 @@ class TrainConfig:
         gate_penalty: weight of the squared distance of the mean gate to 0.5 (method "i3d").
         teacher: a finished run of method "full" (method "dld").
         noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
+        speed_change: a training clip is played by up to this share faster or slower, anew each
+            epoch.
+        mask_share: share of a training clip's time that is masked, anew each epoch, and of its
+            frequency bands where the model takes some (SpecAugment, arXiv 1904.08779).
         freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
         skip: what passes a skipped layer: "identity", "norm", "adapter" (a small learned map), or
             "auto": "adapter" where the heads are shared and the method is "input" or "static",
@@ -90,6 +95,8 @@ class TrainConfig:
     gate_penalty: float = 5.0
     teacher: str = ""
     noise_share: float = 0.0
+    speed_change: float = 0.0
+    mask_share: float = 0.0
     freeze: str = "front-end"
     skip: str = "auto"
     heads: str = "auto"
@@ -133,9 +140,16 @@ class TrainConfig:
                 if self.method == "dld"
                 else f'teacher is for method "dld", not {self.method!r}'
             )
-        for name in ("lr_warmup", "random_share", "distill", "noise_share"):
+        for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
+        if self.speed_change > 0.5:
+            raise ValueError(f"speed_change is at most 0.5; got {self.speed_change!r}")
+
+    @property
+    def augments(self) -> bool:
+        """Whether a training clip changes from epoch to epoch."""
+        return bool(self.noise_share or self.speed_change or self.mask_share)
 
     @property
     def has_exits(self) -> bool:

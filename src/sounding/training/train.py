@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..core.selector import InputSelector
+from ..data.augment import SPAN_SECONDS, change_speed, mask_spans
 from ..data.features import FeatureSet, batches, clip_seconds, extract, load_audio
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise, noise_for
@@ -204,13 +205,13 @@ class TrainState:
 
 
 class _Source:
-    """Features of the training clips: made once, or in each step where noise is added."""
+    """Features of the training clips: made once, or in each step where the clips are changed."""
 
     def __init__(self, run: Run, clips: list[Clip]) -> None:
         self.run, self.config = run, run.config
         self.rate = run.extractor.sampling_rate
         self.features, self.audio = [], []
-        if not self.config.noise_share:
+        if not self.config.augments:
             self.features = run.read(clips, "features")
             return
         with progress("read audio", len(clips)) as show:
@@ -224,14 +225,22 @@ class _Source:
     def batch(self, rows: list[int], step: int) -> dict[str, Tensor]:
         if self.features:
             return self.run.collate([self.features[row] for row in rows])
-        made = []
-        for row in rows:
-            rng = np.random.default_rng([self.config.seed, step, 1, row])
-            audio = self.audio[row]
-            if rng.random() < self.config.noise_share:
-                audio = add_noise(audio, rng.uniform(*SNR_DB), self.rate, rng)
-            made.append(extract(audio, self.run.extractor))
-        return self.run.collate(made)
+        return self.run.collate([self._changed(row, step) for row in rows])
+
+    def _changed(self, row: int, step: int) -> np.ndarray:
+        """The features of a clip as it is in this step."""
+        config, audio = self.config, self.audio[row]
+        rng = np.random.default_rng([config.seed, step, 1, row])
+        if rng.random() < config.noise_share:
+            audio = add_noise(audio, rng.uniform(*SNR_DB), self.rate, rng)
+        if config.speed_change:
+            factor = 1 + rng.uniform(-config.speed_change, config.speed_change)
+            audio = change_speed(audio, factor, self.rate)
+        features = extract(audio, self.run.extractor)
+        if config.mask_share:
+            span = round(SPAN_SECONDS * self.rate * len(features) / len(audio))
+            features = mask_spans(features, config.mask_share, span, rng)
+        return features
 
 
 def _fit(
