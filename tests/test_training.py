@@ -90,13 +90,16 @@ def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
         assert log == (tmp_path / "whole" / "log.csv").read_text()
 
 
-def test_a_training_with_noise_and_adapters_stopped_at_any_step_ends_with_the_same_weights(
+CHANGED = {"noise_share": 1.0, "speed_change": 0.1, "mask_share": 0.1}
+
+
+def test_a_training_of_changed_clips_stopped_at_any_step_ends_with_the_same_weights(
     config, tones, tmp_path, monkeypatch
 ):
-    config = replace(config, noise_share=1.0, skip="adapter", selector_after=1)
+    config = replace(config, **CHANGED, skip="adapter", selector_after=1)
     folder = load_folder(tones)
     train(config, folder, tmp_path / "whole")
-    train(replace(config, noise_share=0.0), folder, tmp_path / "clean")
+    train(replace(config, **dict.fromkeys(CHANGED, 0.0)), folder, tmp_path / "clean")
     skip = "model/skip.safetensors"
     for stop in (1, 6):
         stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop, monkeypatch)
@@ -125,6 +128,16 @@ def test_noise_is_new_in_each_step_and_only_on_its_share_of_the_clips(config, to
         assert torch.equal(one, again)
         assert low <= int((one != clean).flatten(1).any(1).sum()) <= high
         assert (one != next_one).flatten(1).any(1).sum() >= low
+
+
+@pytest.mark.parametrize("change", [{"speed_change": 0.1}, {"mask_share": 0.2}])
+def test_speed_and_masks_are_new_in_each_step(config, tones, change):
+    folder = load_folder(tones)
+    run = new_run(replace(config, **change), list(folder.labels), {})
+    source = module._Source(run, folder.split("train"))
+    one, again, other = (source.batch([0, 1, 2], step)["input_features"] for step in (3, 3, 4))
+    assert torch.equal(one, again)
+    assert one.shape != other.shape or not torch.equal(one, other)
 
 
 def test_a_training_killed_ten_times_at_random_moments_ends_with_the_same_weights(
@@ -487,6 +500,9 @@ def test_configuration_survives_yaml(tmp_path):
         ({"noise_share": 1.5}, "noise_share is a share"),
         ({"noise_share": float("nan")}, "noise_share is a share"),
         ({"random_share": -0.1}, "random_share is a share"),
+        ({"mask_share": 2}, "mask_share is a share"),
+        ({"speed_change": 0.6}, "speed_change is at most 0.5"),
+        ({"lr_head": 0}, "lr_head must be above 0, or null"),
         ({"lr_warmup": 2}, "lr_warmup is a share"),
         ({"candidates": -1}, "candidates must be 0 or more"),
         ({"candidates": 1.5}, "candidates takes an int"),
