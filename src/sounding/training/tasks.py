@@ -276,14 +276,16 @@ class Dictation(_Texts):
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         wanted, counted = self._wanted(goals)
-        each = wanted.expand(logits.shape[:3])
-        losses = cross_entropy(logits.float().flatten(0, 2), each.flatten(), reduction="none")
+        each = wanted[counted].expand(len(logits), -1)
+        said = logits[:, counted].float().flatten(0, 1)
+        losses = cross_entropy(said, each.flatten(), reduction="none")
         return self._mean(losses.view(each.shape), counted)
 
     def distances(
         self, logits: Tensor, teacher: Tensor, frame_mask: Tensor | None, goals: Goals
     ) -> Tensor:
-        return self._mean(_divergence(logits, teacher), self._wanted(goals)[1])
+        counted = self._wanted(goals)[1]
+        return self._mean(_divergence(logits[:, counted], teacher[counted]), counted)
 
     def answers(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
         return self.decode(logits.argmax(-1).tolist())
@@ -311,7 +313,13 @@ class Dictation(_Texts):
 
     @staticmethod
     def _mean(values: Tensor, counted: Tensor) -> Tensor:
-        return (values * counted).sum(-1) / counted.sum(-1)
+        """Over the tokens of each clip that count: of a vocabulary of 50,000, the others cost much.
+
+        Shape: values [masks, all counted], counted [batch, tokens] bool -> [masks, batch].
+        """
+        clip = counted.nonzero()[:, 0].to(values.device)
+        sums = values.new_zeros(len(values), len(counted)).index_add(1, clip, values)
+        return sums / counted.sum(-1).to(values.device)
 
 
 def _classes(goals: Goals) -> Tensor:
