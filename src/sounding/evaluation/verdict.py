@@ -203,7 +203,7 @@ def _depth_in_words(test: dict[str, Any]) -> list[str]:
     if not tested:
         return []
     sure = [m for m, b in tested.items() if b["matters_corrected"]]
-    best = max(tested, key=lambda m: tested[m]["blind"]["gain"])
+    best = max(sure or tested, key=lambda m: tested[m]["blind"]["gain"])
     found = tested[best]["blind"]
     gains = (
         f"at mean {best} it gains {found['gain']:+.1f} points over the best blind masks at as many "
