@@ -82,27 +82,34 @@ def test_budgets_that_are_none(model, budget):
 # --- profiles -------------------------------------------------------------------------------
 
 
-def test_times_are_measured_at_every_length_and_number_of_layers():
-    calls = []
+def test_times_are_measured_at_every_length_and_number_of_layers(monkeypatch):
+    calls, now = [], [0.0]
+    monkeypatch.setattr("sounding.runtime.profile.perf_counter", lambda: now[0])
+
+    def features(samples):
+        now[0] += 0.001
+        return samples
 
     def predict(features, k):
         calls.append((len(features), k))
-        time.sleep(0.0005 * k)
+        now[0] += 0.002 * k * len(features) / 1000
 
     class Meta:
         rate, layers, limit_seconds, max_seconds = 1000, 3, 1.0, None
 
     done = []
     table = measure(
-        predict, lambda x: x, Meta, (2.0, 0.2, 0.5), 4, lambda *how_far: done.append(how_far)
+        predict, features, Meta, (2.0, 0.2, 0.5), 4, lambda *how_far: done.append(how_far)
     )
     assert table.seconds == [0.2, 0.5, 1.0]
     assert len(calls) == (4 + 3) * 9
     assert done[-1] == (7, 7)
-    assert (np.diff(np.array(table.median), axis=1) > 0).all()
-    assert (np.array(table.high) >= np.array(table.median)).all()
+    expected = [[1 + 2 * k * seconds for k in (1, 2, 3)] for seconds in table.seconds]
+    assert np.allclose(table.median, expected)
+    assert np.allclose(table.high, expected)
+    assert np.allclose(table.features, 1)
     with pytest.raises(ValueError, match="lengths above 0 s"):
-        measure(predict, lambda x: x, Meta, (0.0,), 1)
+        measure(predict, features, Meta, (0.0,), 1)
 
 
 def test_a_profile_is_between_and_beyond_its_lengths(tmp_path, model):
