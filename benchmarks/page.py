@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from device_page import rivals, runtime
-from whisper_page import whisper
+from whisper_page import origin, whisper
 
 from sounding.evaluation.study import Study, load_study
 from sounding.evaluation.sweep import Row, Sweep
@@ -207,13 +207,6 @@ def real_data(name: str, what: str) -> str:
 {markdown(sweep)}
 ![]({result(name).with_suffix("").relative_to(HERE).as_posix()}/accuracy.png)
 """
-
-
-def origin(header: dict[str, Any]) -> str:
-    """Commit, data and machine."""
-    machine = header["machine"]
-    commit, digest = str(header["commit"])[:12], header["data"]["digest"][:12]
-    return f"commit {commit}, data {digest}, {machine['cpu']}, {machine['threads']} threads"
 
 
 def verdict(sweep: Sweep) -> str:

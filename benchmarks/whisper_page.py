@@ -26,13 +26,9 @@ def section(path: Path, what: str) -> str:
     """Of one file of benchmarks/whisper.py."""
     read = json.loads(path.read_text(encoding="utf-8"))
     command, data = str(read["command"][0]), read["data"]
-    machine = read["machine"]
     words = [str(word).replace("../shared/data", "DATA") for word in read["command"]]
-    origin = (
-        f"commit {str(read['commit'])[:12]}, data {read['data_digest'][:12]}, {machine['cpu']}, "
-        f"{machine['threads']} threads"
-    )
-    title = f"`python benchmarks/whisper.py {' '.join(words)}` ({origin})"
+    where = {"data": {"digest": read["data_digest"]}}
+    title = f"`python benchmarks/whisper.py {' '.join(words)}` ({origin(read | where)})"
     if command == "parity":
         lines = [
             f"- {case}: {one['same']} of {one['clips']} clips have the tokens of plain "
@@ -53,6 +49,13 @@ paired timings.
 
 {by_budget(read["rows"])}
 """
+
+
+def origin(header: dict[str, Any]) -> str:
+    """Commit, data and machine."""
+    machine = header["machine"]
+    commit, digest = str(header["commit"])[:12], header["data"]["digest"][:12]
+    return f"commit {commit}, data {digest}, {machine['cpu']}, {machine['threads']} threads"
 
 
 def by_budget(rows: list[dict[str, Any]]) -> str:
