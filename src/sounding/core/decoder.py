@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from .budget import Budget, kept_layers
 from .plan import check_mask
@@ -181,8 +182,16 @@ class Decoding:
         return self._in_groups(asked, encoded, self._without_input(kwargs))
 
     def _without_input(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """For clips that are encoded already: after a time stamp Whisper would read them again."""
         used = {"attention_mask", "inputs", self.model.main_input_name}
-        return {name: value for name, value in kwargs.items() if name not in used}
+        left = {name: value for name, value in kwargs.items() if name not in used}
+        settings = kwargs.get("generation_config") or self.model.generation_config
+        first = getattr(settings, "no_timestamps_token_id", None)
+        if first is None:
+            return left
+        stamps = SuppressTokensLogitsProcessor(list(range(first + 1, self.model.config.vocab_size)))
+        processors = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), stamps])
+        return left | {"logits_processor": processors}
 
     def _in_groups(self, masks: Tensor, encoded: Any, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         _, group = torch.unique(masks, dim=0, return_inverse=True)
