@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-MODELS = {  # directory of the results of benchmarks/whisper.py -> what the model is
-    "whisper": "Zero-shot: the first k layers of a model that was never trained to miss any.",
-    "whisper-tuned": """Trained by `sounding train --recipe speechocean762-whisper-base-decoder`:
-the layers that its selector keeps.""",
+MODELS = {  # directory of the results of benchmarks/whisper.py -> its name, and what it is
+    "whisper": ("zero-shot", "The first k layers of a model that was never trained to miss any."),
+    "whisper-tuned": (
+        "fine-tuned",
+        """Trained by `sounding train --recipe speechocean762-whisper-base-decoder`, for encoder
+budgets only: the layers that its selector keeps. Of the decoder, untrained for it, the first k.""",
+    ),
 }
 
 
 def whisper(results: Path) -> list[str]:
     """Whisper with its own decoder: its tokens at full depth, or errors and speed by budget."""
     return [
-        section(path, what)
-        for name, what in MODELS.items()
+        section(path, *MODELS[name])
+        for name in MODELS
         for path in sorted((results / name).glob("*-*.json"))
     ]
 
 
-def section(path: Path, what: str) -> str:
+def section(path: Path, name: str, what: str) -> str:
     """Of one file of benchmarks/whisper.py."""
     read = json.loads(path.read_text(encoding="utf-8"))
     command, data = str(read["command"][0]), read["data"]
-    words = [str(word).replace("../shared/data", "DATA") for word in read["command"]]
+    words = [re.sub(r".*shared/data\b", "DATA", str(word)) for word in read["command"]]
     where = {"data": {"digest": read["data_digest"]}}
     title = f"`python benchmarks/whisper.py {' '.join(words)}` ({origin(read | where)})"
     if command == "parity":
@@ -37,11 +41,12 @@ def section(path: Path, what: str) -> str:
             for case, one in read["cases"].items()
         ]
         return f"## Whisper-base as it is, {data}: parity\n\n{title}\n\n{chr(10).join(lines)}\n"
-    return f"""## Whisper-base with its own decoder, {data}: errors and speed at each budget
+    return f"""## Whisper-base with its own decoder, {name}, {data}: errors and speed
 
 {title}
 
-{what} {read["clips"]} test clips, {read["rows"][0].get("timed_clips", 0)} of them timed; texts by
+{what}
+{read["clips"]} test clips, {read["rows"][0].get("timed_clips", 0)} of them timed; texts by
 Whisper's normalizer, at most {read["max_new_tokens"]} tokens. Padded to 30 s, or short: the clip
 and about two seconds of silence. RTF: seconds of work for a second of audio, one clip at a time.
 `ratio` is the time over that of full depth padded, where both write as many tokens: the median of
