@@ -46,6 +46,7 @@ def section(path: Path, name: str, what: str) -> str:
 {title}
 
 {what}
+
 {read["clips"]} test clips, {read["rows"][0].get("timed_clips", 0)} of them timed; texts by
 Whisper's normalizer, at most {read["max_new_tokens"]} tokens. Padded to 30 s, or short: the clip
 and about two seconds of silence. RTF: seconds of work for a second of audio, one clip at a time.
