@@ -44,9 +44,6 @@ at full depth and two of each method, in batches of 16, with 1e-3 for the heads,
 plateau of CTC late. Kept until it is measured again.
 
 """,
-    "asr-moonshine": """Random dropping by DLD is not measured yet with this backbone.
-
-""",
 }
 BACKBONES = {
     "Whisper-base": ("study", "asr-whisper"),

@@ -43,13 +43,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import (
-    LogitsProcessorList,
-    SuppressTokensLogitsProcessor,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperTokenizer,
-)
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 import sounding
 from sounding.core.model import CONFIG, DynamicModel
@@ -382,13 +376,8 @@ def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, A
 def generate(
     bench: Bench, dynamic: DynamicModel, setting: Setting, features: Tensor, tokens: int = 0
 ) -> Tensor:
-    """Generate at one setting, `tokens` of them if it is given. Shape: -> [batch, length].
-
-    Without time stamps: after one, which a cut model may write, Whisper reads the audio again.
-    """
-    first = dynamic.model.generation_config.no_timestamps_token_id
-    stamps = SuppressTokensLogitsProcessor(list(range(first + 1, dynamic.model.config.vocab_size)))
-    asks = bench.asks(dynamic.model) | {"logits_processor": LogitsProcessorList([stamps])}
+    """Generate at one setting, `tokens` of them if it is given. Shape: -> [batch, length]."""
+    asks = bench.asks(dynamic.model)
     if tokens:
         asks |= {"min_new_tokens": tokens, "max_new_tokens": tokens}
     return dynamic.generate(
