@@ -571,15 +571,26 @@ def test_time_stamps_of_a_short_clip_are_refused_as_its_text_would_come_twice():
         dynamic.generate(**batch, **GENERATE, return_timestamps=True)
 
 
-def test_a_short_clip_is_read_once_even_if_the_model_would_write_time_stamps():
+@pytest.mark.parametrize(
+    ("frames", "ask"),
+    [
+        (60, {}),
+        (60, {"decoder_mask": MIXED}),
+        (None, {"budget": 2}),
+        (None, {"mask": torch.tensor([False, True, True, True])}),
+        (None, {"decoder_budget": 2}),
+        (None, {"decoder_mask": MIXED}),
+    ],
+)
+def test_a_clip_is_read_once_even_if_the_model_would_write_time_stamps(frames, ask):
     dynamic = wrapped("whisper-generation")
-    batch = inputs(dynamic.model, frames=60)
-    stamp = int(dynamic.generate(**batch, **GENERATE)[0, -1])
-    dynamic.model.generation_config.no_timestamps_token_id = stamp - 1
+    batch = inputs(dynamic.model) if frames is None else inputs(dynamic.model, frames=frames)
+    free = dynamic.generate(**batch, **GENERATE, **ask)
+    first = int(free[:, 1:].min()) - 2  # all that it writes is then a time stamp
+    dynamic.model.generation_config.no_timestamps_token_id = first
     seen = Count(dynamic.decoder_stack.layers)
-    for ask in ({}, {"decoder_mask": MIXED}):
-        assert (dynamic.generate(**batch, **GENERATE, **ask)[:, 1:] < stamp).all()
-    assert len(seen.runs[0]) <= 2 * GENERATE["max_new_tokens"]
+    assert (dynamic.generate(**batch, **GENERATE, **ask)[:, 1:] <= first).all()
+    assert len(seen.runs[0]) <= 2 * GENERATE["max_new_tokens"]  # twice for two groups
 
 
 def test_a_call_and_a_model_without_a_decoder_refuse_a_budget_for_it():

@@ -123,6 +123,24 @@ def asked_layers(budget: Budget, mask: Tensor | None, *, layers: int, batch: int
     return torch.arange(layers) < k[:, None]
 
 
+def untimed(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` that rule time stamps out, but where they are asked for.
+
+    After a time stamp Whisper reads the audio from there on, asked for or not. With layers missing,
+    or a clip that is encoded once, it may come back to the same place without end.
+    """
+    settings = kwargs.get("generation_config") or model.generation_config
+    first = getattr(settings, "no_timestamps_token_id", None)
+    wanted = kwargs.get("return_timestamps")
+    if wanted is None:
+        wanted = getattr(settings, "return_timestamps", False)
+    if first is None or wanted:
+        return kwargs
+    stamps = SuppressTokensLogitsProcessor(list(range(first + 1, model.config.vocab_size)))
+    processors = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), stamps])
+    return kwargs | {"logits_processor": processors}
+
+
 @dataclass
 class Decoding:
     """One `generate` in progress, within the call of its encoder.
@@ -182,16 +200,8 @@ class Decoding:
         return self._in_groups(asked, encoded, self._without_input(kwargs))
 
     def _without_input(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """For clips that are encoded already: after a time stamp Whisper would read them again."""
         used = {"attention_mask", "inputs", self.model.main_input_name}
-        left = {name: value for name, value in kwargs.items() if name not in used}
-        settings = kwargs.get("generation_config") or self.model.generation_config
-        first = getattr(settings, "no_timestamps_token_id", None)
-        if first is None:
-            return left
-        stamps = SuppressTokensLogitsProcessor(list(range(first + 1, self.model.config.vocab_size)))
-        processors = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), stamps])
-        return left | {"logits_processor": processors}
+        return {name: value for name, value in kwargs.items() if name not in used}
 
     def _in_groups(self, masks: Tensor, encoded: Any, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         _, group = torch.unique(masks, dim=0, return_inverse=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..files import atomic_directory, recover, sha256, write_json
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers, mean_layers, threshold_for
-from .decoder import DecoderStack, Decoding, asked_layers, find_decoder
+from .decoder import DecoderStack, Decoding, asked_layers, find_decoder, untimed
 from .executor import Call, LayerStack, Tree, activate, active_call, plain
 from .exits import ExitHeads
 from .heads import HEADS
@@ -202,7 +202,8 @@ class DynamicModel(nn.Module):
         [batch, layers], or a list of these where the encoder ran more than once; and
         `executed_decoder_layers`, bool [batch, decoder layers]. Where inputs keep different
         decoder layers, it lacks the cache and `decoder_hidden_states`; otherwise these states are
-        those of the layers that ran.
+        those of the layers that ran. Below full depth, and for a clip that is shorter than its
+        window, Whisper writes no time stamps unless they are asked for.
 
         Args:
             budget, mask: as for a call.
@@ -241,6 +242,8 @@ class DynamicModel(nn.Module):
             asked = asked_layers(decoder_budget, decoder_mask, layers=len(stack), batch=len(inputs))
             selector = None if decoder_mask is not None else self.decoder_selector
             short = window is not None and inputs.shape[-1] < window
+            if short or not (asked.all() and self._keeps_all(budget, mask, len(inputs))):
+                kwargs = untimed(self.model, kwargs)
             decoding = Decoding(self.model, stack, partial(self._encode, call), selector, short)
             with activate(call):
                 out, ran = decoding(asked, kwargs)
@@ -479,6 +482,13 @@ class DynamicModel(nn.Module):
                 batch.get("attention_mask"), inputs.shape[0], inputs.shape[self.backbone.time]
             ),
         )
+
+    def _keeps_all(self, budget: Budget, mask: Tensor | None, batch: int) -> bool:
+        if mask is not None:
+            return bool(mask.all())
+        if mean_layers(budget, layers=self.num_layers) is not None:
+            return False
+        return min(kept_layers(budget, layers=self.num_layers, batch=batch)) == self.num_layers
 
     def _exact_plan(self, batch: int, budget: Budget, mask: Tensor | None) -> Callable[[], Plan]:
         if mask is None:
