@@ -53,6 +53,7 @@ from sounding.data.text import whisper_plain, word_errors
 from sounding.evaluation.statistics import ratio_bootstrap
 from sounding.files import sha256, write_json
 from sounding.progress import progress
+from sounding.training.config import TrainConfig
 from sounding.training.runs import provenance
 from sounding.transcribe.whisper import TAIL_SECONDS
 from sounding.weights import resolve
@@ -218,8 +219,17 @@ class Bench:
     def write(self, command: str, result: dict[str, Any]) -> None:
         """Write the result of a command."""
         path = Path(self.options.out) / f"{command}-{self.data}.json"
-        arguments = [command, *sys.argv[2:]]
-        write_json(path, {**self.made_with, "command": arguments, **result, **provenance()})
+        made = {"command": [command, *sys.argv[2:]], "runs": trainings(self.directory.parent)}
+        write_json(path, {**self.made_with, **made, **result, **provenance()})
+
+
+def trainings(run: Path) -> list[dict[str, Any]]:
+    """What made the model of a run, as `sounding sweep` has it; nothing where it is no run."""
+    if not (run / "run.json").exists():
+        return []
+    info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    config = asdict(TrainConfig.from_yaml(run / "config.yaml"))
+    return [{"config": config, **{name: info[name] for name in ("data", "commit", "steps")}}]
 
 
 def test_clips(folder: AudioFolder, options: argparse.Namespace) -> list[Clip]:

@@ -129,8 +129,8 @@ def disagreements(measured: Path, settings: dict) -> list[str]:
     if measured.is_dir():
         configs = [json.loads(f.read_text())["config"] for f in measured.rglob("measured.json")]
     else:
-        header = json.loads(measured.read_text())["header"]
-        configs = [run["config"] for run in header["runs"]]
+        read = json.loads(measured.read_text())
+        configs = [run["config"] for run in read.get("header", read)["runs"]]
     assert configs, f"no run in {measured}"
     return [
         f"{name}: {config[name]}"
