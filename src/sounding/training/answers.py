@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..core.plan import certainty, confidence
 from ..core.selector import GateSelector, pool
 from ..data.features import FeatureSet, batches
+from ..progress import progress
 from .methods import first_masks
 from .precision import autocast
 from .runs import Batch, Run
@@ -45,7 +47,7 @@ def answers(
     goals: Goals | None = None,
     precision: str | None = None,
 ) -> MaskAnswers:
-    """What a run's model answers to clips under each of several masks.
+    """What a run's model answers to clips under each of several masks; a search shows progress.
 
     Args:
         goals: of the clips; without them neither losses nor errors are known.
@@ -53,7 +55,8 @@ def answers(
     """
     losses, errors, sure, certain = torch.zeros(4, len(masks), len(features))
     read: Tensor | None = None
-    for rows, batch in study_batches(run, features, precision):
+    title = f"search {len(masks)} masks" if len(masks) > run.dynamic.num_layers else ""
+    for rows, batch in study_batches(run, features, precision, title):
         some = None if goals is None else [goals[row] for row in rows]
         out = run.dynamic.forward_masks(run.task.inputs(batch, some), masks)
         valid = out.frame_mask if run.task.by_frame else None
@@ -98,16 +101,21 @@ def gate_logits(run: Run, features: FeatureSet, precision: str | None = None) ->
 
 
 def study_batches(
-    run: Run, features: FeatureSet, precision: str | None = None
+    run: Run, features: FeatureSet, precision: str | None = None, title: str = ""
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Clips of similar length together, in inference mode."""
+    """Clips of similar length together, in inference mode; with progress under a title."""
     run.dynamic.eval()
     size = BATCH if run.batches else 1
     order = sorted(range(len(features)), key=lambda index: len(features[index]))
-    with torch.inference_mode(), autocast(precision or run.config.precision):
+    told = progress(title, len(features)) if title else nullcontext(None)
+    done = 0
+    with torch.inference_mode(), autocast(precision or run.config.precision), told as show:
         for places in batches(order, size, seed=0, epoch=0, shuffle=False):
             rows = [order[place] for place in places]
             yield rows, run.collate([features[row] for row in rows])
+            done += len(rows)
+            if show is not None:
+                show(done, "")
 
 
 def stops(sureness: Tensor, threshold: float) -> Tensor:
