@@ -20,9 +20,9 @@ budgets only: the layers that its selector keeps. Of the decoder, untrained for 
 def whisper(results: Path) -> list[str]:
     """Whisper with its own decoder: its tokens at full depth, or errors and speed by budget."""
     return [
-        section(path, *MODELS[name])
-        for name in MODELS
-        for path in sorted((results / name).glob("*-*.json"))
+        section(path, name, what)
+        for directory, (name, what) in MODELS.items()
+        for path in sorted((results / directory).glob("*-*.json"))
     ]
 
 
