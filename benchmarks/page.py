@@ -38,13 +38,6 @@ STUDIES = {  # directory of the results -> title, and the arguments of `sounding
         f"--config benchmarks/asr.yaml {MOONSHINE} --data DATA/speechocean762",
     ),
 }
-NOTES = {  # what the settings in the YAML do not say
-    "asr-whisper": """Trained before the YAML had its learning rates (commit f368d01): eight epochs
-at full depth and two of each method, in batches of 16, with 1e-3 for the heads, which leave the
-plateau of CTC late. Kept until it is measured again.
-
-""",
-}
 BACKBONES = {
     "Whisper-base": ("study", "asr-whisper"),
     "Moonshine-base": ("moonshine", "asr-moonshine"),
@@ -152,7 +145,7 @@ def study(name: str) -> str:
     table = (RESULTS / name / "table.md").read_text(encoding="utf-8").replace("## ", "### ")
     return f"""## {title}
 
-{NOTES.get(name, "")}`sounding compare {arguments}
+`sounding compare {arguments}
 --out benchmarks/results/{name} --drop-models` (settings in the YAML; commit, seconds and machine of
 each run in its `measured.json`). The whole of it as one page, with controls, ablations, worst
 groups and pictures:

@@ -54,7 +54,7 @@ from sounding.evaluation.statistics import ratio_bootstrap
 from sounding.files import sha256, write_json
 from sounding.progress import progress
 from sounding.training.config import TrainConfig
-from sounding.training.runs import provenance
+from sounding.training.runs import provenance, trained_with
 from sounding.transcribe.whisper import TAIL_SECONDS
 from sounding.weights import resolve
 
@@ -228,8 +228,7 @@ def trainings(run: Path) -> list[dict[str, Any]]:
     if not (run / "run.json").exists():
         return []
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    config = asdict(TrainConfig.from_yaml(run / "config.yaml"))
-    return [{"config": config, **{name: info[name] for name in ("data", "commit", "steps")}}]
+    return [trained_with(TrainConfig.from_yaml(run / "config.yaml"), info)]
 
 
 def test_clips(folder: AudioFolder, options: argparse.Namespace) -> list[Clip]:

@@ -23,7 +23,7 @@ from ..data.folder import COLUMNS, MIN_SPEAKERS, AudioFolder
 from ..data.text import character_errors
 from ..progress import progress
 from ..training.methods import random_masks
-from ..training.runs import Run, provenance
+from ..training.runs import Run, provenance, trained_with
 from ..training.tasks import Goals, Tags
 from .predict import RANDOM, say
 from .statistics import Interval, precision_interval, ratio_bootstrap, wilson
@@ -153,7 +153,7 @@ def sweep(
         "labels": list(folder.labels),
         "seed": seed,
         "rounds": rounds,
-        "runs": [_describe(run) for run in runs],
+        "runs": [trained_with(run.config, run.info) for run in runs],
         **provenance(),
     }
     return Sweep(header, rows, masks)
@@ -177,15 +177,6 @@ def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
                 f"{folder.root} has {', '.join(folder.labels)}: give the data that it "
                 "was trained on"
             )
-
-
-def _describe(run: Run) -> dict[str, Any]:
-    return {
-        "config": asdict(run.config),
-        "data": run.info["data"],
-        "commit": run.info["commit"],
-        "steps": run.info.get("steps"),
-    }
 
 
 @dataclass(frozen=True)

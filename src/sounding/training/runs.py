@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -248,6 +248,12 @@ def load_run(directory: Path | str) -> Run:
         kind = AutoTokenizer if own else PreTrainedTokenizerFast
         tokenizer = kind.from_pretrained(directory / "model")
     return Run(config, dynamic, extractor, info, tokenizer=tokenizer)
+
+
+def trained_with(config: TrainConfig, info: dict[str, Any]) -> dict[str, Any]:
+    """What a result keeps of the training of its model; `info` is that of its run."""
+    kept = {"data": info["data"], "commit": info["commit"], "steps": info.get("steps")}
+    return {"config": asdict(config), **kept}
 
 
 def provenance() -> dict[str, Any]:
