@@ -44,8 +44,6 @@ BACKBONES = {
 }
 BOTH = ("full", "random", "early-exit", "static", "input")  # methods measured with each backbone
 DATA = {"fsdd": "spoken digits"}
-OLD = """Measured before the input method trained on a tree of masks (commit ddb0315): kept until it
-is measured again."""
 UNDER_WAY = """## {title}
 
 Under way: `results/{name}/` has {count} measured runs, too few for a verdict. `sounding compare`
@@ -189,8 +187,6 @@ def real_data(name: str, what: str) -> str:
     command = " ".join([f"benchmarks/real_data.sh DATA/{name} {config['epochs']:g}", *extra])
     return f"""## {name}: {what}
 
-{OLD}
-
 `{command}` (Whisper-base, {sweep.header["clips"]} test clips, {origin(sweep.header)})
 
 {verdict(sweep)}
@@ -207,7 +203,7 @@ def verdict(sweep: Sweep) -> str:
     lines = [
         f"- Half depth (k = {layers // 2}) {points(half, own)} of its own full depth and "
         f"{points(half, full)} of the model trained at full depth only. Expected on "
-        "fsdd and wakewords: within 1 point.",
+        "fsdd: within 1 point.",
     ]
     gains = [f"{points(rows['input', k], rows['random', k])} at k = {k}" for k in range(1, layers)]
     best = {m: [k for k in range(1, layers) if wins(rows, m, k, layers)] for m in METHODS}
