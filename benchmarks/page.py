@@ -69,6 +69,7 @@ def main() -> None:
     parts = [INTRO, both_backbones()]
     parts += [study(name) for name in STUDIES if (RESULTS / name).exists()]
     parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
+    parts += [recipe(path) for path in sorted((RESULTS / "recipes").glob("*.json"))]
     parts += whisper(RESULTS)
     parts += [runtime(path) for path in sorted((RESULTS / "runtime").glob("*/runtime.json"))]
     if result("rivals").exists():
@@ -193,6 +194,19 @@ def real_data(name: str, what: str) -> str:
 {markdown(sweep)}
 ![]({result(name).with_suffix("").relative_to(HERE).as_posix()}/accuracy.png)
 """
+
+
+def recipe(path: Path) -> str:
+    """What a recipe gives, trained as it is."""
+    sweep = Sweep.from_json(path)
+    name, data = path.stem, sweep.header["data"]["name"]
+    return f"""## {name}: the recipe as it is
+
+`sounding train --recipe {name} --data DATA/{data} --out RUN`, then `sounding sweep RUN --data
+DATA/{data} --json benchmarks/results/recipes/{name}.json` ({sweep.header["clips"]} test clips,
+{origin(sweep.header)})
+
+{markdown(sweep)}"""
 
 
 def verdict(sweep: Sweep) -> str:

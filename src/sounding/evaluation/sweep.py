@@ -131,20 +131,23 @@ def sweep(
         middle = sorted(range(len(features)), key=lambda i: len(features[i]))[len(features) // 2]
         median = run.collate([features[middle]])
         macs = count_macs(run.dynamic, run.task.inputs(median, [goals[middle]]))
-        with progress(f"sweep {run.config.method}", run.dynamic.num_layers) as show:
-            for k in range(1, run.dynamic.num_layers + 1):
+        layers = run.dynamic.num_layers
+        asked = range(2, layers) if run.dynamic.mean_budgets else range(0)
+        with progress(f"sweep {run.config.method}", layers + len(asked)) as show:
+            for k in range(1, layers + 1):
                 found = _answers(run, features, goals, k, batch_size, seed)
                 row = _row(run, k, found, goals, macs)
                 rows.append(row)
                 timed.append((run, k, median))
-                if row.method == "input" and k < run.dynamic.num_layers:
+                if row.method == "input" and k < layers:
                     masks[f"input/{k}"] = _texts(found.executed[0])
                 show(k, f"{row.method} k={k} {row.value:.3f}")
-        for mean in range(2, run.dynamic.num_layers) if run.dynamic.mean_budgets else ():
-            budget = f"mean:{mean}"
-            found = _answers(run, features, goals, budget, batch_size, seed)
-            means.append(_mean_row(run, mean, found, goals, macs))
-            masks[f"{means[-1].method}/{mean}"] = _texts(found.executed[0])
+            for done, mean in enumerate(asked, layers + 1):
+                budget = f"mean:{mean}"
+                found = _answers(run, features, goals, budget, batch_size, seed)
+                means.append(_mean_row(run, mean, found, goals, macs))
+                masks[f"{means[-1].method}/{mean}"] = _texts(found.executed[0])
+                show(done, f"{run.config.method} {budget} {means[-1].value:.3f}")
     rows = _with_latency(rows, timed, rounds, seed) + means  # whose time depends on the clip
     header = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
