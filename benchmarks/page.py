@@ -15,6 +15,7 @@ from sounding.evaluation.table import METHODS as NAMES
 from sounding.evaluation.table import METRICS, markdown
 from sounding.evaluation.verdict import in_words, verdict_line
 from sounding.files import write_text
+from sounding.recipes import load_recipe
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -200,11 +201,13 @@ def recipe(path: Path) -> str:
     """What a recipe gives, trained as it is."""
     sweep = Sweep.from_json(path)
     name, data = path.stem, sweep.header["data"]["name"]
+    trained_by, trained_on = load_recipe(name).trained_by, sweep.header["runs"][0]["data"]["name"]
+    how = f"--recipe {name} " if trained_by else ""  # a recipe of test clips alone
     return f"""## {name}: the recipe as it is
 
-`sounding train --recipe {name} --data DATA/{data} --out RUN`, then `sounding sweep RUN --data
-DATA/{data} --json benchmarks/results/recipes/{name}.json` ({sweep.header["clips"]} test clips,
-{origin(sweep.header)})
+`sounding train --recipe {trained_by or name} --data DATA/{trained_on} --out RUN`, then `sounding
+sweep RUN {how}--data DATA/{data} --json benchmarks/results/recipes/{name}.json`
+({sweep.header["clips"]} test clips, {origin(sweep.header)})
 
 {markdown(sweep)}"""
 
