@@ -100,3 +100,68 @@ def test_exits_train_with_the_gradient_of_their_budget_only():
 def test_exits_of_other_than_a_classifier_are_refused():
     with pytest.raises(ValueError, match="or for CTC, not of a Wav2Vec2Model"):
         sounding.wrap(tiny.make("wav2vec2-base-model"), exits=True)
+
+
+# --- the loss is that of the head that answers -----------------------------------------------
+
+LABELS = torch.tensor([0, 3, 1])
+TEXTS = torch.tensor([[3, 4, 4], [5, -100, -100], [6, 2, -100]])
+CTC_NAMES = ("wav2vec2-pre", "hubert-post", "moonshine-ctc", "parakeet-ctc")
+
+
+@pytest.mark.parametrize("budget", [1, 3, [1, 4, 2], [4, 4, 1]])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_of_labels_is_that_of_the_logits_at_every_budget(name, budget):
+    dynamic = with_exits(name)
+    out = dynamic(**tiny.inputs(dynamic.model), labels=LABELS, budget=budget)
+    torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(out.logits, LABELS))
+    own = dynamic(**tiny.inputs(dynamic.model), labels=LABELS)
+    assert not torch.allclose(out.loss, own.loss)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *CTC_NAMES])
+def test_at_full_depth_the_loss_is_that_of_the_plain_model_bit_for_bit(name):
+    plain, dynamic = tiny.make(name), with_exits(name)
+    labels = LABELS if name in NAMES else TEXTS
+    lengths = [96, 72, 80] if name == "parakeet-ctc" else None  # its loss needs a mask
+    batch = tiny.inputs(plain, lengths=lengths)
+    assert dynamic(**batch, labels=labels).loss.equal(plain(**batch, labels=labels).loss)
+    full = dynamic(**batch, labels=labels, budget=[4, 4, 4])
+    assert full.loss.equal(plain(**batch, labels=labels).loss)
+
+
+@pytest.mark.parametrize("name", CTC_NAMES)
+def test_the_loss_of_texts_is_that_of_the_logits_of_valid_frames(name):
+    dynamic = with_exits(name)
+    lengths = None if "parakeet" in name else [4000, 3100, 3600]
+    if name == "parakeet-ctc":
+        lengths = [96, 72, 80]
+    batch = tiny.inputs(dynamic.model, lengths=lengths)
+    out = dynamic(**batch, labels=TEXTS, budget=[2, 4, 1])
+    frames = dynamic.frame_mask(batch, out.logits.shape[1]).sum(1)
+    config = dynamic.model.config
+    wanted = torch.nn.functional.ctc_loss(
+        out.logits.log_softmax(-1).transpose(0, 1), TEXTS.clamp(min=0), frames,
+        torch.tensor([3, 1, 2]), blank=config.pad_token_id, reduction=config.ctc_loss_reduction,
+    )  # fmt: skip
+    torch.testing.assert_close(out.loss, wanted)
+    assert torch.isfinite(out.loss)
+
+
+def test_a_step_below_full_depth_trains_the_exit_and_not_the_head_of_full_depth():
+    dynamic = with_exits("wav2vec2-post").train()
+    dynamic(**tiny.inputs(dynamic.model), labels=LABELS, budget=2).loss.backward()
+    trained = [any(p.grad is not None for p in head.parameters()) for head in dynamic.exits.heads]
+    assert trained == [False, True, False]
+    head = [*dynamic.model.classifier.parameters(), *dynamic.model.projector.parameters()]
+    assert not any(p.grad is not None and bool(p.grad.any()) for p in head)
+
+
+def test_several_labels_have_a_loss_of_their_own_at_every_budget():
+    model = tiny.make("ast", problem_type="multi_label_classification")
+    dynamic = sounding.wrap(model, exits=True)
+    wanted = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).float()
+    for budget in (1, 4, [1, 2, 4]):
+        out = dynamic(**tiny.inputs(model), labels=wanted, budget=budget)
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(out.logits, wanted)
+        torch.testing.assert_close(out.loss, expected)

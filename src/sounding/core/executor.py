@@ -121,6 +121,26 @@ class LayerStack(nn.ModuleList):
         return list(self._modules.values())
 
 
+class EncoderInCall:
+    """For `Override` of an encoder: what it returns while a call of its own is in progress."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer of the call, if it has one; otherwise the encoder's own, all states in it."""
+        encoder: Any = super()
+        call = active_call()
+        if call is None or call.base is not self:
+            return encoder.forward(*args, **kwargs)
+        if call.answer is not None:
+            return call.answer
+        out = encoder.forward(*args, **kwargs)
+        if call.hidden_states:  # of fixed length: a skipped layer has what passed it
+            states = list(call.hidden_states)
+            if call.backbone.ties_last:
+                states[-1] = out.last_hidden_state
+            out["hidden_states"] = tuple(states)
+        return out
+
+
 # Per-input choices depend on data and cannot be traced; the layers themselves may be compiled.
 @torch._dynamo.disable
 def run_layers(call: Call, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:

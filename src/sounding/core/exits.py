@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .frames import frame_mean
+from .selector import float_dtype
 
 HEAD_WIDTH = 256  # as the classification heads of transformers
 
@@ -48,7 +49,7 @@ class ExitHeads(nn.Module):
         -> [batch, labels], or [batch, frames, labels].
         """
         head: Any = self.heads[k - 1]
-        logits: Tensor = head(state.to(head[0].weight.dtype))
+        logits: Tensor = head(state.to(float_dtype(head)))
         if not self.pooled:
             return logits
         return frame_mean(logits, frame_mask)

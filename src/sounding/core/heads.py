@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
 
 from .backbones import find_backbone
-from .frames import frame_mean
+from .frames import frame_mean, valid_frames
+from .losses import classification_loss, ctc_loss
 
 
 class EncoderConfig(PretrainedConfig):
@@ -49,14 +50,24 @@ class EncoderCTCConfig(EncoderConfig):
     Args:
         vocab_size: tokens, with the blank.
         pad_token_id: the blank, as in `transformers`.
+        ctc_loss_reduction, ctc_zero_infinity: of the loss, where `labels` are given.
     """
 
     model_type = "sounding_ctc"
 
-    def __init__(self, vocab_size: int = 32, pad_token_id: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        vocab_size: int = 32,
+        pad_token_id: int = 0,
+        ctc_loss_reduction: str = "mean",
+        ctc_zero_infinity: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(pad_token_id=pad_token_id, **kwargs)
         self.vocab_size = vocab_size
         self.pad_token_id = pad_token_id
+        self.ctc_loss_reduction = ctc_loss_reduction
+        self.ctc_zero_infinity = ctc_zero_infinity
 
 
 class _EncoderWithHead(PreTrainedModel):
@@ -73,7 +84,7 @@ class _EncoderWithHead(PreTrainedModel):
         super().__init__(config)
         values = dict(config.backbone)
         kind = values.pop("model_type", "")
-        whole = AutoModel.from_config(AutoConfig.for_model(kind, **values))
+        whole = AutoModel.from_config(AutoConfig.for_model(kind, **values), trust_remote_code=False)
         encoder: Any
         self.family, encoder = find_backbone(whole)
         self.encoder = encoder
@@ -107,6 +118,12 @@ class _EncoderWithHead(PreTrainedModel):
             kwargs["attention_mask"] = attention_mask
         return self.encoder(**{self.main_input_name: inputs}, **kwargs)
 
+    def _frames(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Valid frames of each input. Shape: -> [batch] int; None without a mask."""
+        if attention_mask is None:
+            return None
+        return valid_frames(self.family, self.encoder, attention_mask.long().sum(-1))
+
 
 class EncoderForAudioClassification(_EncoderWithHead):
     """An encoder with a classification head."""
@@ -124,22 +141,24 @@ class EncoderForAudioClassification(_EncoderWithHead):
         input_values: Tensor | None = None,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits of a batch.
+        """Logits of a batch, and with labels the loss by the configuration's `problem_type`.
 
         Shape: input_values [batch, samples] or input_features [batch, frames, bins], as the
-        encoder takes them; attention_mask of the same length -> logits [batch, labels].
+        encoder takes them; attention_mask of the same length; labels [batch] int, or
+        [batch, labels] float -> logits [batch, labels].
         """
         encoded = self._encode(input_values, input_features, attention_mask, kwargs)
         hidden = self.projector(encoded[0])
-        valid = None
-        if attention_mask is not None:
-            frames = self.family.frame_lengths(self.encoder, attention_mask.long().sum(-1))
-            if frames is not None:
-                valid = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]
+        valid, frames = None, self._frames(attention_mask)
+        if frames is not None:
+            valid = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]
+        logits = self.classifier(frame_mean(hidden, valid))
         return SequenceClassifierOutput(
-            logits=self.classifier(frame_mean(hidden, valid)),
+            loss=None if labels is None else classification_loss(logits, labels, self.config),
+            logits=logits,
             hidden_states=encoded.get("hidden_states"),
         )
 
@@ -159,16 +178,20 @@ class EncoderForCTC(_EncoderWithHead):
         input_values: Tensor | None = None,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """Logits of a batch, frame by frame; those of padded frames mean nothing.
+        """Logits of a batch, frame by frame, those of padded frames mean nothing; with labels the
+        loss.
 
-        Shape: as `EncoderForAudioClassification` takes it -> logits [batch, frames, tokens].
+        Shape: as `EncoderForAudioClassification` takes it; labels [batch, length] int, padded
+        with the blank or with -100 -> logits [batch, frames, tokens].
         """
         encoded = self._encode(input_values, input_features, attention_mask, kwargs)
-        return CausalLMOutput(
-            logits=self.lm_head(encoded[0]), hidden_states=encoded.get("hidden_states")
-        )
+        logits, loss = self.lm_head(encoded[0]), None
+        if labels is not None:
+            loss = ctc_loss(logits, labels, self._frames(attention_mask), self.config)
+        return CausalLMOutput(loss=loss, logits=logits, hidden_states=encoded.get("hidden_states"))
 
 
 HEADS = {head.__name__: head for head in (EncoderForAudioClassification, EncoderForCTC)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +23,13 @@ from ..files import atomic_directory, recover, sha256, write_json
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers, mean_layers, threshold_for
 from .decoder import DecoderStack, Decoding, asked_layers, find_decoder, untimed
-from .executor import Call, LayerStack, Tree, activate, active_call, plain
+from .derive import Override, original_class, why_unpicklable
+from .executor import Call, EncoderInCall, LayerStack, Tree, activate, active_call, plain
 from .exits import ExitHeads
+from .frames import valid_frames
 from .heads import HEADS
+from .losses import classification_loss, ctc_loss
+from .outputs import FIELDS, add_layers
 from .plan import LocalGates, Plan, Progressive, UpFront, check_mask, gates_above
 from .selector import (
     Gates,
@@ -43,6 +49,11 @@ DECODER_SELECTOR = "decoder_selector.safetensors"
 CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
 CTC = "ForCTC"
 FORMAT = 2
+IGNORED = "keys_to_ignore_at_inference"  # of a configuration, by `transformers.Trainer`
+
+
+class UntrainedWarning(UserWarning):
+    """A model that was never trained below full depth is asked to leave layers out."""
 
 
 class Answers(NamedTuple):
@@ -76,7 +87,13 @@ class DynamicModel(nn.Module):
         exits: heads of their own for budgets below full depth, or None.
         decoder_selector: reads the encoder's output and chooses decoder layers for `generate`;
             called as `selector` is. None for the first k.
+        trained: whether the model has ever been trained below full depth; set by the first such
+            step, and saved. Without it, a budget below full depth warns once.
+        decoder_trained: the same of the decoder's layers; for you to set.
     """
+
+    trained = False
+    decoder_trained = False
 
     def __init__(
         self,
@@ -111,10 +128,10 @@ class DynamicModel(nn.Module):
             self._plain_layers.append(decoder.layers)
             decoder.layers = DecoderStack(decoder.layers)
             decoder.layers.training = decoder.training
-        self._handles = backbone.install(base)
-        self._handles.append(base.register_forward_hook(_full_hidden_states))
-        self._handles.append(_Answering(base))
+        self._handles = [*backbone.install(base), Override(base, EncoderInCall)]
+        self._not_predicted = _NotPredicted(getattr(model, "config", base.config))
         self._layerdrop = _set_layerdrop(owner, 0.0)
+        self._warned = False
 
     @property
     def stack(self) -> LayerStack:
@@ -141,7 +158,35 @@ class DynamicModel(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DynamicModel:
-        raise TypeError("copy a dynamic model with save_pretrained and load, or unwrap it first")
+        twin = memo[id(self)] = _new_dynamic(_takes_from(self.model))
+        twin.__setstate__(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle, which does not find a class that is made at run time by its name."""
+        if reason := why_unpicklable(self):
+            raise TypeError(
+                f"this dynamic model cannot be pickled: {reason}. Use save_pretrained, and "
+                "sounding.load where it is needed; copy.deepcopy works"
+            )
+        return _new_dynamic, (_takes_from(self.model),), vars(self)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise TypeError(
+            "nn.DataParallel copies a model in a way in which its replicas would run the layers of "
+            "the original: use DistributedDataParallel, or transformers.Trainer with torchrun"
+        )
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: the model's own `push_to_hub` would upload the plain model without a word.
+
+        Raises:
+            NotImplementedError: always; the text says what to do.
+        """
+        raise NotImplementedError(
+            "push_to_hub would upload the plain model only, without selector and exits: "
+            "save_pretrained(DIR), then huggingface_hub.upload_folder(repo_id=..., folder_path=DIR)"
+        )
 
     def forward(
         self, *args: Any, budget: Budget = None, mask: Tensor | None = None, **kwargs: Any
@@ -159,13 +204,18 @@ class DynamicModel(nn.Module):
             args, kwargs: the rest of what the model takes.
 
         Returns:
-            The model's output with `executed_layers`, bool [batch, layers]: what really ran.
+            The model's output with `executed_layers`, bool [batch, layers]: what really ran. With
+            `labels`, the loss is that of the head that answers: of an exit below full depth.
 
         Raises:
-            ValueError: a budget or a mask that is not allowed, padding on the left, or an option
-                that needs every layer (`output_attentions`, `return_dict=False`).
+            ValueError: a budget or a mask that is not allowed, padding on the left, an input
+                shorter than a frame, or an option that needs every layer (`output_attentions`,
+                `return_dict=False`).
+
+        Warns:
+            UntrainedWarning: once, below full depth of a model that was not trained for it.
         """
-        kwargs = _by_name(self.model.forward, args, kwargs)
+        kwargs = _by_name(type(self).forward, args, kwargs)
         if kwargs.keys() & {"decoder_budget", "decoder_mask"}:
             raise ValueError("decoder_budget and decoder_mask are options of generate")
         self._refuse(kwargs)
@@ -177,15 +227,46 @@ class DynamicModel(nn.Module):
         call.keep_hidden_states = self._wants_hidden_states(kwargs) or bool(
             getattr(self.model.config, "use_weighted_layer_sum", False)
         )
+        full = self._keeps_all(budget, mask, len(inputs))
+        self._note_depth(full)
+        labels = None if self.exits is None or full else kwargs.pop("labels", None)
         with activate(call):
             out = self.model(**kwargs)
-        out["executed_layers"] = call.executed[-1] if call.executed else None
+        add_layers(out, executed_layers=call.executed[-1] if call.executed else None)
         if self.exits is not None and call.state is not None:
             frame_mask = call.frame_mask(call.state.shape[1])
             out["logits"] = self.exits.answer(
-                call.state, frame_mask, out["executed_layers"], out["logits"]
+                call.state, frame_mask, call.executed[-1], out["logits"]
             )
+            if labels is not None:
+                out["loss"] = self._loss(out["logits"], labels, frame_mask)
         return out
+
+    def _loss(self, logits: Tensor, labels: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """Of what the exits and the model's own head answer, as the model's own loss."""
+        assert self.exits is not None
+        config = _head_of(self.model).config
+        if self.exits.pooled:
+            return classification_loss(logits, labels, config)
+        return ctc_loss(logits, labels, None if frame_mask is None else frame_mask.sum(1), config)
+
+    def _note_depth(self, full: bool) -> None:
+        """Note that training reaches a depth below full; warn, once, where it never has."""
+        if full or self.trained:
+            return
+        if self.training and torch.is_grad_enabled():
+            self.trained = True
+        elif not self.training:
+            self._warn(
+                "this model was never trained with layers left out: below full depth it answers "
+                "with noise. Train it (`sounding train`, or with budgets in a loop of yours), load "
+                "one that is trained, or set dynamic.trained"
+            )
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(text, UntrainedWarning, stacklevel=3)
 
     def generate(
         self,
@@ -218,13 +299,15 @@ class DynamicModel(nn.Module):
                 budgets per input where its encoder runs more than once (above 30 s); an option
                 that needs every layer of the decoder, or the same ones for all inputs.
         """
-        kwargs = _by_name(self.model.generate, args, kwargs)
+        kwargs = _by_name(type(self.model).generate, args, kwargs)
         settings = kwargs.get("generation_config") or self.model.generation_config
         self._refuse({"output_attentions": settings.output_attentions, **kwargs})
         inputs = kwargs.get(self.model.main_input_name, kwargs.get("inputs"))
         if inputs is None:
             raise ValueError(f"the model's input {self.model.main_input_name!r} is missing")
         call = self._call(inputs, budget, mask, kwargs)
+        full = self._keeps_all(budget, mask, len(inputs))
+        self._note_depth(full)
         self._refuse_padding(call, inputs)
         window = self.backbone.window(self.base)
         if window is not None and inputs.shape[-1] > window:
@@ -241,16 +324,20 @@ class DynamicModel(nn.Module):
         else:
             asked = asked_layers(decoder_budget, decoder_mask, layers=len(stack), batch=len(inputs))
             selector = None if decoder_mask is not None else self.decoder_selector
+            if not asked.all() and not self.decoder_trained:
+                self._warn(
+                    "the decoder of this model was never trained with layers left out: it answers "
+                    "with noise. Leave decoder_budget out, or train it and set "
+                    "dynamic.decoder_trained"
+                )
             short = window is not None and inputs.shape[-1] < window
-            if short or not (asked.all() and self._keeps_all(budget, mask, len(inputs))):
+            if short or not (asked.all() and full):
                 kwargs = untimed(self.model, kwargs)
             decoding = Decoding(self.model, stack, partial(self._encode, call), selector, short)
             with activate(call):
                 out, ran = decoding(asked, kwargs)
-        if isinstance(out, dict) and call.executed:
-            out["executed_layers"] = call.executed[0] if len(call.executed) == 1 else call.executed
-        if isinstance(out, dict) and ran is not None:
-            out["executed_decoder_layers"] = ran
+        executed = call.executed[0] if len(call.executed) == 1 else call.executed or None
+        add_layers(out, executed_layers=executed, executed_decoder_layers=ran)
         return out
 
     def layer_outputs(
@@ -299,6 +386,7 @@ class DynamicModel(nn.Module):
         inputs = batch[self.model.main_input_name]
         call = self._call(inputs, None, None, batch)
         self._refuse_padding(call, inputs)
+        self.trained |= self.training and torch.is_grad_enabled()
         call.tree = Tree(tree_masks, leaf, getattr(self.selector, "after", 0))
         with activate(call):
             self.base(**{n: v for n, v in batch.items() if n in self._base_inputs()})
@@ -322,6 +410,7 @@ class DynamicModel(nn.Module):
             plan: see `core.plan`.
         """
         call = self._call(batch[self.model.main_input_name], None, None, batch)
+        self.trained |= self.training and torch.is_grad_enabled()
         call.plan = lambda: plan
         with activate(call):
             return self.model(**batch)
@@ -416,9 +505,10 @@ class DynamicModel(nn.Module):
         Raises:
             ValueError: a model or a selector that `load` could not build again.
         """
-        if _model_class(type(self.model).__name__) is not type(self.model):
+        kind = original_class(self.model)
+        if _model_class(kind.__name__) is not kind:
             raise ValueError(
-                f"load cannot build a {type(self.model).__name__} again, as transformers has none: "
+                f"load cannot build a {kind.__name__} again, as transformers has none: "
                 "save dynamic.model by its own means, and the state_dict of dynamic.selector"
             )
         selector: Any = self.selector
@@ -430,7 +520,7 @@ class DynamicModel(nn.Module):
                     "dynamic.model.save_pretrained(...) and the state_dict of the selectors"
                 )
         with atomic_directory(directory, keep_others=True) as temporary:
-            with _layerdrop_restored(self):
+            with _settings_restored(self):
                 self.model.save_pretrained(temporary)
             for companion in companions:
                 companion.save_pretrained(temporary)
@@ -450,12 +540,14 @@ class DynamicModel(nn.Module):
                 temporary / CONFIG,
                 {
                     "format": FORMAT,
-                    "model": type(self.model).__name__,
+                    "model": kind.__name__,
                     "selector": selector.config(),
                     "skip": self.skip.kind,
                     "exits": None if self.exits is None else self.exits.config(),
                     "decoder_selector": None if chooser is None else chooser.config(),
                     "mean_budgets": [list(pair) for pair in self.mean_budgets],
+                    "trained": self.trained,
+                    "decoder_trained": self.decoder_trained,
                     "layers": self.num_layers,
                     "sha256": {path.name: sha256(path) for path in weights},
                     "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -472,20 +564,22 @@ class DynamicModel(nn.Module):
             plan = self._mean_plan(self._threshold(mean), batch)
         else:
             plan = self._exact_plan(inputs.shape[0], budget, mask)
+        positions = inputs.shape[self.backbone.time]
+        lengths = _lengths(batch.get("attention_mask"), inputs.shape[0], positions)
+        given = torch.full((inputs.shape[0],), positions) if lengths is None else lengths
+        valid_frames(self.backbone, self.base, given)
         return Call(
             stack=self.stack,
             base=self.base,
             backbone=self.backbone,
             plan=plan,
             skip=self.skip,
-            lengths=_lengths(
-                batch.get("attention_mask"), inputs.shape[0], inputs.shape[self.backbone.time]
-            ),
+            lengths=lengths,
         )
 
     def _keeps_all(self, budget: Budget, mask: Tensor | None, batch: int) -> bool:
         if mask is not None:
-            return bool(mask.all())
+            return bool(torch.as_tensor(mask).all())
         if mean_layers(budget, layers=self.num_layers) is not None:
             return False
         return min(kept_layers(budget, layers=self.num_layers, batch=batch)) == self.num_layers
@@ -602,7 +696,43 @@ def wrap(
     for part in (selector, path, heads):
         if part is not None:
             part.to(device)
-    return DynamicModel(model, selector, backbone, base, path, heads)
+    return _dynamic_class(_takes_from(model))(model, selector, backbone, base, path, heads)
+
+
+def _takes_from(model: Any) -> Any:
+    """The class whose `forward` says what a model takes; PEFT puts its own before that."""
+    inner = getattr(model, "get_base_model", None)
+    return original_class(inner() if callable(inner) else model)
+
+
+@cache
+def _dynamic_class(owner: type) -> type[DynamicModel]:
+    """`DynamicModel` with a `forward` that says by its signature what that of `owner` takes, too.
+
+    `transformers.Trainer` finds the columns of a data set, and the labels, by these names, of the
+    instance and of its class.
+    """
+    theirs = inspect.signature(owner.forward)  # type: ignore[attr-defined]
+    ours = inspect.signature(DynamicModel.forward).parameters
+    own = [ours["budget"], ours["mask"]]
+    kept = [one for name, one in theirs.parameters.items() if name not in ("budget", "mask")]
+    last = len(kept) - bool(kept and kept[-1].kind is inspect.Parameter.VAR_KEYWORD)
+
+    def forward(self: DynamicModel, *args: Any, **kwargs: Any) -> Any:
+        return DynamicModel.forward(self, *args, **kwargs)
+
+    forward.__doc__ = DynamicModel.forward.__doc__
+    forward.__signature__ = theirs.replace(  # type: ignore[attr-defined]
+        parameters=[*kept[:last], *own, *kept[last:]], return_annotation=inspect.Signature.empty
+    )
+    body = {"__module__": __name__, "__doc__": DynamicModel.__doc__, "forward": forward}
+    return type("DynamicModel", (DynamicModel,), body)
+
+
+def _new_dynamic(owner: type) -> DynamicModel:
+    """An empty instance, whose state pickle fills in."""
+    made = _dynamic_class(owner)
+    return made.__new__(made)
 
 
 def unwrap(dynamic: DynamicModel) -> Any:
@@ -618,6 +748,7 @@ def unwrap(dynamic: DynamicModel) -> Any:
     if dynamic.decoder_stack is not None:
         dynamic._decoder.layers = dynamic._plain_layers[1]
     _set_layerdrop(owner, dynamic._layerdrop)
+    dynamic._not_predicted.remove()
     return dynamic.model
 
 
@@ -659,6 +790,8 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
             chooser.load_state_dict(load_file(directory / DECODER_SELECTOR))
             dynamic.decoder_selector = chooser.to(model.device).eval()
         dynamic.mean_budgets = _mean_budgets(config["mean_budgets"])
+        dynamic.trained = bool(config.get("trained", True))  # unknown of those of before
+        dynamic.decoder_trained = bool(config.get("decoder_trained", False))
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{directory} cannot be loaded: {error}") from None
     if info["missing_keys"] or dynamic.num_layers != config["layers"]:
@@ -722,43 +855,53 @@ def _by_name(
 ) -> dict[str, Any]:
     if not args:
         return kwargs
-    names = list(inspect.signature(function).parameters)
+    names = list(inspect.signature(function).parameters)[1:]  # without self
     named = dict(zip(names, args, strict=False))
     if len(args) > len(names) or named.keys() & kwargs.keys():
         raise TypeError(f"too many or repeated arguments; the model takes {', '.join(names)}")
     return named | kwargs
 
 
-class _Answering:
-    """Makes an encoder return the `answer` of the call in progress, if it has one."""
+class _NotPredicted:
+    """Keeps `FIELDS` out of what `transformers.Trainer` takes for predictions, until `remove()`."""
 
-    def __init__(self, base: Any) -> None:
-        self.base, self.before = base, base.__dict__.get("forward")
-        plain_forward = base.forward
+    def __init__(self, config: Any) -> None:
+        self.config, self.before = config, vars(config).get(IGNORED)
+        self.put()
 
-        @wraps(plain_forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            call = active_call()
-            if call is not None and call.base is base and call.answer is not None:
-                return call.answer
-            return plain_forward(*args, **kwargs)
-
-        base.forward = forward
+    def put(self) -> None:
+        """Add them to what the configuration says is to be ignored."""
+        setattr(self.config, IGNORED, [*getattr(self.config, IGNORED, ["cache"]), *FIELDS])
 
     def remove(self) -> None:
-        """Give the encoder the `forward` back that it had."""
-        del self.base.forward
-        if self.before is not None:
-            self.base.forward = self.before
+        """Let the configuration say again what it said."""
+        if self.before is None:
+            vars(self.config).pop(IGNORED, None)
+        else:
+            setattr(self.config, IGNORED, self.before)
 
 
 def _new_exits(model: Any, layers: int, width: int) -> ExitHeads:
-    name = type(model).__name__
-    if name.endswith(CLASSIFIERS):
-        return ExitHeads(layers, width, model.config.num_labels)
-    if name.endswith(CTC):
-        return ExitHeads(layers, width, model.config.vocab_size, pooled=False)
-    raise ValueError(f"exits are heads of a classifier or for CTC, not of a {name}")
+    head = _head_of(model)
+    if _is_a(head, *CLASSIFIERS):
+        return ExitHeads(layers, width, head.config.num_labels)
+    if _is_a(head, CTC):
+        return ExitHeads(layers, width, head.config.vocab_size, pooled=False)
+    raise ValueError(
+        f"exits are heads of a classifier or for CTC, not of a {original_class(model).__name__}"
+    )
+
+
+def _head_of(model: Any) -> Any:
+    """The part of a model that classifies or does CTC, by its class or what that is derived from.
+
+    It may stand within a model of somebody else, as of PEFT; the model itself where there is none.
+    """
+    return next((one for one in model.modules() if _is_a(one, *CLASSIFIERS, CTC)), model)
+
+
+def _is_a(module: nn.Module, *endings: str) -> bool:
+    return any(cls.__name__.endswith(endings) for cls in type(module).__mro__)
 
 
 def _new_selector(kind: str, width: int, layers: int) -> nn.Module:
@@ -776,18 +919,6 @@ def selector_width(width: int) -> int:
 
 def _has_stack(model: nn.Module) -> bool:
     return any(isinstance(module, LayerStack) for module in model.modules())
-
-
-def _full_hidden_states(base: nn.Module, args: Any, out: Any) -> Any:
-    """Give `hidden_states` its fixed length: a skipped layer has what passed it."""
-    call = active_call()
-    if call is None or call.base is not base or not call.hidden_states:
-        return out
-    states = list(call.hidden_states)
-    if call.backbone.ties_last:
-        states[-1] = out.last_hidden_state
-    out["hidden_states"] = tuple(states)
-    return out
 
 
 def _lengths(attention_mask: Tensor | None, batch: int, positions: int) -> Tensor | None:
@@ -818,10 +949,13 @@ def _set_layerdrop(owner: Any, rate: float | None) -> float | None:
 
 
 @contextmanager
-def _layerdrop_restored(dynamic: DynamicModel) -> Iterator[None]:
+def _settings_restored(dynamic: DynamicModel) -> Iterator[None]:
+    """What was changed of the model's configuration is as it was, for the time of a save."""
     owner = dynamic.backbone.owner(dynamic.base)
     _set_layerdrop(owner, dynamic._layerdrop)
+    dynamic._not_predicted.remove()
     try:
         yield
     finally:
+        dynamic._not_predicted.put()
         _set_layerdrop(owner, 0.0)

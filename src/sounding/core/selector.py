@@ -125,7 +125,7 @@ class InputSelector(nn.Module):
         if not 0 <= after < layers:
             raise ValueError(f"after is from 0 to {layers - 1}; got {after}")
         self.width, self.layers, self.hidden, self.after = width, layers, hidden, after
-        self.gather: Callable[[Tensor], Tensor] = lambda pooled: pooled  # of several processes
+        self.gather: Callable[[Tensor], Tensor] | None = None  # from several processes
         self.temperature, self.noise = temperature, noise
         self.project = nn.Linear(2 * width, hidden)
         self.budget = nn.Embedding(layers + 1, hidden)
@@ -137,16 +137,17 @@ class InputSelector(nn.Module):
         self.register_buffer("center", torch.zeros(2 * width))
         self.register_buffer("spread", torch.ones(2 * width))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-        # of each k: scores that stand in for those of the input, and whether they do
+        # of each k: scores that stand in for those of the input, and whether they do; bytes, since
+        # an average of models (torch's AveragedModel) subtracts buffers, which bool does not know
         self.register_buffer("fallback", torch.zeros(layers + 1, layers))
-        self.register_buffer("falls_back", torch.zeros(layers + 1, dtype=torch.bool))
+        self.register_buffer("falls_back", torch.zeros(layers + 1, dtype=torch.uint8))
 
     def fall_back(self, k: int, mask: Tensor) -> None:
         """Keep the layers of `mask` for every input whose budget is k. Shape: mask [layers]."""
         if int(mask.sum()) != k or not bool(mask[: self.after].all()):
             raise ValueError(f"a mask of {k} layers is needed, with the first {self.after} in it")
         self.fallback[k] = mask.float()
-        self.falls_back[k] = True
+        self.falls_back[k] = 1
 
     def config(self) -> dict[str, object]:
         """What `selector_from_config` needs to build this selector again."""
@@ -163,13 +164,14 @@ class InputSelector(nn.Module):
         with _no_autocast(features.device.type):
             pooled = pool(features.detach().float(), frame_mask)
             if self.training:
-                self._observe(self.gather(pooled))
+                self._observe(pooled if self.gather is None else self.gather(pooled))
             return self.scores_of(pooled, k)
 
     def scores_of(self, pooled: Tensor, k: Tensor) -> Tensor:
         """As `scores`, from features that are pooled. Shape: pooled [batch, 2 * width]."""
         scores = self._free_scores(pooled, k)
-        scores = torch.where(self.falls_back[k][:, None], self.fallback[k].float(), scores)
+        fixed = self.falls_back[k].bool()[:, None]
+        scores = torch.where(fixed, self.fallback[k].float(), scores)
         if self.after:  # these have run
             scores[:, : self.after] = torch.inf
         return scores
@@ -178,7 +180,7 @@ class InputSelector(nn.Module):
         """Of the MLP. Shape: pooled [batch, 2 * width], k [batch] -> [batch, outputs] float32."""
         with _no_autocast(pooled.device.type):
             pooled = (pooled - self.center) / self.spread
-            pooled = pooled.to(self.project.weight.dtype)  # of a model cast as a whole
+            pooled = pooled.to(float_dtype(self))  # of a model cast as a whole
             hidden = torch.tanh(self.project(pooled) + self.budget(k))
             return self.score(hidden).float()
 
@@ -221,7 +223,7 @@ class LibrarySelector(InputSelector):
     Args:
         size: masks for each budget. The others as `InputSelector`.
 
-    Shape: library [layers + 1, size, layers] bool: at k, masks of k layers.
+    Shape: library [layers + 1, size, layers] of 0 and 1: at k, masks of k layers.
     """
 
     kind = "library"
@@ -233,7 +235,7 @@ class LibrarySelector(InputSelector):
         self.score = nn.Linear(hidden, size)
         nn.init.normal_(self.score.weight, std=0.01)
         first = torch.arange(layers) < torch.arange(layers + 1)[:, None]
-        self.register_buffer("library", first[:, None].repeat(1, size, 1))
+        self.register_buffer("library", first[:, None].repeat(1, size, 1).byte())
 
     def config(self) -> dict[str, object]:
         """What `selector_from_config` needs to build this selector again."""
@@ -293,7 +295,7 @@ class GateSelector(nn.Module):
         """
         with _no_autocast(state.device.type):
             score: Any = self.score[index]
-            pooled = pool(state.detach().float(), frame_mask).to(score.weight.dtype)
+            pooled = pool(state.detach().float(), frame_mask).to(float_dtype(score))
             return score(torch.tanh(self.project[index](pooled))).float()
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
@@ -304,6 +306,12 @@ class GateSelector(nn.Module):
 def gumbel_like(values: Tensor) -> Tensor:
     """Gumbel noise in the shape of `values`."""
     return -torch.log(-torch.log(torch.rand_like(values).clamp_(1e-9, 1 - 1e-7)))
+
+
+def float_dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype that a module computes in; a quantized linear layer takes float32."""
+    values = (*module.parameters(), *module.buffers())
+    return next((one.dtype for one in values if one.is_floating_point()), torch.float32)
 
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:

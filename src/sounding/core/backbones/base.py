@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-import types
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..derive import original_class
 from ..executor import activate, active_call
 
 
@@ -43,6 +44,13 @@ class Backbone:
         """Valid frames at layer 0 for `lengths` valid input samples or feature frames.
 
         Shape: [batch] -> [batch]; None where inputs have a fixed length.
+        """
+        return lengths
+
+    def first_lengths(self, base: nn.Module, lengths: Tensor) -> Tensor:
+        """Valid frames behind the first convolution, where a norm over time follows it.
+
+        Shape: as `frame_lengths`.
         """
         return lengths
 
@@ -93,60 +101,78 @@ class Backbone:
         return {"input_values": torch.randn(batch, int(16000 * seconds))}
 
 
-class Override:
-    """Gives one module a `forward` of its own, until `remove()`."""
-
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self.module = module
-        module.forward = types.MethodType(forward, module)
-
-    def remove(self) -> None:
-        """Give the module the `forward` of its class back."""
-        del self.module.forward
-
-
-def group_norm_forward(kernel: int, stride: int) -> Callable[..., Tensor]:
-    """`forward` of a GroupNorm over time behind a convolution of raw audio: padding left out.
+class GroupNormByLength:
+    """For `Override` of a GroupNorm over time behind the first convolution of raw audio.
 
     Its statistics run over all frames, padding too, so that an answer would depend on the longest
     neighbour in the batch. Each length of the batch is normalized by itself instead.
     """
 
-    def forward(norm: Any, hidden: Tensor) -> Tensor:  # [batch, width, frames]
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Shape: [batch, width, frames] -> the same."""
+        norm: Any = super()
         call = active_call()
         if call is None or call.lengths is None or bool((call.lengths == call.lengths[0]).all()):
-            return type(norm).forward(norm, hidden)
-        frames = (call.lengths - kernel) // stride + 1
+            return norm.forward(hidden)
+        frames = call.backbone.first_lengths(call.base, call.lengths)
         output: Any = None
         for count in frames.unique().tolist():
             rows = (frames == count).nonzero().squeeze(1)
-            part = type(norm).forward(norm, hidden[rows, :, :count])
+            part = norm.forward(hidden[rows, :, :count])
             if output is None:  # autocast decides the dtype
                 output = part.new_zeros(hidden.shape)
             output[rows, :, :count] = part
         return output
 
-    return forward
 
-
-def checkpointed_forward(layer: Any, *args: Any) -> Any:
-    """`forward` of a part of the front end whose modules read the active call.
+class CheckpointedInCall:
+    """For `Override` of a part of the front end whose modules read the active call.
 
     Under gradient checkpointing a part runs again in the backward pass, after the call has ended:
     this gives it the call back.
     """
-    call = active_call()
-    plain = inspect.unwrap(type(layer).forward)  # without the checkpointing of transformers
-    if call is None or not (
-        layer.training and layer.gradient_checkpointing and torch.is_grad_enabled()
-    ):
-        return plain(layer, *args)
 
-    def run(*inputs: Any) -> Any:
-        with activate(call):
-            return plain(layer, *inputs)
+    def forward(self, *args: Any) -> Any:
+        """As the part takes and returns it."""
+        layer: Any = self
+        call = active_call()
+        # without the checkpointing of transformers
+        plain = partial(inspect.unwrap(original_class(layer).forward), layer)
+        if call is None or not (
+            layer.training and layer.gradient_checkpointing and torch.is_grad_enabled()
+        ):
+            return plain(*args)
 
-    return layer._gradient_checkpointing_func(run, *args)
+        def run(*inputs: Any) -> Any:
+            with activate(call):
+                return plain(*inputs)
+
+        return layer._gradient_checkpointing_func(run, *args)
+
+
+class MasksThatFit:
+    """For `Override` of an encoder that masks spans of its input in training (SpecAugment).
+
+    `transformers` refuses a batch that is shorter than a span, in the middle of a training: here
+    nothing is masked along the axis on which a span does not fit.
+    """
+
+    def _mask_hidden_states(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        encoder: Any = self
+        config = encoder.config
+        _, frames, width = hidden_states.shape
+        too_long = {
+            "mask_time_prob": frames < config.mask_time_length,
+            "mask_feature_prob": width < config.mask_feature_length,
+        }
+        off = {name: 0.0 for name, wrong in too_long.items() if wrong and getattr(config, name)}
+        if off and encoder.training:
+            encoder, config = copy.copy(encoder), copy.copy(config)
+            vars(config).update(off)
+            encoder.config = config
+        own: Any = super(MasksThatFit, encoder)
+        masked: Tensor = own._mask_hidden_states(hidden_states, *args, **kwargs)
+        return masked
 
 
 def zero_padding_hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:

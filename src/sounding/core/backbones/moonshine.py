@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..derive import Override
 from ..executor import active_call
-from .base import Backbone, Override, group_norm_forward
+from .base import Backbone, GroupNormByLength
 
 
 class Moonshine(Backbone):
@@ -22,10 +23,12 @@ class Moonshine(Backbone):
             lengths = (lengths - convolution.kernel_size[0]) // convolution.stride[0] + 1
         return lengths
 
+    def first_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        return (lengths - base.conv1.kernel_size[0]) // base.conv1.stride[0] + 1
+
     def install(self, base: Any) -> list[Any]:
-        forward = group_norm_forward(base.conv1.kernel_size[0], base.conv1.stride[0])
         return [
-            Override(base.groupnorm, forward),
+            Override(base.groupnorm, GroupNormByLength),
             base.register_forward_pre_hook(_exact_mask, with_kwargs=True),
         ]
 

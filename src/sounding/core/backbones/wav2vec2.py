@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..derive import Override
 from .base import (
     Backbone,
-    Override,
-    checkpointed_forward,
-    group_norm_forward,
+    CheckpointedInCall,
+    GroupNormByLength,
+    MasksThatFit,
     zero_padding_hook,
 )
 
@@ -29,15 +30,16 @@ class Wav2Vec2(Backbone):
             lengths = (lengths - kernel) // stride + 1
         return lengths
 
+    def first_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        return (lengths - base.config.conv_kernel[0]) // base.config.conv_stride[0] + 1
+
     def final_norm(self, layer: nn.Module) -> nn.Module | None:
         # In the pre-norm layers "final_layer_norm" stands before the feed-forward part.
-        pre_norm = type(layer).__name__.endswith("StableLayerNorm")
-        return None if pre_norm else layer.final_layer_norm  # type: ignore[return-value]
+        return None if _is_pre_norm(layer) else layer.final_layer_norm  # type: ignore[return-value]
 
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
         # In the post-norm encoders "layer_norm" stands before the first layer.
-        pre_norm = type(owner).__name__.endswith("StableLayerNorm")
-        return owner.layer_norm if pre_norm else None  # type: ignore[return-value]
+        return owner.layer_norm if _is_pre_norm(owner) else None  # type: ignore[return-value]
 
     def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
         hidden = super().finish(base, hidden, frame_mask)
@@ -45,11 +47,16 @@ class Wav2Vec2(Backbone):
         return hidden if adapter is None else adapter(hidden)
 
     def install(self, base: Any) -> list[Any]:
+        handles = [Override(base, MasksThatFit)]
         first = base.feature_extractor.conv_layers[0]
-        if not isinstance(first.layer_norm, nn.GroupNorm):
-            return []
-        forward = group_norm_forward(base.config.conv_kernel[0], base.config.conv_stride[0])
-        return [Override(first.layer_norm, forward), Override(first, checkpointed_forward)]
+        if isinstance(first.layer_norm, nn.GroupNorm):
+            handles.append(Override(first.layer_norm, GroupNormByLength))
+            handles.append(Override(first, CheckpointedInCall))
+        return handles
+
+
+def _is_pre_norm(module: nn.Module) -> bool:
+    return any(cls.__name__.endswith("StableLayerNorm") for cls in type(module).__mro__)
 
 
 class Hubert(Wav2Vec2):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Backbone
+from ..derive import Override
+from .base import Backbone, MasksThatFit
 
 
 class Wav2Vec2Bert(Backbone):
@@ -33,6 +34,9 @@ class Wav2Vec2Bert(Backbone):
             mask = None if frame_mask is None else frame_mask.long()
             hidden = base.adapter(hidden, attention_mask=mask)
         return hidden
+
+    def install(self, base: Any) -> list[Any]:
+        return [Override(base, MasksThatFit)]
 
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
         width = base.config.feature_projection_input_dim

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..executor import active_call
+from ..derive import Override
+from ..executor import Call, active_call
 from ..frames import frame_mean
-from .base import Backbone, Override
+from .base import Backbone
 
 
 class Whisper(Backbone):
@@ -42,7 +43,7 @@ class Whisper(Backbone):
         return int(base.config.max_source_positions * stride)
 
     def install(self, base: Any) -> list[Any]:
-        return [Override(base, _encode)]
+        return [Override(base, OwnLength)]
 
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
         frames = min(int(100 * seconds), self.window(base))
@@ -56,36 +57,47 @@ def fill_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask.unsqueeze(-1), hidden, frame_mean(hidden, mask)[:, None])
 
 
-def _encode(
-    encoder: Any, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
-) -> Any:
-    """`WhisperEncoder.forward` for any length up to the window. Shape: [batch, mels, frames]."""
-    call = active_call()
-    frames = input_features.shape[-1]
-    if call is None or frames == call.backbone.window(encoder):
-        return type(encoder).forward(encoder, input_features, attention_mask, **kwargs)
-    window = call.backbone.window(encoder)
-    if window is not None and frames > window:
-        raise ValueError(
-            f"the input has {frames} mel frames ({frames / 100:.1f} s); Whisper takes at most "
-            f"{window} ({window / 100:.1f} s): cut it into pieces"
+class OwnLength:
+    """For `Override` of a `WhisperEncoder`: input of any length up to the window, in a call."""
+
+    def forward(
+        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Shape: input_features [batch, mels, frames] -> that of `transformers`."""
+        encoder: Any = self
+        call = active_call()
+        frames = input_features.shape[-1]
+        if call is None or frames == call.backbone.window(encoder):
+            whisper: Any = super()
+            return whisper.forward(input_features, attention_mask, **kwargs)
+        window = call.backbone.window(encoder)
+        if window is not None and frames > window:
+            raise ValueError(
+                f"the input has {frames} mel frames ({frames / 100:.1f} s); Whisper takes at most "
+                f"{window} ({window / 100:.1f} s): cut it into pieces"
+            )
+        hidden = _front_end(encoder, call, input_features)
+        frame_mask = call.frame_mask(hidden.shape[1])
+        bias = create_bidirectional_mask(
+            config=encoder.config, inputs_embeds=hidden, attention_mask=frame_mask
         )
+        for layer in encoder.layers:
+            hidden = layer(hidden, bias, **kwargs)
+        hidden = call.backbone.finish(encoder, hidden, frame_mask)
+        call.hidden_states = [fill_padding(state, frame_mask) for state in call.hidden_states]
+        return BaseModelOutput(last_hidden_state=hidden)
+
+
+def _front_end(encoder: Any, call: Call, features: Tensor) -> Tensor:
+    """Both convolutions, and the positions. Shape: [batch, mels, time] -> [batch, frames, width]"""
+    valid: Tensor | None = None
     if call.lengths is not None:  # conv1 sees zeros behind the end, as it does without padding
-        valid = torch.arange(frames, device=input_features.device) < call.lengths[:, None]
-        valid = valid[:, None].to(input_features.dtype)
-        input_features = input_features * valid
-    hidden = nn.functional.gelu(encoder.conv1(input_features))
-    if call.lengths is not None:
+        positions = torch.arange(features.shape[-1], device=features.device)
+        valid = (positions < call.lengths[:, None])[:, None].to(features.dtype)
+        features = features * valid
+    hidden = nn.functional.gelu(encoder.conv1(features))
+    if valid is not None:
         hidden = hidden * valid
     hidden = nn.functional.gelu(encoder.conv2(hidden)).permute(0, 2, 1)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
-    frame_mask = call.frame_mask(hidden.shape[1])
-    bias = create_bidirectional_mask(
-        config=encoder.config, inputs_embeds=hidden, attention_mask=frame_mask
-    )
-    for layer in encoder.layers:
-        hidden = layer(hidden, bias, **kwargs)
-    hidden = call.backbone.finish(encoder, hidden, frame_mask)
-    call.hidden_states = [fill_padding(state, frame_mask) for state in call.hidden_states]
-    return BaseModelOutput(last_hidden_state=hidden)
+    return nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
