@@ -12,7 +12,7 @@ from test_tree import adapted, count_runs, lengths_of, state_of, unlike
 from tiny import inputs, make
 
 import sounding
-from sounding.core.plan import LocalGates, SampledGates, confidence, gates_above
+from sounding.core.plan import LocalGates, SampledGates, certainty, confidence, gates_above
 from sounding.core.selector import GateSelector
 from sounding.data.folder import load_folder
 from sounding.evaluation.predict import predict
@@ -229,6 +229,32 @@ def test_confidence_is_the_highest_probability_and_for_frames_its_mean_over_the_
     torch.testing.assert_close(
         confidence(logits.expand(2, 2, 3), valid), torch.tensor([7 / 15, 0.6])
     )
+
+
+def test_of_several_classes_each_is_a_yes_or_no():
+    logits = torch.tensor([[0.0, -3.0], [2.0, 3.0]])
+    torch.testing.assert_close(confidence(logits, several=True), logits.amax(-1).sigmoid())
+    p = logits.sigmoid().double()
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log()).mean(-1)
+    torch.testing.assert_close(certainty(logits, several=True).double(), -entropy)
+    assert torch.isfinite(certainty(torch.tensor([[90.0, -200.0]]), several=True)).all()
+
+
+@torch.no_grad()
+def test_a_mean_budget_of_several_classes_stops_by_the_surest_yes():
+    model = make("ast", problem_type="multi_label_classification")
+    dynamic = sounding.wrap(model, "first", exits=True)
+    for parameter in dynamic.exits.parameters():
+        parameter.normal_(std=0.3)
+    batch = inputs(model, batch=8)
+    exits = [dynamic(**batch, budget=k).logits for k in (1, 2, 3)]
+    yes = torch.stack([logits.sigmoid().amax(-1) for logits in exits])
+    one_of = torch.stack([logits.softmax(-1).amax(-1) for logits in exits])
+    threshold = between(yes)
+    assert not torch.equal(depths(yes, threshold), depths(one_of, threshold))
+    dynamic.mean_budgets = [(1.0, 0.0), (2.0, threshold), (4.0, 1.1)]
+    executed = dynamic(**batch, budget="mean:2").executed_layers
+    assert torch.equal(executed.sum(1), depths(yes, threshold))
 
 
 def test_a_run_with_exits_answers_a_mean_budget_by_the_exit_where_each_input_stopped(

@@ -30,7 +30,15 @@ from .frames import valid_frames
 from .heads import HEADS
 from .losses import classification_loss, ctc_loss
 from .outputs import FIELDS, add_layers
-from .plan import LocalGates, Plan, Progressive, UpFront, check_mask, gates_above
+from .plan import (
+    LocalGates,
+    Plan,
+    Progressive,
+    UpFront,
+    check_mask,
+    confidence,
+    gates_above,
+)
 from .selector import (
     Gates,
     GateSelector,
@@ -148,6 +156,12 @@ class DynamicModel(nn.Module):
     def num_layers(self) -> int:
         """L, the number of layers to choose from."""
         return len(self.stack)
+
+    @property
+    def several(self) -> bool:
+        """Whether an input may have several classes, each a yes or no by itself."""
+        kind = getattr(_head_of(self.model).config, "problem_type", None)
+        return kind == "multi_label_classification"
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -629,7 +643,8 @@ class DynamicModel(nn.Module):
                 state = self.skip(index, self.stack.layers[index], state)
             return self.exit_logits(tensors, state, depth, rows)
 
-        return lambda: Progressive(readout, threshold)
+        sure = partial(confidence, several=self.several)
+        return lambda: Progressive(readout, threshold, sure)
 
     def _threshold(self, mean: float) -> float:
         if not self.mean_budgets:
@@ -790,7 +805,9 @@ def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
             chooser.load_state_dict(load_file(directory / DECODER_SELECTOR))
             dynamic.decoder_selector = chooser.to(model.device).eval()
         dynamic.mean_budgets = _mean_budgets(config["mean_budgets"])
-        dynamic.trained = bool(config.get("trained", True))  # unknown of those of before
+        dynamic.trained = bool(config.get("trained", True))  # unknown of directories of before
+        if dynamic.several and "trained" not in config:
+            dynamic.mean_budgets = []  # by softmax over classes that do not exclude one another
         dynamic.decoder_trained = bool(config.get("decoder_trained", False))
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{directory} cannot be loaded: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .frames import frame_mean
 from .selector import Gates, GateSelector, gumbel_like
@@ -20,6 +21,8 @@ Plan: TypeAlias = Callable[[int, Tensor, Tensor | None], tuple[Tensor, Tensor | 
 Choose: TypeAlias = Callable[[Tensor, Tensor | None], Gates]
 # (layers that ran, rows [n], state of these rows [n, frames, width]) -> logits
 Readout: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
+# (logits, frame mask) -> how sure each answer is, [batch]
+Sure: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def check_mask(mask: Any, *, layers: int, batch: int) -> Tensor:
@@ -149,11 +152,12 @@ class Progressive:
 
     Args:
         readout: the answer after some layers.
-        threshold: an input stops once its `confidence` reaches it.
+        threshold: an input stops once its answer is as sure as that.
+        sure: how sure an answer is, such as `confidence`.
     """
 
-    def __init__(self, readout: Readout, threshold: float) -> None:
-        self.readout, self.threshold = readout, threshold
+    def __init__(self, readout: Readout, threshold: float, sure: Sure) -> None:
+        self.readout, self.threshold, self.sure = readout, threshold, sure
         self.going = torch.empty(0, dtype=torch.bool)
 
     def __call__(
@@ -165,23 +169,37 @@ class Progressive:
             rows = self.going.nonzero().squeeze(1)
             logits = self.readout(index, rows.to(state.device), state[rows])
             valid = None if frame_mask is None else frame_mask[rows.to(frame_mask.device)]
-            sure = confidence(logits, valid).to("cpu") >= self.threshold
+            sure = self.sure(logits, valid).to("cpu") >= self.threshold
             self.going = self.going.clone()
             self.going[rows[sure]] = False
         return self.going, None
 
 
-def confidence(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-    """The probability of the likeliest class; for an answer a frame, its mean over valid frames.
+def confidence(
+    logits: Tensor, frame_mask: Tensor | None = None, *, several: bool = False
+) -> Tensor:
+    """Return the probability of the likeliest class; for an answer a frame, its mean over these.
+
+    Args:
+        several: whether an input may have several classes, each a yes or no by itself.
 
     Shape: [batch, labels], or [batch, frames, labels] with the frame mask or None -> [batch].
     """
-    return _over_frames(logits.float().softmax(-1).amax(-1), frame_mask)
+    logits = logits.float()
+    probabilities = logits.sigmoid() if several else logits.softmax(-1)
+    return _over_frames(probabilities.amax(-1), frame_mask)
 
 
-def certainty(logits: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-    """Minus the entropy of the answer, in nats. Shape: as `confidence`."""
-    log_p = logits.float().log_softmax(-1)
+def certainty(logits: Tensor, frame_mask: Tensor | None = None, *, several: bool = False) -> Tensor:
+    """Return minus the entropy of the answer, in nats; of several yes or no their mean.
+
+    Args and shape: as `confidence`.
+    """
+    logits = logits.float()
+    if several:
+        yes, no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+        return _over_frames((yes * yes.exp() + no * no.exp()).mean(-1), frame_mask)
+    log_p = logits.log_softmax(-1)
     return _over_frames((log_p * log_p.exp()).sum(-1), frame_mask)
 
 
