@@ -281,6 +281,8 @@ def _place(location: tuple[str | int, ...]) -> str:
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
+    if isinstance(value, list | dict):
+        return f"a list of {len(value)}" if isinstance(value, list) else "names with values"
     return reprlib.repr(value)
 
 

@@ -21,11 +21,11 @@ from transformers import (
 
 from ..core.macs import count_macs
 from ..data.features import LIMIT_SECONDS, extract
-from ..files import atomic_directory, atomic_path, sha256, write_json
+from ..files import UNSET, atomic_directory, atomic_path, sha256, write_sealed_json
 from ..progress import progress
 from ..runtime import Metadata, Split, load
 from ..runtime.features import FilterBank, LogMel, Waveform
-from ..runtime.metadata import CHECKSUM, FORMAT, KEY, UNSET, sealed
+from ..runtime.metadata import CHECKSUM, FORMAT, KEY, sealed
 from ..runtime.model import MANIFEST
 from ..runtime.profile import LENGTHS
 from ..training.runs import Run, provenance
@@ -244,7 +244,7 @@ def _write_split(parts: Parts, meta: Metadata, directory: Path) -> None:
         "batches": parts.batches,
         "files": {name: sha256(directory / f"{name}.onnx") for name in models},
     }
-    write_json(directory / MANIFEST, manifest)
+    write_sealed_json(directory / MANIFEST, manifest)
 
 
 def _save(model: onnx.ModelProto, path: Path, meta: Metadata | None) -> None:
