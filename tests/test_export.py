@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +22,11 @@ import sounding
 from sounding import runtime
 from sounding.core.budget import mean_layers, threshold_for
 from sounding.core.selector import GateSelector, StaticSelector
-from sounding.export import ExportError, export
+from sounding.export import ExportError, build, export
 from sounding.export.parts import DYNAMIC, OPSET, export_selector
 from sounding.export.products import SMALLEST, as_products
-from sounding.export.quantize import quantize
+from sounding.export.quantize import _Feeds, quantize
+from sounding.files import WriteError
 
 
 @pytest.fixture(params=CASES)
@@ -292,6 +297,57 @@ def test_an_export_that_differs_from_pytorch_is_not_put_in_place(whisper, tmp_pa
         export(whisper.run, tmp_path / "m.onnx", parts=wrong)
     assert (tmp_path / "m.onnx").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("m.onnx", (build, "_speed_up")), ("m", (build, "_speed_up")), ("m", (_Feeds, "get_next"))],
+)
+def test_what_a_kill_in_an_export_left_is_removed_by_the_next(
+    whisper, tmp_path, monkeypatch, name, where
+):
+    def export_to(path):
+        examples = [runtime.load(whisper.one).extract(clip(0.4))]
+        split = "." not in name
+        export(whisper.run, path, split=split, int8=True, calibration=examples, parts=whisper.parts)
+
+    export_to(tmp_path / "elsewhere" / name)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(*where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        try:
+            export_to(tmp_path / "out" / name)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    left = list((tmp_path / "out").iterdir())
+    assert len(left) == (2 if where[0] is build else 1)
+    assert sum(file.stat().st_size for path in left for file in path.rglob("*")) > 100_000
+    assert not (tmp_path / "out" / name).exists()
+    assert not list((tmp_path / "tmp").iterdir())  # nothing that nobody would find
+    export_to(tmp_path / "out" / name)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("options", [{}, {"split": True}, {"int8": True}], ids=str)
+def test_an_export_to_a_full_disk_says_where_and_leaves_the_old_one(
+    whisper, tmp_path, monkeypatch, options
+):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / ("m" if "split" in options else "m.onnx")
+    export(whisper.run, path, parts=whisper.parts, split="split" in options)
+    before = runtime.load(path).digest()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(onnx, "save", full)
+    with pytest.raises(WriteError, match=rf"{path.name} cannot be written .*make room"):
+        export(whisper.run, path, parts=whisper.parts, **options)
+    assert runtime.load(path).digest() == before
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +21,20 @@ from torch import nn
 
 import sounding
 from sounding.core import model as core
-from sounding.files import atomic_directory, atomic_path, recover, sha256, write_json, write_text
+from sounding.files import (
+    WriteError,
+    atomic_directory,
+    atomic_path,
+    locked,
+    recover,
+    remove_dead,
+    remove_leftovers,
+    set_seal,
+    sha256,
+    write_json,
+    write_sealed_json,
+    write_text,
+)
 
 
 def choosy(name, seed=0, **options):
@@ -481,3 +496,233 @@ def test_a_file_kept_from_the_old_directory_is_not_shared_with_a_new_write(tmp_p
     with atomic_directory(tmp_path / "d", keep_others=True) as temporary:
         (temporary / "a").write_text("new")
     assert copy.read_text() == "old"
+
+
+def names(directory):
+    return sorted(os.fsencode(item.name) for item in directory.iterdir())
+
+
+LONG = ["a" * 240, "b" * 255, "ü" * 127, "x" * 250 + ".json"]
+
+
+@pytest.mark.parametrize("name", LONG, ids=len)
+def test_the_longest_names_can_be_written(tmp_path, name):
+    for text in ("one", "two"):
+        write_text(tmp_path / name, text)
+        assert (tmp_path / name).read_text() == text
+    (tmp_path / name).unlink()
+    for content in ("one", "two"):
+        with atomic_directory(tmp_path / name) as temporary:
+            (temporary / content).touch()
+    assert names(tmp_path / name) == [b"two"]
+    assert len(names(tmp_path)) == 1
+
+
+def test_names_that_are_not_utf_8_can_be_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    for text in ("one", "two"):
+        write_text(path, text)
+        assert path.read_text() == text
+    with atomic_directory(tmp_path / os.fsdecode(b"\xff")) as temporary:
+        (temporary / "a").touch()
+    assert names(tmp_path) == [b"caf\xe9.txt", b"\xff"]
+    write_json(tmp_path / "a.json", {"file": path.name})  # which has no UTF-8
+    write_sealed_json(tmp_path / "b.json", {"file": path.name})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"file": "caf?.txt"}
+
+
+WRITING = """
+import os, sys, time
+from pathlib import Path
+from sounding.files import atomic_directory, atomic_path, temporary_directory
+root = Path(sys.argv[1])
+with atomic_path(root / "file") as a, atomic_directory(root / "d") as b:
+    with temporary_directory(root / "big") as c:
+        a.write_text("half")
+        (b / "x").write_text("half")
+        (c / "y").write_text("half")
+        print("writing", flush=True)
+        if sys.argv[2] == "killed":
+            os.kill(os.getpid(), 9)
+        time.sleep(60)
+"""
+WRITE = "import sys; from sounding.files import write_text; write_text(sys.argv[1], 'new')"
+
+
+def writing(root, how):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITING, root, how], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_write_beside_it(tmp_path):
+    assert writing(tmp_path, "killed").wait() == -signal.SIGKILL
+    assert len(names(tmp_path)) == 3
+    subprocess.run([sys.executable, "-c", WRITE, tmp_path / "other"], check=True)
+    assert names(tmp_path) == [b"other"]
+
+
+def test_what_a_living_process_is_writing_stays(tmp_path):
+    process = writing(tmp_path, "lives")
+    try:
+        for _ in range(2):
+            subprocess.run([sys.executable, "-c", WRITE, tmp_path / "file"], check=True)
+        remove_dead(tmp_path)
+        assert len(names(tmp_path)) == 4
+    finally:
+        process.kill()
+        process.wait()
+    remove_dead(tmp_path)
+    assert names(tmp_path) == [b"file"]
+
+
+def test_what_another_machine_is_writing_stays_for_a_day(tmp_path):
+    """Whose processes we cannot see."""
+    leftover = tmp_path / ".model.onnx.0123abcd.89abcdef-1.abcd_123.tmp"
+    leftover.touch()
+    mine = [tmp_path / ".notes.tmp", tmp_path / "a.tmp", tmp_path / ".a.0123abcd.tmp"]
+    for path in mine:
+        path.touch()
+    remove_dead(tmp_path)
+    assert leftover.exists()
+    yesterday = time.time() - 25 * 3600
+    for path in (leftover, *mine):
+        os.utime(path, (yesterday, yesterday))
+    remove_dead(tmp_path)
+    assert not leftover.exists()
+    assert all(path.exists() for path in mine)
+
+
+def test_leftovers_of_one_target_are_removed_whoever_wrote_them(tmp_path):
+    process = writing(tmp_path, "lives")
+    (tmp_path / ".file.abcd_123.tmp").touch()  # of an earlier version
+    (tmp_path / ".file.mine.tmp").touch()
+    try:
+        remove_leftovers(tmp_path / "file")
+        assert len(names(tmp_path)) == 3
+        assert b".file.mine.tmp" in names(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_of_many_that_write_one_directory_at_once_the_last_wins(tmp_path):
+    """And none fails; a reader that looks for what a kill left does no harm."""
+    errors = []
+
+    def write(number):
+        try:
+            for _ in range(30):
+                with atomic_directory(tmp_path / "d") as temporary:
+                    for name in "ab":
+                        (temporary / name).write_text(str(number))
+                recover(tmp_path / "d")
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert (tmp_path / "d" / "a").read_text() == (tmp_path / "d" / "b").read_text()
+    assert names(tmp_path) == [b"d"]
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from safetensors.numpy import save_file
+from sounding.files import atomic_directory, atomic_path, temporary_directory, write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+root, weights = Path(sys.argv[1]), {"a": np.zeros(10_000)}
+def text(): write_text(root / "file", 10_000 * "x")
+def rust():
+    with atomic_path(root / "file") as temporary:
+        save_file(weights, temporary)
+def directory():
+    with atomic_directory(root / "d") as temporary:
+        write_text(temporary / "a", "fits")
+        save_file(weights, temporary / "b")
+def big():
+    with temporary_directory(root / "big") as temporary:
+        (temporary / "a").write_bytes(10_000 * b"x")
+try:
+    globals()[sys.argv[2]]()
+except OSError as error:
+    print(type(error).__name__, error.errno, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system has no limit of a file's size")
+@pytest.mark.parametrize(
+    ("how", "name"), [("text", "file"), ("rust", "file"), ("directory", "d"), ("big", "big")]
+)
+def test_without_room_the_error_says_where_and_the_old_content_stays(tmp_path, how, name):
+    (tmp_path / "d").mkdir()
+    for path in (tmp_path / "file", tmp_path / "d" / "a"):
+        path.write_text("old")
+    command = [sys.executable, "-c", FULL, tmp_path, how]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.startswith(f"WriteError 27 {tmp_path / name} cannot be written (File too large)")
+    assert "make room" in told
+    assert "the same command goes on" in told
+    assert names(tmp_path) == [b"d", b"file"]
+    for path in (tmp_path / "file", tmp_path / "d" / "a"):
+        assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_at_the_last_moment_too(tmp_path, monkeypatch, code):
+    def full(handle):
+        raise OSError(code, os.strerror(code))
+
+    write_text(tmp_path / "file", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"file cannot be written .*: what was there before is"):
+        write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == [b"file"]
+
+
+HOLD = """
+import sys, time
+from sounding.files import locked
+with locked(sys.argv[1]):
+    print("has it", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_directory_is_for_one_process_until_its_end(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "d"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "has it\n"
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"d is in use by another process"), locked(tmp_path / "d"):
+        pass
+    assert time.monotonic() - began < 5
+    process.kill()
+    process.wait()
+    for _ in range(2):
+        with locked(tmp_path / "d"):
+            pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in directories")
+def test_a_checksum_of_a_pipe_is_an_error_and_no_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a pipe or a device"):
+        sha256(tmp_path / "pipe")
+
+
+def test_a_seal_covers_what_is_before_and_behind_it():
+    data = b"before" + 64 * b"0" + b"behind"
+    sealed = set_seal(data, 6)
+    assert sealed[:6] + sealed[70:] == b"beforebehind"
+    assert set_seal(data[:-1] + b"!", 6)[6:70] != sealed[6:70]

@@ -12,7 +12,7 @@ ROOT = Path(sounding.__file__).parent
 ORDER = [
     "cli", "demo", "recipes", "transcribe", "export", "evaluation", "training", "runtime", "data",
     "weights", "core",
-    "progress", "machine", "files",
+    "progress", "machine", "typed", "files",
 ]  # fmt: skip
 
 

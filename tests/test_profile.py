@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 import time
 from dataclasses import replace
@@ -138,20 +139,86 @@ def test_a_profile_of_something_else_is_refused(model, change, message):
         Governed(model, 50)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"format": 9}', '{"format": 1}', "shape", "nan"])
+def table_of(values):
+    return values["tables"]["1"]
+
+
+DAMAGE = {  # what is done to a profile as it is written
+    "other format": lambda v: v.update(format=9),
+    "no format": lambda v: v.pop("format"),
+    "no device": lambda v: v.pop("device"),
+    "a device that is none": lambda v: v.update(device=[]),
+    "no tables": lambda v: v.update(tables={}),
+    "tables of no threads": lambda v: v.update(tables={"x": table_of(v)}),
+    "a list": lambda v: v.update(tables=[table_of(v)]),
+    "too few rows": lambda v: table_of(v)["high"].pop(),
+    "too few layers": lambda v: [row.pop() for row in table_of(v)["high"]],
+    "a row less on one side": lambda v: table_of(v)["median"].append(table_of(v)["high"].pop()),
+    "too few features": lambda v: table_of(v)["features"].pop(),
+    "no lengths": lambda v: v.update(tables={"1": {key: [] for key in table_of(v)}}),
+    "lengths that fall": lambda v: table_of(v)["seconds"].reverse(),
+    "equal lengths": lambda v: table_of(v).update(seconds=[0.5, 0.5, 1.0]),
+    "a length of 0": lambda v: table_of(v)["seconds"].__setitem__(0, 0.0),
+    "a length that is a text": lambda v: table_of(v)["seconds"].__setitem__(0, "0.25"),
+    "NaN": lambda v: table_of(v)["high"][0].__setitem__(0, float("nan")),
+    "infinite": lambda v: table_of(v)["high"][0].__setitem__(3, float("inf")),
+    "a time of 0": lambda v: table_of(v)["median"][0].__setitem__(0, 0),
+    "a negative time": lambda v: table_of(v)["median"][0].__setitem__(0, -1.0),
+    "a huge time": lambda v: table_of(v)["high"][0].__setitem__(3, 1e300),
+    "a huge number": lambda v: v.update(layers=10**400),
+    "no layers": lambda v: v.update(layers=0),
+    "a median above the high": lambda v: table_of(v)["median"][0].__setitem__(0, 1e6),
+    "more": lambda v: v.update(more=1),
+    "more in a table": lambda v: table_of(v).update(more=1),
+}
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "null", "", 99999 * "[", "\0", *DAMAGE])
 def test_a_damaged_profile_gets_one_clear_line(model, tmp_path, damage):
     path = tmp_path / "p.json"
     model.profile.save(path)
     values = json.loads(path.read_text())
-    if damage == "shape":
-        values["tables"]["1"]["high"].pop()
-        damage = json.dumps(values)
-    elif damage == "nan":
-        values["tables"]["1"]["high"][0][0] = float("nan")
+    del values["seal"]  # which would tell all of it
+    path.write_text(json.dumps(values))
+    assert Profile.load(path) == model.profile  # one of before there were seals
+    if damage in DAMAGE:
+        DAMAGE[damage](values)
         damage = json.dumps(values)
     path.write_text(damage)
-    with pytest.raises(ModelError, match=r"p\.json is no profile of `sounding calibrate`"):
+    with pytest.raises(
+        ModelError, match=r"p\.json is no profile of `sounding calibrate`.*: calibrate again$"
+    ) as error:
         Profile.load(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_any_changed_bit_of_a_profile_is_refused(model, tmp_path):
+    path = tmp_path / "p.json"
+    model.profile.save(path)
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(ModelError, match="calibrate again"):
+            Profile.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in directories")
+def test_a_pipe_as_a_profile_is_an_error_and_no_wait(exports, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exports("whisper").one.read_bytes())
+    os.mkfifo(profile_path(path))
+    with pytest.raises(ModelError, match=r"is no profile .* .it is a pipe or a device"):
+        runtime.load(path)
+
+
+def test_a_profile_of_other_layers_is_refused(model):
+    table = Table([1.0], [[1.0, 2.0]], [[1.0, 2.0]], [0.5])
+    model.profile = Profile(device(), model.digest(), 2, {1: table})
+    with pytest.raises(ModelError, match="times for 2 layers, and the model has 4"):
+        model.run(clip(0.3), "50ms")
 
 
 def test_without_a_profile_the_command_is_named(exports):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +27,10 @@ from sounding.data.features import extract
 from sounding.evaluation.classify import classify
 from sounding.export import build
 from sounding.export.build import feature_settings
-from sounding.files import write_json
+from sounding.files import UNSET, sha256, write_json, write_sealed_json
 from sounding.runtime import ModelError
 from sounding.runtime.features import extractor
-from sounding.runtime.metadata import CHECKSUM, UNSET, sealed
+from sounding.runtime.metadata import CHECKSUM, sealed
 from sounding.runtime.model import SPINNING
 
 DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -243,6 +244,175 @@ def test_a_damaged_split_export_gets_one_clear_line(exports, tmp_path, wav):
             runtime.load(root).run(wav)
     with pytest.raises(ModelError, match="no such file"):
         runtime.load(tmp_path / "nowhere.onnx")
+
+
+def resealed(source, path, **changes):
+    """A copy of an exported file whose metadata were changed, with a checksum that fits."""
+    model = onnx.load(source)
+    meta = json.loads({one.key: one.value for one in model.metadata_props}["sounding"])
+    text = changes.pop("text", None) or json.dumps(meta | changes)
+    del model.metadata_props[:]
+    helper.set_model_props(model, {"sounding": text, CHECKSUM: UNSET})
+    path.write_bytes(sealed(model.SerializeToString()))
+    return path
+
+
+def resplit(source, path, **changes):
+    """A copy of a split export whose manifest was changed, with a seal that fits."""
+    shutil.copytree(source, path)
+    manifest = json.loads((path / "model.json").read_text())
+    del manifest["seal"]
+    model = {name[6:]: changes.pop(name) for name in list(changes) if name.startswith("model_")}
+    manifest["model"] |= model
+    write_sealed_json(path / "model.json", manifest | changes)
+    return path
+
+
+LOG_MEL = {"kind": "log-mel", "mels": 16, "n_fft": 400, "hop": 160, "rate": RATE}
+METADATA = [
+    {"layers": "4"}, {"layers": 4.0}, {"layers": True}, {"layers": 10**9}, {"layers": -1},
+    {"layers": 10**400}, {"labels": [1, 2, 3, 4, 5]}, {"labels": "abcde"}, {"labels": {"a": 1}},
+    {"labels": [None] * 5}, {"rate": 1}, {"rate": 10**12}, {"rate": "16000"}, {"rate": 8000},
+    {"limit_seconds": float("inf")}, {"limit_seconds": float("nan")}, {"limit_seconds": -1},
+    {"limit_seconds": "1"}, {"limit_seconds": 1e300}, {"max_seconds": 0}, {"max_seconds": []},
+    {"mean_budgets": [[1, float("nan")]]}, {"mean_budgets": [[2, 0.1], [1, 0.2]]},
+    {"mean_budgets": [[1, 0.1], [1, 0.2]]}, {"mean_budgets": [[1]]}, {"mean_budgets": [[9, 0.5]]},
+    {"mean_budgets": "1"}, {"macs": "1"}, {"macs": []}, {"macs": [[1, 2]]},
+    {"macs": [["1", 2, 3]]}, {"macs": [[1, -2, 3]]}, {"macs": [[2, 1, 1], [1, 1, 1]]},
+    {"mask": [True]}, {"mask": [0, 1, 0, 1]}, {"mask": [False] * 4}, {"mask": "1111"},
+    {"task": "singing"}, {"task": ["text"]}, {"features": []}, {"features": {}},
+    {"features": {"kind": ["log-mel"]}}, {"features": {**LOG_MEL, "mels": 10**9}},
+    {"features": {**LOG_MEL, "mels": -1}}, {"features": {**LOG_MEL, "n_fft": 10**9}},
+    {"features": {**LOG_MEL, "hop": 0}}, {"features": {**LOG_MEL, "hop": 1.5}},
+    {"features": {**LOG_MEL, "hop": "160"}}, {"features": {**LOG_MEL, "loud": 1}},
+    {"features": {**LOG_MEL, "rate": 8000}}, {"features": {"kind": "waveform"}},
+    {"features": {"kind": "waveform", "normalize": "no"}},
+    {"features": {"kind": "filter-bank", "mels": 32, "frames": 10**9, "hop": 160, "rate": RATE,
+                  "mean": None, "deviation": None}},
+    {"features": {"kind": "filter-bank", "mels": 32, "frames": 64, "hop": 160, "rate": RATE,
+                  "mean": 0.0, "deviation": 0.0}},
+    {"selector": None}, {"versions": []}, {"opset": "20"}, {"data": None}, {"more": 1},
+    {"text": "[]"}, {"text": "null"}, {"text": 99_999 * "["}, {"text": '{"format": 1}'},
+    {"text": 400 * '{"format":' + "1" + 400 * "}"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", METADATA, ids=lambda value: str(value)[:40])
+def test_metadata_of_wrong_types_or_sizes_get_one_clear_line(exports, tmp_path, changes):
+    path = resealed(exports("whisper").one, tmp_path / "bad.onnx", **changes)
+    with pytest.raises(ModelError, match=r"damaged|unknown features") as error:
+        runtime.load(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"after": "0"}, {"after": None}, {"per_input": [1]}, {"per_input": None}, {"batches": "no"},
+        {"files": []}, {"files": {"front": 1}}, {"model": []}, {"model": None}, {"more": 1},
+        {"model_layers": 10**9}, {"model_labels": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_of_wrong_types_gets_one_clear_line(exports, tmp_path, changes):
+    path = resplit(exports("whisper").split, tmp_path / "s", **changes)
+    with pytest.raises(ModelError, match="damaged") as error:
+        runtime.load(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_a_changed_bit_of_the_manifest_is_refused(exports, tmp_path):
+    """As in the one file: a rate or a letter of a label would be another answer."""
+    path = tmp_path / "s"
+    shutil.copytree(exports("whisper").split, path)
+    content = (path / "model.json").read_bytes()
+    for before, after in ((b"16000", b"12000"), (b'"a"', b'"A"'), (b'"seal"', b'"sea|"')):
+        assert before in content
+        (path / "model.json").write_bytes(content.replace(before, after, 1))
+        with pytest.raises(ModelError, match=r"model\.json is not the file .* export it again"):
+            runtime.load(path)
+    manifest = json.loads(content)
+    del manifest["seal"]  # one of before there were seals
+    write_json(path / "model.json", manifest)
+    assert runtime.load(path).run(clip(0.5), 2).label in LABELS
+
+
+def test_parts_that_do_not_belong_together_are_refused(exports, tmp_path):
+    source, other = exports("whisper").split, exports("moonshine").split
+    files = json.loads((source / "model.json").read_text())["files"]
+    for name, foreign in (
+        ("front", source / "head.onnx"),
+        ("front", other / "front.onnx"),
+        ("selector", source / "head_1.onnx"),
+        ("layer_1", source / "head.onnx"),
+        ("head", other / "layer_0.onnx"),
+        ("head", source / "front.onnx"),
+    ):
+        path = tmp_path / f"{name}-{foreign.stem}-{foreign.parent.name}"
+        resplit(source, path, files=files | {name: sha256(foreign)})
+        shutil.copy(foreign, path / f"{name}.onnx")
+        model = runtime.load(path)
+        with pytest.raises(ModelError) as error:
+            [model.run(clip(0.5), k) for k in (None, 1, 3)]
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_graph_that_does_not_fit_its_description_is_refused(exports, tmp_path):
+    source = exports("whisper").one
+    told = {
+        "labels": ({"labels": [*LABELS, "f"]}, "answers with logits"),
+        "budgets": ({"mean_budgets": []}, "has a graph of features"),
+        "mask": ({"mask": [True] * LAYERS}, "has a graph of features"),
+        "layers": ({"layers": LAYERS + 1}, "answers with logits"),
+        "text": ({"task": "text"}, "answers with logits"),
+    }
+    for name, (changes, reason) in told.items():
+        path = resealed(source, tmp_path / f"{name}.onnx", **changes)
+        with pytest.raises(ModelError, match=reason):
+            runtime.load(path).run(clip(0.5))
+    model = onnx.load(source)
+    model.graph.output[0].name = "answer"
+    model.graph.node.append(helper.make_node("Identity", ["logits"], ["answer"]))
+    onnx.save(model, tmp_path / "renamed.onnx")
+    path = resealed(tmp_path / "renamed.onnx", tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match="not of logits"):
+        runtime.load(path)
+
+
+def test_what_onnx_runtime_refuses_is_one_clear_line(exports, tmp_path):
+    """Features of another width than the graph takes."""
+    features = {**LOG_MEL, "mels": 12}
+    for path in (
+        resealed(exports("whisper").one, tmp_path / "m.onnx", features=features),
+        resplit(exports("whisper").split, tmp_path / "s", model_features=features),
+    ):
+        with pytest.raises(ModelError, match="cannot answer") as error:
+            runtime.load(path).run(clip(0.5))
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_split_export_that_a_kill_left_aside_is_taken_back(exports, tmp_path):
+    shutil.copytree(exports("whisper").split, tmp_path / ".s.old")
+    assert runtime.load(tmp_path / "s").run(clip(0.5), 1).label in LABELS
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in directories")
+def test_a_pipe_is_an_error_and_no_wait(exports, tmp_path):
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="no such file"):
+        runtime.load(tmp_path / "m.onnx")
+    for name in ("model.json", "front.onnx"):
+        path = tmp_path / name.replace(".", "_")
+        shutil.copytree(exports("whisper").split, path)
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        with pytest.raises(ModelError, match=name):
+            runtime.load(path).run(clip(0.5))
 
 
 LIGHT = f"""

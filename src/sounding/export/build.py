@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,18 @@ from transformers import (
 
 from ..core.macs import count_macs
 from ..data.features import LIMIT_SECONDS, extract
-from ..files import atomic_directory, atomic_path, sha256, write_json
+from ..files import (
+    UNSET,
+    atomic_directory,
+    atomic_path,
+    sha256,
+    temporary_directory,
+    write_sealed_json,
+)
 from ..progress import progress
 from ..runtime import Metadata, Split, load
 from ..runtime.features import FilterBank, LogMel, Waveform
-from ..runtime.metadata import CHECKSUM, FORMAT, KEY, UNSET, sealed
+from ..runtime.metadata import CHECKSUM, FORMAT, KEY, sealed
 from ..runtime.model import MANIFEST
 from ..runtime.profile import LENGTHS
 from ..training.runs import Run, provenance
@@ -102,13 +108,13 @@ def export(
         raise ExportError("calibration clips are for int8: at least one, with --int8")
     check(run.dynamic)
     meta = metadata(run, mask, "int8" if int8 else "fp32")
-    with progress("export", 3) as show:
+    with temporary_directory(out) as work, progress("export", 3) as show:
         parts = export_parts(run.dynamic) if parts is None else parts
         show(1, "traced")
         made = parts
         if int8:
-            feeds = None if calibration is None else _feeds(parts, run, calibration)
-            made = quantize(parts, _examples(run, meta.limit_seconds), feeds)
+            feeds = None if calibration is None else _feeds(parts, run, calibration, work)
+            made = quantize(parts, _examples(run, meta.limit_seconds), feeds, work)
         speed_up = None
         place = atomic_directory if split else atomic_path
         with place(out) as temporary:
@@ -116,7 +122,7 @@ def export(
             show(2, "written")
             difference = validate(run, load(temporary, threads=1), exact=not int8)
             if int8:
-                speed_up = _speed_up(parts, meta, temporary)
+                speed_up = _speed_up(parts, meta, temporary, work)
             size = sum(file.stat().st_size for file in _files(temporary))
         show(3, "validated")
     return Exported(out, size / 1e6, difference, speed_up)
@@ -244,7 +250,7 @@ def _write_split(parts: Parts, meta: Metadata, directory: Path) -> None:
         "batches": parts.batches,
         "files": {name: sha256(directory / f"{name}.onnx") for name in models},
     }
-    write_json(directory / MANIFEST, manifest)
+    write_sealed_json(directory / MANIFEST, manifest)
 
 
 def _save(model: onnx.ModelProto, path: Path, meta: Metadata | None) -> None:
@@ -267,20 +273,22 @@ def _examples(run: Run, limit: float) -> list[np.ndarray]:
     return [extract(sound(min(s, limit), rate), run.extractor) for s in SECONDS]
 
 
-def _feeds(parts: Parts, run: Run, calibration: Sequence[np.ndarray]) -> dict[str, list[Feed]]:
+def _feeds(
+    parts: Parts, run: Run, calibration: Sequence[np.ndarray], work: Path
+) -> dict[str, list[Feed]]:
     """What enters each part on the calibration clips."""
-    with TemporaryDirectory(prefix="sounding-") as directory:
-        _write_split(parts, metadata(run, None, "fp32"), Path(directory))
-        model = load(directory, threads=1)
-        assert isinstance(model, Split)
-        return part_feeds(model, calibration)
+    directory = work / "feeds"
+    directory.mkdir()
+    _write_split(parts, metadata(run, None, "fp32"), directory)
+    model = load(directory, threads=1)
+    assert isinstance(model, Split)
+    return part_feeds(model, calibration)
 
 
-def _speed_up(parts: Parts, meta: Metadata, path: Path) -> float:
+def _speed_up(parts: Parts, meta: Metadata, path: Path, work: Path) -> float:
     """Of the int8 export at `path` over the same parts in fp32, at full depth."""
-    with TemporaryDirectory(prefix="sounding-") as directory:
-        other = Path(directory) / ("fp32" if path.is_dir() else "fp32.onnx")
-        if path.is_dir():
-            other.mkdir()
-        write(parts, meta, other, split=path.is_dir())
-        return faster(load(path, threads=1), load(other, threads=1))
+    other = work / ("fp32" if path.is_dir() else "fp32.onnx")
+    if path.is_dir():
+        other.mkdir()
+    write(parts, meta, other, split=path.is_dir())
+    return faster(load(path, threads=1), load(other, threads=1))

@@ -11,12 +11,15 @@ it comes (dynamic), or by a range measured on clips before (static).
 from __future__ import annotations
 
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,28 +46,30 @@ def quantize(
     parts: Parts,
     examples: Sequence[np.ndarray],
     feeds: Mapping[str, list[Feed]] | None = None,
+    directory: Path | None = None,
 ) -> Parts:
     """The parts with front end and layers in int8.
 
     Args:
         examples: features of a few sounds, by which the products of the front end are judged.
         feeds: inputs of each part on real clips, by its name, for static ranges.
+        directory: for temporary files; by default that of the system.
 
     Shape: examples [frames, bins] or [samples], one a sound.
     """
-    with _quiet():
-        front = _front(
-            as_products(parts.front), examples, None if feeds is None else feeds["front"]
-        )
+    feed: Mapping[str, list[Feed]] = {} if feeds is None else feeds
+    with _quiet(), TemporaryDirectory(prefix="sounding-", dir=directory) as made:
+        place = Path(made)
+        front = _front(as_products(parts.front), examples, feed.get("front"), place)
         layers = [
-            _quantized(layer, None if feeds is None else feeds[f"layer_{index}"])
+            _quantized(layer, feed.get(f"layer_{index}"), place)
             for index, layer in enumerate(parts.layers)
         ]
     return replace(parts, front=front, layers=layers)
 
 
 def _front(
-    model: onnx.ModelProto, examples: Sequence[np.ndarray], feed: list[Feed] | None
+    model: onnx.ModelProto, examples: Sequence[np.ndarray], feed: list[Feed] | None, place: Path
 ) -> onnx.ModelProto:
     """The front end with those products in int8 that leave its state as it is, nearly.
 
@@ -80,10 +85,10 @@ def _front(
     expected = _states(model, examples)
     spoiling = set()
     for name in sorted(products):
-        alone = _quantized(model, feed, exclude=products - {name})
+        alone = _quantized(model, feed, place, exclude=products - {name})
         if _apart(_states(alone, examples), expected) > FRONT_ERROR:
             spoiling.add(name)
-    return _quantized(model, feed, exclude=spoiling) if products - spoiling else model
+    return _quantized(model, feed, place, exclude=spoiling) if products - spoiling else model
 
 
 def _states(model: onnx.ModelProto, examples: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -101,17 +106,32 @@ def _apart(states: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> floa
 
 
 def _quantized(
-    model: onnx.ModelProto, feed: list[Feed] | None, exclude: Collection[str] = ()
+    model: onnx.ModelProto, feed: list[Feed] | None, place: Path, exclude: Collection[str] = ()
 ) -> onnx.ModelProto:
     """A graph with its products in int8, but for those of some names."""
-    with TemporaryDirectory(prefix="sounding-") as directory:
-        source, target = Path(directory) / "fp32.onnx", Path(directory) / "int8.onnx"
-        onnx.save(model, source)  # given the graph itself, the quantizer would change it
-        if feed is None:
-            _dynamic(source, target, list(exclude))
-        else:
+    source, target = place / "fp32.onnx", place / "int8.onnx"
+    onnx.save(model, source)  # given the graph itself, the quantizer would change it
+    if feed is None:
+        _dynamic(source, target, list(exclude))
+    else:
+        with _temporaries_in(place):
             _static(source, target, feed, list(exclude))
-        return onnx.load(target)
+    return onnx.load(target)
+
+
+@contextmanager
+def _temporaries_in(place: Path) -> Iterator[None]:
+    """Let ONNX Runtime put its temporary files there, where they are found after a kill.
+
+    It has no argument for that, and `tempfile.tempdir` would move those of other threads too.
+    """
+    module: Any = sys.modules[quantize_static.__module__]
+    before = module.tempfile
+    module.tempfile = SimpleNamespace(TemporaryDirectory=partial(TemporaryDirectory, dir=place))
+    try:
+        yield
+    finally:
+        module.tempfile = before
 
 
 def part_feeds(model: Split, features: Sequence[np.ndarray]) -> dict[str, list[Feed]]:

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from pydantic import Field
+
+from ..typed import check
+from .metadata import Rate
 
 # samples [samples] float32 -> [frames, bins] or [samples] float32
 Extractor: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 FLOOR = 1e-10  # of the mel energies, before the logarithm
 RANGE = 8.0  # decades below the loudest value of the clip that are kept
+
+Bins = Annotated[int, Field(ge=1, le=1024)]
+Frames = Annotated[int, Field(ge=1, le=100_000)]
+Samples = Annotated[int, Field(ge=16, le=96_000)]
 
 
 def extractor(settings: dict[str, Any]) -> Extractor:
@@ -26,17 +35,13 @@ def extractor(settings: dict[str, Any]) -> Extractor:
     """
     values = dict(settings)
     kind = values.pop("kind", None)
-    kinds: dict[str, Callable[..., Extractor]] = {
-        one.kind: one for one in (LogMel, FilterBank, Waveform)
-    }
-    if kind not in kinds:
+    kinds: dict[str, Any] = {one.kind: one for one in (LogMel, FilterBank, Waveform)}
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"unknown features {kind!r}: expected one of {', '.join(kinds)}")
-    try:
-        return kinds[kind](**values)
-    except TypeError as error:
-        raise ValueError(f"the settings of the features are damaged: {error}") from None
+    return check(values, kinds[kind], "the settings of the features", what="are damaged")
 
 
+@dataclass(eq=False)
 class LogMel:
     """Whisper's log-mel spectrogram (`WhisperFeatureExtractor`).
 
@@ -48,11 +53,19 @@ class LogMel:
     """
 
     kind = "log-mel"
+    mels: Bins
+    n_fft: Samples
+    hop: Samples
+    rate: Rate
 
-    def __init__(self, mels: int, n_fft: int, hop: int, rate: int) -> None:
-        self.n_fft, self.hop = n_fft, hop
-        self.window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
-        self.filters = Filters(mel_filters(mels, n_fft, rate).astype(np.float32))
+    def __post_init__(self) -> None:
+        # windows of 1/8 s and frames of 1 ms are far beyond those of any model, and take memory
+        if self.n_fft > self.rate // 8 or self.hop < self.rate // 1000:
+            raise ValueError(f"a window of {self.n_fft} samples every {self.hop} of {self.rate} Hz")
+        turn = 2 * np.pi * np.arange(self.n_fft) / self.n_fft
+        self.window = (0.5 - 0.5 * np.cos(turn)).astype(np.float32)
+        filters = mel_filters(self.mels, self.n_fft, self.rate)
+        self.filters = Filters(filters.astype(np.float32))
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """Shape: [samples] float32 -> [frames, mels] float32."""
@@ -67,6 +80,7 @@ class LogMel:
         return ((log + 4) / 4).astype(np.float32)
 
 
+@dataclass(eq=False)
 class FilterBank:
     """Kaldi's log-mel filter bank, as long for every clip (`ASTFeatureExtractor`).
 
@@ -83,20 +97,20 @@ class FilterBank:
     kind = "filter-bank"
     n_fft, low, floor, emphasis = 512, 20.0, 1.192092955078125e-07, 0.97
 
-    def __init__(
-        self,
-        mels: int,
-        frames: int,
-        hop: int,
-        rate: int,
-        mean: float | None,
-        deviation: float | None,
-    ) -> None:
-        self.mels, self.frames, self.mean, self.deviation = mels, frames, mean, deviation
-        self.width, self.hop = rate * 25 // 1000, hop
+    mels: Bins
+    frames: Frames
+    hop: Samples
+    rate: Rate
+    mean: float | None
+    deviation: Annotated[float, Field(gt=0)] | None
+
+    def __post_init__(self) -> None:
+        self.width = self.rate * 25 // 1000
+        if self.width > self.n_fft:
+            raise ValueError(f"{self.rate} Hz is too much for windows of {self.n_fft} samples")
         self.window = np.hanning(self.width)
-        edges = np.linspace(_kaldi_mel(self.low), _kaldi_mel(rate / 2), mels + 2)
-        bins = _kaldi_mel(np.arange(self.n_fft // 2 + 1) * rate / self.n_fft)
+        edges = np.linspace(_kaldi_mel(self.low), _kaldi_mel(self.rate / 2), self.mels + 2)
+        bins = _kaldi_mel(np.arange(self.n_fft // 2 + 1) * self.rate / self.n_fft)
         self.filters = Filters(_triangles(bins, edges))
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
@@ -115,6 +129,7 @@ class FilterBank:
         return ((made - self.mean) / (2 * self.deviation)).astype(np.float32)
 
 
+@dataclass(eq=False)
 class Waveform:
     """The samples themselves (`Wav2Vec2FeatureExtractor`: wav2vec 2.0, Moonshine, ...).
 
@@ -123,9 +138,7 @@ class Waveform:
     """
 
     kind = "waveform"
-
-    def __init__(self, normalize: bool) -> None:
-        self.normalize = normalize
+    normalize: bool
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """Shape: [samples] float32 -> the same."""
@@ -144,6 +157,8 @@ class Filters:
     """
 
     def __init__(self, filters: np.ndarray) -> None:
+        if not filters.any():
+            raise ValueError("filters that let nothing through")
         mels, self.bins = np.nonzero(filters.T)
         self.weights = filters[self.bins, mels]
         self.starts = np.searchsorted(mels, np.arange(filters.shape[1])).clip(max=len(mels) - 1)

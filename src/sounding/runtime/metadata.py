@@ -6,20 +6,28 @@ bit in a weight is an error and not a wrong answer.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ..core.budget import kept_layers, mean_layers, threshold_for
-from ..data.folder import COLUMNS, Task
+from ..data.folder import Task
+from ..files import UNSET, seal_holds, set_seal
+from ..typed import check, parse_json
 
 KEY = "sounding"  # of the JSON in `metadata_props`
 CHECKSUM = "sounding_sha256"  # of the checksum there
-UNSET = "0" * 64
 FORMAT = 1
+
+# What is beyond these is damage, and would cost memory or time without end.
+Layers = Annotated[int, Field(ge=1, le=1000)]
+Rate = Annotated[int, Field(ge=4000, le=768_000)]
+Length = Annotated[float, Field(gt=0, le=3600)]  # seconds
+Cost = Annotated[float, Field(ge=0, le=1e18)]
 
 
 class ModelError(ValueError):
@@ -52,16 +60,16 @@ class Metadata:
 
     format: int
     task: Task
-    labels: list[str]
-    rate: int
+    labels: Annotated[list[str], Field(min_length=1, max_length=1_000_000)]
+    rate: Rate
     features: dict[str, Any]
-    limit_seconds: float
-    max_seconds: float | None
-    layers: int
+    limit_seconds: Length
+    max_seconds: Length | None
+    layers: Layers
     selector: str
     mask: list[bool] | None
     mean_budgets: list[tuple[float, float]]
-    macs: list[tuple[float, float, float]]
+    macs: Annotated[list[tuple[Length, Cost, Cost]], Field(min_length=1)]
     precision: str
     backbone: str
     licence: str | None
@@ -69,6 +77,16 @@ class Metadata:
     commit: str | None
     versions: dict[str, str]
     opset: int
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and (len(self.mask) != self.layers or not any(self.mask)):
+            raise ValueError("mask: expected one layer at least, of all layers")
+        if self.features.get("rate", self.rate) != self.rate:
+            raise ValueError("features.rate: expected the rate of the audio")
+        for name, limit in (("mean_budgets", self.layers), ("macs", None)):
+            places = [row[0] for row in getattr(self, name)]
+            if places != sorted(set(places)) or (limit and any(not 0 < x <= limit for x in places)):
+                raise ValueError(f"{name}: expected rows that rise")
 
     def to_json(self) -> str:
         """As JSON text."""
@@ -81,34 +99,15 @@ class Metadata:
         Raises:
             ModelError: damaged, or of another format.
         """
-        try:
-            values = json.loads(text)
-            if values["format"] != FORMAT:
-                raise ModelError(
-                    f"made in format {values['format']}, and this version of sounding reads "
-                    f"format {FORMAT}: export it again"
-                )
-            made = cls(**{one.name: values[one.name] for one in fields(cls)})
-            made._check()
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError(f"its metadata are damaged ({error}): export it again") from None
-        return made
-
-    def _check(self) -> None:
-        if not (isinstance(self.layers, int) and self.layers > 0):
-            raise ValueError("no layers")
-        if not (isinstance(self.labels, list) and self.labels):
-            raise ValueError("no labels")
-        if not (isinstance(self.rate, int) and self.rate > 0):
-            raise ValueError("no rate")
-        if self.task not in COLUMNS:
-            raise ValueError(f"task {self.task!r}")
-        if any(len(row) != 3 for row in self.macs):
-            raise ValueError("costs that are none")
-        if self.mask is not None and len(self.mask) != self.layers:
-            raise ValueError("a mask of another number of layers")
+        says: Any = {"error": ModelError, "what": "are damaged", "advice": "export it again"}
+        values = parse_json(text, dict[str, Any], "its metadata", **says)
+        made_in = values.get("format")
+        if isinstance(made_in, int) and made_in != FORMAT:
+            raise ModelError(
+                f"made in format {made_in}, and this version of sounding reads format {FORMAT}: "
+                "export it again"
+            )
+        return check(values, cls, "its metadata", **says)
 
     def budget(self, budget: Any) -> tuple[int, float | None]:
         """The number of kept layers and the threshold that a budget stands for.
@@ -145,9 +144,7 @@ class Metadata:
 
 def sealed(data: bytes) -> bytes:
     """A serialized model whose checksum is `UNSET`, with its checksum set."""
-    place = data.index(UNSET.encode(), data.index(CHECKSUM.encode()))
-    digest = hashlib.sha256(data).hexdigest().encode()
-    return data[:place] + digest + data[place + len(UNSET) :]
+    return set_seal(data, data.index(UNSET.encode(), data.index(CHECKSUM.encode())))
 
 
 def check_seal(path: Path, digest: str) -> None:
@@ -156,15 +153,10 @@ def check_seal(path: Path, digest: str) -> None:
     Raises:
         ModelError: it is not the file that was exported.
     """
-    wanted = digest.encode()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        place = data.find(wanted, max(0, data.find(CHECKSUM.encode())))
-        found = hashlib.sha256()
-        if len(wanted) == len(UNSET) and place >= 0:
-            with memoryview(data) as view, view[:place] as before, view[place + 64 :] as after:
-                for part in (before, UNSET.encode(), after):
-                    found.update(part)
-    if found.hexdigest() != digest:
+        place = data.find(digest.encode(), max(0, data.find(CHECKSUM.encode())))
+        holds = place >= 0 and seal_holds(data, place, digest)
+    if not holds:
         raise ModelError(
             f"{path} is not the file that was exported (its sha256 differs): it is damaged or was "
             "changed; copy it again, or export it again"

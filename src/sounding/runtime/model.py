@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -19,7 +20,8 @@ from ..core.budget import Budget
 from ..data.audio import Seconds, check_length, check_samples
 from ..data.features import load_audio
 from ..data.folder import Clip
-from ..files import sha256
+from ..files import recover, sha256
+from ..typed import check, read_json
 from .answer import Answer
 from .features import extractor
 from .metadata import CHECKSUM, KEY, Metadata, ModelError, check_seal
@@ -27,7 +29,9 @@ from .profile import LENGTHS, ROUNDS, Limit, Profile, Table, between, measure
 
 MANIFEST = "model.json"  # of a split export
 LARGEST = 16  # inputs in a batch
+FLOAT, BOOL = "tensor(float)", "tensor(bool)"
 SPINNING = "session.intra_op.allow_spinning"  # of ONNX Runtime
+DAMAGED: dict[str, Any] = {"what": "is damaged", "advice": "copy it again, or export it again"}
 Audio: TypeAlias = Path | str | np.ndarray
 
 
@@ -52,6 +56,8 @@ def load(
         ModelError: a missing, damaged or foreign file.
     """
     path = Path(path)
+    if not path.exists():
+        recover(path)
     if options is None:
         options = onnxruntime.SessionOptions()
         # Threads that spin while they wait are somewhat faster on an idle device, but wait in the
@@ -78,6 +84,25 @@ def is_exported(path: Path | str) -> bool:
     """Whether `path` looks like an exported model: by its name, or as a directory by its files."""
     path = Path(path)
     return path.suffix == ".onnx" or (path / MANIFEST).exists()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the file `MANIFEST` of a split export says.
+
+    Attributes:
+        model: as `Metadata`.
+        after: layers that run before the selector reads.
+        per_input: of each further input of a layer, whether its first dimension is the batch.
+        batches: whether inputs run together.
+        files: sha256 of each part, by its name.
+    """
+
+    model: dict[str, Any]
+    after: int
+    per_input: list[bool]
+    batches: bool
+    files: dict[str, str]
 
 
 class Model(ABC):
@@ -193,6 +218,11 @@ class Model(ABC):
             )
         if self._checked is not self.profile:
             self.profile.check(self.digest(), self.threads)
+            if self.profile.layers != self.meta.layers:
+                raise ModelError(
+                    f"the profile has times for {self.profile.layers} layers, and the model has "
+                    f"{self.meta.layers}: calibrate again"
+                )
             self._checked = self.profile
         return self.profile
 
@@ -242,6 +272,21 @@ class Model(ABC):
             check_length(samples, rate, limit, audio)
         return samples
 
+    def check_answer(self, logits: np.ndarray, executed: np.ndarray, batch: int) -> None:
+        """Refuse what is no answer of this model to so many inputs.
+
+        Raises:
+            ModelError: the graph does not fit its description.
+        """
+        labels, rank = len(self.meta.labels), 3 if self.meta.task == "text" else 2
+        fits = logits.ndim == rank and (len(logits), logits.shape[-1]) == (batch, labels)
+        if not fits or executed.shape != (batch, self.meta.layers):
+            raise ModelError(
+                f"{self.path} is damaged: it answers with logits {list(logits.shape)} and layers "
+                f"{list(executed.shape)} to {batch} inputs, for {labels} labels and "
+                f"{self.meta.layers} layers; export it again"
+            )
+
     @abstractmethod
     def predict(
         self, features: np.ndarray, k: int, threshold: float | None = None
@@ -269,7 +314,13 @@ class OneFile(Model):
             )
         check_seal(path, says.get(CHECKSUM, ""))
         super().__init__(path, _metadata(path, says[KEY]))
-        self.inputs = [one.name for one in self.session.get_inputs()]
+        inputs = {"features": FLOAT}
+        if self.meta.mask is None:
+            inputs["k"] = "tensor(int64)"
+        if self.meta.mean_budgets:
+            inputs["threshold"] = FLOAT
+        _check_graph(path, self.session, inputs, {"logits": FLOAT, "executed_layers": BOOL})
+        self.inputs = list(inputs)
 
     def predict(
         self, features: np.ndarray, k: int, threshold: float | None = None
@@ -281,7 +332,9 @@ class OneFile(Model):
             "k": np.array(k, np.int64),
             "threshold": np.array(threshold, np.float32),
         }
-        logits, executed = self.session.run(None, {name: feed[name] for name in self.inputs})
+        feed = {name: feed[name] for name in self.inputs}
+        logits, executed = _run(self.session, self.path, ["logits", "executed_layers"], feed)
+        self.check_answer(logits, executed[None], len(features))
         return logits, executed[None]
 
 
@@ -297,18 +350,15 @@ class Split(Model):
     def __init__(
         self, path: Path, options: onnxruntime.SessionOptions, *, unload: bool = False
     ) -> None:
-        manifest = _read_manifest(path)
-        super().__init__(path, _metadata(path / MANIFEST, json.dumps(manifest["model"])))
+        read = _read_manifest(path)
+        super().__init__(path, _metadata(path / MANIFEST, json.dumps(read["model"])))
+        manifest = check(read, Manifest, path / MANIFEST, error=ModelError, **DAMAGED)
         self.options, self.unload = options, unload
         self.loaded: dict[str, onnxruntime.InferenceSession] = {}
         self._used: set[str] = set()
-        try:
-            self.files: dict[str, str] = dict(manifest["files"])
-            self.after = int(manifest["after"])
-            self.per_input = [bool(one) for one in manifest["per_input"]]
-            self.largest = LARGEST if manifest["batches"] else 1
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{path / MANIFEST} is damaged ({error}): export it again") from None
+        self.files, self.after = manifest.files, manifest.after
+        self.per_input = manifest.per_input
+        self.largest = LARGEST if manifest.batches else 1
 
     def predict(
         self, features: np.ndarray, k: int, threshold: float | None = None
@@ -328,6 +378,7 @@ class Split(Model):
                 mask = self._choose(state, k, threshold)
             state = self._layer(index, state, extras, mask[:, index])
         logits = self._answer(state, mask.sum(1))
+        self.check_answer(logits, mask, batch)
         if self.unload:
             for name in self.loaded.keys() - self._used:
                 del self.loaded[name]
@@ -337,7 +388,8 @@ class Split(Model):
         feed: dict[str, Any] = {"state": state, "k": np.full(len(state), k, np.int64)}
         if self.meta.selector == "gates":
             feed["threshold"] = np.array(np.inf if threshold is None else threshold, np.float32)
-        return self.run_part("selector", feed)[0]
+        mask = self.run_part("selector", feed)[0]
+        return self._fitting("selector", mask, (len(state), self.meta.layers), np.bool_)
 
     def _going(
         self, index: int, state: np.ndarray, mask: np.ndarray, threshold: float | None
@@ -366,7 +418,8 @@ class Split(Model):
         feed = {"state": state[rows]}
         for number, (extra, per_input) in enumerate(zip(extras, self.per_input, strict=True)):
             feed[f"extra_{number}"] = extra[rows] if per_input else extra
-        (out,) = self.run_part(f"layer_{index}", feed)
+        out = self.run_part(f"layer_{index}", feed)[0]
+        self._fitting(f"layer_{index}", out, feed["state"].shape, np.float32)
         if keep.all():
             return out
         state = state.copy()
@@ -376,7 +429,10 @@ class Split(Model):
 
     def _skip(self, index: int, state: np.ndarray) -> np.ndarray:
         name = f"skip_{index}"
-        return self.run_part(name, {"state": state})[0] if name in self.files else state
+        if name not in self.files:
+            return state
+        out = self.run_part(name, {"state": state})[0]
+        return self._fitting(name, out, state.shape, np.float32)
 
     def _answer(self, state: np.ndarray, kept: np.ndarray) -> np.ndarray:
         """By the head of as many layers as each input ran. Shape: kept [batch] int."""
@@ -384,7 +440,8 @@ class Split(Model):
         for k in np.unique(kept).tolist():
             rows = np.flatnonzero(kept == k)
             name = f"head_{k}" if f"head_{k}" in self.files else "head"
-            (logits,) = self.run_part(name, {"state": state[rows]})
+            logits = self.run_part(name, {"state": state[rows]})[0]
+            self._fitting(name, logits, (len(rows), *logits.shape[1:]), np.float32)
             parts |= dict(zip(rows.tolist(), logits, strict=True))
         return np.stack([parts[row] for row in range(len(kept))])
 
@@ -397,7 +454,18 @@ class Split(Model):
         self._used.add(name)
         if name not in self.loaded:
             self.loaded[name] = self._load(name)
-        return self.loaded[name].run(None, feed)
+        return _run(self.loaded[name], self.path / f"{name}.onnx", None, feed)
+
+    def _fitting(
+        self, name: str, made: np.ndarray, shape: tuple[int, ...], kind: type
+    ) -> np.ndarray:
+        """What a part made, if it has the shape that the others expect."""
+        if made.shape != shape or made.dtype != kind:
+            raise ModelError(
+                f"{self.path / name}.onnx gives {made.dtype} {list(made.shape)}, expected "
+                f"{list(shape)}: it does not belong to the others; export it again"
+            )
+        return made
 
     def _load(self, name: str) -> onnxruntime.InferenceSession:
         path = self.path / f"{name}.onnx"
@@ -408,7 +476,11 @@ class Split(Model):
                 f"{path} is not the file that was exported (its sha256 differs): it is damaged; "
                 "copy it again, or export it again"
             )
-        return _session(path, self.options)
+        session = _session(path, self.options)
+        outputs = 1 + len(self.per_input) if name == "front" else 1
+        if len(session.get_outputs()) != outputs:
+            raise ModelError(f"{path} has not the {outputs} outputs of its part: export it again")
+        return session
 
 
 def _confidence(logits: np.ndarray) -> np.ndarray:
@@ -426,11 +498,47 @@ def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.Inf
             os.fspath(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime has a class for each reason and no common one
-        reason = str(error).strip().splitlines()[0][:200]
         raise ModelError(
             f"{path} cannot be loaded: it is damaged or no ONNX model; copy it again, or export "
-            f"it again ({reason})"
+            f"it again ({_reason(error)})"
         ) from None
+
+
+def _run(
+    session: onnxruntime.InferenceSession,
+    path: Path,
+    names: list[str] | None,
+    feed: dict[str, np.ndarray],
+) -> list[np.ndarray]:
+    try:
+        return session.run(names, feed)
+    except Exception as error:  # as above
+        raise ModelError(
+            f"{path} cannot answer ({_reason(error)}): it is damaged or short of memory; export it "
+            "again, or give a shorter clip"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_graph(
+    path: Path,
+    session: onnxruntime.InferenceSession,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+) -> None:
+    for wanted, found in (
+        (inputs, {one.name: one.type for one in session.get_inputs()}),
+        (outputs, {one.name: one.type for one in session.get_outputs()}),
+    ):
+        if found != wanted:
+            has, should = (
+                ", ".join(f"{name} {kind}" for name, kind in some.items())
+                for some in (found, wanted)
+            )
+            raise ModelError(f"{path} has a graph of {has[:200]}, not of {should}: export it again")
 
 
 def _metadata(path: Path, text: str) -> Metadata:
@@ -444,13 +552,10 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         raise ModelError(f"{directory} has no {MANIFEST}: it was not made by `sounding export`")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["model"], dict):
-            raise ValueError("no description of the model")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is damaged ({error}): export it again") from None
-    return manifest
+    read: dict[str, Any] = read_json(path, dict[str, Any], error=ModelError, **DAMAGED)
+    if not isinstance(read.get("model"), dict):
+        raise ModelError(f"{path} is damaged (model is missing): export it again")
+    return read
 
 
 def _name(audio: Audio) -> str:

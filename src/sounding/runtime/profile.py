@@ -6,7 +6,6 @@ that the input lasts.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -16,15 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
+from pydantic import Field
 
 from ..data.audio import Seconds
-from ..files import write_json
+from ..files import write_sealed_json
 from ..machine import processor
-from .metadata import Metadata, ModelError
+from ..typed import check, read_json
+from .metadata import Layers, Length, Metadata, ModelError
 
 FORMAT = 1
 LENGTHS: tuple[Seconds, ...] = (0.5, 1, 2, 4, 8, 16)
@@ -32,6 +33,9 @@ ROUNDS = 30
 WARM_UP = 3
 PAUSE = 0.02  # seconds before an input, as on a device: at once after another it is faster
 SURE = 95  # percentile of the time that a budget is held against
+
+Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
+Front = Annotated[float, Field(ge=0, le=1e9)]  # milliseconds of the features
 
 
 class BudgetWarning(UserWarning):
@@ -48,10 +52,10 @@ class Table:
         features: [lengths], the part of it that the features take.
     """
 
-    seconds: list[float]
-    median: list[list[float]]
-    high: list[list[float]]
-    features: list[float]
+    seconds: Annotated[list[Length], Field(min_length=1)]
+    median: list[list[Milliseconds]]
+    high: list[list[Milliseconds]]
+    features: list[Front]
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,19 @@ class Profile:
 
     device: dict[str, Any]
     model: str
-    layers: int
-    tables: dict[int, Table]
+    layers: Layers
+    tables: Annotated[dict[int, Table], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        for table in self.tables.values():
+            size = len(table.seconds)
+            if table.seconds != sorted(set(table.seconds)) or len(table.features) != size:
+                raise ValueError("lengths that do not rise")
+            rows = [len(row) for times in (table.median, table.high) for row in times]
+            if rows != 2 * size * [self.layers] or len(table.median) != size:
+                raise ValueError("times that do not fit the lengths and layers")
+            if (np.array(table.high) < np.array(table.median)).any():
+                raise ValueError("times of which most are above their 95th percentile")
 
     def expected(self, seconds: Seconds, k: int, threads: int, *, sure: bool = False) -> float:
         """Milliseconds for an input of that length with k layers.
@@ -81,8 +96,8 @@ class Profile:
         return float(between(seconds, np.array(table.seconds), values))
 
     def save(self, path: Path | str) -> None:
-        """Write it as JSON, all or nothing."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        """Write it as sealed JSON, all or nothing."""
+        write_sealed_json(path, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: Path | str) -> Profile:
@@ -91,19 +106,16 @@ class Profile:
         Raises:
             ModelError: a missing, damaged or foreign file.
         """
-        try:
-            read = json.loads(Path(path).read_text(encoding="utf-8"))
-            if read["format"] != FORMAT:
-                raise ValueError(f"format {read['format']}")
-            tables = {int(n): Table(**values) for n, values in read["tables"].items()}
-            made = cls(dict(read["device"]), str(read["model"]), int(read["layers"]), tables)
-            for table in tables.values():
-                _check(table, made.layers)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{path} is no profile of `sounding calibrate` ({error}): calibrate again"
-            ) from None
-        return made
+        says: Any = {
+            "error": ModelError,
+            "what": "is no profile of `sounding calibrate`",
+            "advice": "calibrate again",
+        }
+        values = read_json(path, dict[str, Any], **says)
+        made_in = values.pop("format", None)
+        if made_in != FORMAT:
+            raise ModelError(f"{path} {says['what']} of this version: {says['advice']}")
+        return check(values, cls, path, **says)
 
     def check(self, model: str, threads: int) -> None:
         """Refuse a profile of another model or device, or without these threads.
@@ -125,15 +137,6 @@ class Profile:
                 f"the profile has times for {known} threads, not for {threads}: load the model "
                 "with that many threads, or `sounding calibrate` with --threads"
             )
-
-
-def _check(table: Table, layers: int) -> None:
-    size = len(table.seconds)
-    if not size or sorted(table.seconds) != table.seconds or len(table.features) != size:
-        raise ValueError("no lengths, or lengths that do not rise")
-    for values in (np.array(table.median, dtype=float), np.array(table.high, dtype=float)):
-        if values.shape != (size, layers) or not (np.isfinite(values).all() and values.min() > 0):
-            raise ValueError("times that do not fit")
 
 
 def between(at: float, places: np.ndarray, values: np.ndarray) -> float:
