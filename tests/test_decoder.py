@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
 import torch
 import transformers
+from forge import forge
 from test_executor import choosy
 
 import sounding
@@ -443,10 +443,7 @@ def test_directories_without_a_selector_of_the_decoder_load(tmp_path):
     dynamic = wrapped("whisper-generation")
     dynamic.save_pretrained(tmp_path / "d")
     assert not (tmp_path / "d" / "decoder_selector.safetensors").exists()
-    path = tmp_path / "d" / "sounding.json"
-    config = json.loads(path.read_text())
-    del config["decoder_selector"]  # as it was written before there was one
-    path.write_text(json.dumps(config))
+    forge(tmp_path / "d", lambda config: config.pop("decoder_selector"))  # as before there was one
     assert sounding.load(tmp_path / "d").decoder_selector is None
 
 
@@ -455,20 +452,18 @@ def test_a_damaged_selector_of_the_decoder_is_refused(damage, tmp_path):
     dynamic = wrapped("whisper-generation")
     dynamic.decoder_selector = deciding()
     dynamic.save_pretrained(tmp_path / "d")
-    weights, path = tmp_path / "d" / "decoder_selector.safetensors", tmp_path / "d/sounding.json"
-    config = json.loads(path.read_text())
+    weights = tmp_path / "d" / "decoder_selector.safetensors"
     if damage == "missing":
         weights.unlink()
     elif damage == "changed":
         weights.write_bytes(weights.read_bytes()[:-4])
     elif damage == "unlisted":
-        del config["sha256"][weights.name]
+        forge(tmp_path / "d", lambda config: config["sha256"].pop(weights.name))
     elif damage == "kind":
-        config["decoder_selector"]["kind"] = "oracle"
+        forge(tmp_path / "d", lambda config: config["decoder_selector"].update(kind="oracle"))
     else:
-        config["decoder_selector"] = "input"
-    path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"missing|damaged|not the file|unknown selector"):
+        forge(tmp_path / "d", decoder_selector="input")
+    with pytest.raises(ValueError, match=r"missing|damaged|not the file|unknown selector|not list"):
         sounding.load(tmp_path / "d")
 
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from forge import forge
 from safetensors.torch import load_file, save_file
 from tiny import MODELS, inputs, make
 from torch import nn
 
 import sounding
-from sounding.core import model as core
+from sounding.core import io
 from sounding.files import (
+    SEAL,
     WriteError,
     atomic_directory,
     atomic_path,
@@ -227,14 +229,101 @@ def test_broken_json_is_refused(name, content, saved):
         {"sha256": {}},
         {"sha256": []},
         {"sha256": {"model.safetensors": "0"}},
+        {"layers": "4"},
+        {"layers": 10**30},
+        {"layers": True},
+        {"exits": True},
+        {"trained": "yes"},
+        {"surprise": 1},
+        {"selector": {"kind": "input", "width": 32, "layers": 4, "hidden": 10**9}},
+        {"selector": {"kind": "static", "layers": 10**9}},
+        {"decoder_selector": {"kind": "static", "layers": 2}},
     ],
     ids=repr,
 )
 def test_a_changed_description_is_refused(change, saved):
-    description = json.loads((saved / "sounding.json").read_text())
-    (saved / "sounding.json").write_text(json.dumps(description | change))
+    forge(saved, **change)
     with pytest.raises(ValueError, match=r"sounding\.json|cannot be loaded|skip|weights"):
         sounding.load(saved)
+
+
+@pytest.mark.parametrize("name", ["sounding.json", "config.json"])
+def test_one_changed_bit_of_what_describes_the_model_is_refused(name, saved):
+    whole = (saved / name).read_bytes()
+    for position in range(0, len(whole), 7):
+        flip_a_byte(saved / name, position)
+        with pytest.raises(ValueError, match=str(saved)):
+            sounding.load(saved)
+        (saved / name).write_bytes(whole)
+    sounding.load(saved)
+
+
+OUTSIDE = ["/etc/hosts", "../secret", "a/b", "a\\b", "..", "C:\\x", "C:x", "", ".", "a\0b"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_file_outside_of_the_directory_is_not_even_looked_at(name, saved, monkeypatch):
+    forge(saved, lambda config: config["sha256"].update({name: "0" * 64}))
+    looked = []
+    monkeypatch.setattr(io, "sha256", lambda path: looked.append(path))
+    with pytest.raises(ValueError, match=r"sounding\.json.*is not the name of a file beside it"):
+        sounding.load(saved)
+    assert not looked
+
+
+def test_what_an_earlier_version_wrote_still_loads(saved):
+    """Without a seal, with the weights only in the list, and no word of its training."""
+    path = saved / "sounding.json"
+    config = json.loads(path.read_text())
+    for name in (SEAL, "trained", "decoder_trained"):
+        del config[name]
+    weights = {n: d for n, d in config["sha256"].items() if n.endswith(".safetensors")}
+    path.write_text(json.dumps(config | {"sha256": weights}))
+    assert sounding.load(saved).trained
+
+
+def test_a_pipe_in_place_of_a_file_is_an_error_and_no_wait(saved):
+    for name in ("config.json", "sounding.json", "model.safetensors"):
+        (saved / name).rename(saved / "kept")
+        os.mkfifo(saved / name)
+        with pytest.raises(ValueError, match=name):
+            sounding.load(saved)
+        (saved / name).unlink()
+        (saved / "kept").rename(saved / name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"encoder_layers": "four"},
+        {"d_model": 10**30},
+        {"d_model": -1},
+        {"auto_map": {"AutoConfig": "evil.Config"}},
+        {"architectures": 3},
+    ],
+)
+def test_a_config_of_wrong_types_is_one_error_that_names_the_directory(change, saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | change))
+    (saved / "evil.py").write_text("raise SystemExit('it ran')")
+    forge(saved)
+    if "auto_map" in change or "architectures" in change:
+        sounding.load(saved)  # read by nobody here, least of all as code
+        return
+    with pytest.raises(ValueError, match=str(saved)) as error:
+        sounding.load(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_safetensors_are_one_error_that_names_the_directory(saved):
+    for content in (b"", b"\xff" * 8 + b"{}", b"\x02\0\0\0\0\0\0\0{}"):
+        for name in WEIGHTS:
+            whole = (saved / name).read_bytes()
+            (saved / name).write_bytes(content)
+            forge(saved)
+            with pytest.raises(ValueError, match=str(saved)):
+                sounding.load(saved)
+            (saved / name).write_bytes(whole)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +334,9 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(change, saved):
     if "num_labels" in change:
         change = {"id2label": {0: "a"}, "label2id": {"a": 0}}
     (saved / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=r"config\.json is not the file that was saved"):
+        sounding.load(saved)
+    forge(saved)
     with pytest.raises(ValueError, match=str(saved)):
         sounding.load(saved)
 
@@ -262,9 +354,7 @@ def test_nothing_is_unpickled(saved, tmp_path):
         torch.save(Bomb(), saved / name)
     sounding.load(saved)
     (saved / "model.safetensors").unlink()
-    description = json.loads((saved / "sounding.json").read_text())
-    del description["sha256"]["model.safetensors"]
-    (saved / "sounding.json").write_text(json.dumps(description))
+    forge(saved, lambda config: config["sha256"].pop("model.safetensors"))
     with pytest.raises(ValueError, match=str(saved)):
         sounding.load(saved)
     assert not (tmp_path / "exploded").exists()
@@ -274,9 +364,7 @@ def test_nothing_is_unpickled_even_if_the_pickle_is_a_good_one(saved):
     weights = load_file(saved / "model.safetensors")
     torch.save(weights, saved / "pytorch_model.bin")
     (saved / "model.safetensors").unlink()
-    description = json.loads((saved / "sounding.json").read_text())
-    del description["sha256"]["model.safetensors"]
-    (saved / "sounding.json").write_text(json.dumps(description))
+    forge(saved, lambda config: config["sha256"].pop("model.safetensors"))
     with pytest.raises(ValueError, match="safetensors"):
         sounding.load(saved)
 
@@ -286,9 +374,7 @@ def test_weights_that_lack_a_tensor_are_refused(saved):
     weights = load_file(saved / "model.safetensors")
     weights.pop("encoder.layers.1.fc1.weight")
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
-    description = json.loads((saved / "sounding.json").read_text())
-    description["sha256"]["model.safetensors"] = sha256(saved / "model.safetensors")
-    (saved / "sounding.json").write_text(json.dumps(description))
+    forge(saved)
     with pytest.raises(ValueError, match="does not fit"):
         sounding.load(saved)
 
@@ -326,9 +412,9 @@ def test_an_interrupted_save_leaves_the_old_one_as_it_was(where, error, saved, m
     if where == "model":
         monkeypatch.setattr(dynamic.model, "save_pretrained", fail)
     elif where == "selector":
-        monkeypatch.setattr(core, "save_file", fail)
+        monkeypatch.setattr(io, "save_file", fail)
     elif where == "json":
-        monkeypatch.setattr(core, "write_json", fail)
+        monkeypatch.setattr(io, "write_sealed_json", fail)
     elif where == "companion":
         companions = [type("Companion", (), {"save_pretrained": fail})()]
     else:  # the old directory is out of the way, the new one not yet in its place

@@ -48,7 +48,7 @@ def test_complementary_masks_cover_what_the_best_one_misses():
 def test_a_library_survives_its_state(tmp_path):
     selector = LibrarySelector(8, 4, 16, size=3, after=1)
     selector.library[2, 1] = MASKS[0]
-    again = selector_from_config(selector.config())
+    again = selector_from_config(selector.config(), width=8, layers=4)
     again.load_state_dict(selector.state_dict())
     assert again.library.equal(selector.library)
     assert (again.size, again.after) == (3, 1)

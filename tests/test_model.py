@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from forge import forge
 from tiny import MODELS, inputs, make
 
 import sounding
@@ -313,17 +313,11 @@ def test_damaged_adapters_are_refused(adapted, damage):
         path.write_bytes(content[: len(content) // 2] if cut else content)
     if damage == "foreign":  # listed as it is, but of another model
         path.write_bytes((adapted[1] / "selector.safetensors").read_bytes())
-        change(adapted[1], lambda c: c["sha256"].update({path.name: sha256(path)}))
+        forge(adapted[1], lambda c: c["sha256"].update({path.name: sha256(path)}))
     elif damage == "not listed":
-        change(adapted[1], lambda c: c["sha256"].pop(path.name))
+        forge(adapted[1], lambda c: c["sha256"].pop(path.name))
     with pytest.raises(ValueError, match=str(adapted[1])):
         sounding.load(adapted[1])
-
-
-def change(path, edit):
-    config = json.loads((path / "sounding.json").read_text())
-    edit(config)
-    (path / "sounding.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -347,15 +341,15 @@ def change(path, edit):
     ids=repr,
 )
 def test_mean_budgets_of_the_wrong_kind_are_refused(adapted, value):
-    change(adapted[1], lambda config: config.update(mean_budgets=value))
+    forge(adapted[1], lambda config: config.update(mean_budgets=value))
     with pytest.raises(ValueError, match=str(adapted[1])):
         sounding.load(adapted[1])
 
 
 @pytest.mark.parametrize("key", ["mean_budgets", "skip"])
 def test_a_description_that_lacks_a_part_is_refused(adapted, key):
-    change(adapted[1], lambda config: config.pop(key))
-    with pytest.raises(ValueError, match="lacks some of"):
+    forge(adapted[1], lambda config: config.pop(key))
+    with pytest.raises(ValueError, match="is missing"):
         sounding.load(adapted[1])
 
 

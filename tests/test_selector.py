@@ -176,7 +176,7 @@ def test_a_selector_cast_with_its_model_still_chooses_and_trains(dtype):
 
 @pytest.mark.parametrize("made", [selector(), StaticSelector(torch.tensor([0.3, -1.0, 2.0]))])
 def test_a_selector_comes_back_from_its_config_and_weights(made):
-    again = selector_from_config(made.config())
+    again = selector_from_config(made.config(), width=8, layers=made.config()["layers"])
     again.load_state_dict(made.state_dict())
     features, k = torch.randn(5, 10, 8), torch.tensor([1, 2, 3, 1, 2])
     masks = [chooser.eval()(features, None, k).mask for chooser in (made, again)]
@@ -193,9 +193,13 @@ def test_a_selector_comes_back_from_its_config_and_weights(made):
         {"kind": "input", "width": 4, "layers": 4, "surprise": 1},
         {"kind": "static"},
         {"kind": "static", "layers": None},
+        {"kind": "static", "layers": 5},
+        {"kind": "input", "width": 5, "layers": 4},
+        {"kind": "input", "width": 4, "layers": 4, "hidden": 10**9},
+        {"kind": "gates", "width": 4, "layers": 4, "hidden": -1},
     ],
     ids=repr,
 )
 def test_a_damaged_config_is_refused(config):
     with pytest.raises(ValueError, match=r"unknown selector|settings of the selector"):
-        selector_from_config(config)
+        selector_from_config(config, width=4, layers=4)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import atomic_directory, recover, sha256, write_json
+from ..files import atomic_directory
 from .backbones import Backbone, find_backbone
 from .budget import Budget, kept_layers, mean_layers, threshold_for
 from .decoder import DecoderStack, Decoding, asked_layers, find_decoder, untimed
@@ -28,6 +24,17 @@ from .executor import Call, EncoderInCall, LayerStack, Tree, activate, active_ca
 from .exits import ExitHeads
 from .frames import valid_frames
 from .heads import HEADS
+from .io import (
+    CONFIG,
+    DECODER_SELECTOR,
+    EXITS,
+    SELECTOR,
+    SKIP,
+    Description,
+    load_part,
+    read_description,
+    write_parts,
+)
 from .losses import classification_loss, ctc_loss
 from .outputs import FIELDS, add_layers
 from .plan import (
@@ -49,14 +56,8 @@ from .selector import (
 )
 from .skip import SkipPath
 
-CONFIG = "sounding.json"
-SELECTOR = "selector.safetensors"
-SKIP = "skip.safetensors"  # of the adapters
-EXITS = "exits.safetensors"
-DECODER_SELECTOR = "decoder_selector.safetensors"
 CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
 CTC = "ForCTC"
-FORMAT = 2
 IGNORED = "keys_to_ignore_at_inference"  # of a configuration, by `transformers.Trainer`
 
 
@@ -533,39 +534,24 @@ class DynamicModel(nn.Module):
                     f"load cannot build a {type(part).__name__} again: save the parts with "
                     "dynamic.model.save_pretrained(...) and the state_dict of the selectors"
                 )
+        parts = {SELECTOR: selector, SKIP: self.skip, EXITS: self.exits, DECODER_SELECTOR: chooser}
         with atomic_directory(directory, keep_others=True) as temporary:
             with _settings_restored(self):
                 self.model.save_pretrained(temporary)
             for companion in companions:
                 companion.save_pretrained(temporary)
-            parts = {
-                SELECTOR: self.selector,
-                SKIP: self.skip,
-                EXITS: self.exits,
-                DECODER_SELECTOR: chooser,
-            }
-            for name, module in parts.items():
-                values = {} if module is None else module.state_dict()
-                state = {key: value.contiguous() for key, value in values.items()}
-                if state or name == SELECTOR:
-                    save_file(state, temporary / name)
-            weights = sorted(temporary.glob("*.safetensors"))
-            write_json(
-                temporary / CONFIG,
-                {
-                    "format": FORMAT,
-                    "model": kind.__name__,
-                    "selector": selector.config(),
-                    "skip": self.skip.kind,
-                    "exits": None if self.exits is None else self.exits.config(),
-                    "decoder_selector": None if chooser is None else chooser.config(),
-                    "mean_budgets": [list(pair) for pair in self.mean_budgets],
-                    "trained": self.trained,
-                    "decoder_trained": self.decoder_trained,
-                    "layers": self.num_layers,
-                    "sha256": {path.name: sha256(path) for path in weights},
-                    "versions": {name: version(name) for name in ("torch", "transformers")},
-                },
+            write_parts(
+                temporary,
+                parts,
+                model=kind.__name__,
+                selector=selector.config(),
+                skip=self.skip.kind,
+                exits=None if self.exits is None else self.exits.config(),
+                decoder_selector=None if chooser is None else chooser.config(),
+                mean_budgets=list(self.mean_budgets),
+                layers=self.num_layers,
+                trained=self.trained,
+                decoder_trained=self.decoder_trained,
             )
 
     def _call(
@@ -770,101 +756,60 @@ def unwrap(dynamic: DynamicModel) -> Any:
 def load(directory: str | Path, **kwargs: Any) -> DynamicModel:
     """Load what `save_pretrained` saved; `kwargs` go to the model's `from_pretrained`.
 
+    No code of the directory is run, and nothing in it is unpickled.
+
     Raises:
         ValueError: not such a directory, a truncated or changed file, or an unknown model class.
     """
     directory = Path(directory)
-    recover(directory)
-    config = _read_config(directory)
-    for name, expected in config["sha256"].items():
-        path = directory / name
-        if not path.is_file():
-            raise ValueError(f"{directory}: {name} is missing")
-        if sha256(path) != expected:
-            raise ValueError(
-                f"{path} is not the file that was saved (its sha256 differs): it is damaged or "
-                "was changed; restore it, or train again"
-            )
-    model_class: Any = _model_class(str(config["model"]))
+    description = read_description(directory)
+    model_class: Any = _model_class(description.model)
     known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
     if not known:
-        raise ValueError(f"{directory / CONFIG}: {config['model']!r} is not a transformers model")
+        raise ValueError(f"{directory / CONFIG}: {description.model!r} is not a transformers model")
+    settings = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     try:
-        model, info = model_class.from_pretrained(
-            directory, **{**kwargs, "use_safetensors": True, "output_loading_info": True}
-        )
-        selector = selector_from_config(config["selector"])
-        selector.load_state_dict(load_file(directory / SELECTOR))
-        dynamic = wrap(model, selector, skip=config["skip"], exits=bool(config["exits"])).eval()
-        if dynamic.exits is not None:
-            dynamic.exits.load_state_dict(load_file(directory / EXITS))
-        if dynamic.skip.state_dict():
-            dynamic.skip.load_state_dict(load_file(directory / SKIP))
-        if config.get("decoder_selector") is not None:  # directories of before have none
-            chooser = selector_from_config(config["decoder_selector"])
-            chooser.load_state_dict(load_file(directory / DECODER_SELECTOR))
-            dynamic.decoder_selector = chooser.to(model.device).eval()
-        dynamic.mean_budgets = _mean_budgets(config["mean_budgets"])
-        dynamic.trained = bool(config.get("trained", True))  # unknown of directories of before
-        if dynamic.several and "trained" not in config:
-            dynamic.mean_budgets = []  # by softmax over classes that do not exclude one another
-        dynamic.decoder_trained = bool(config.get("decoder_trained", False))
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"{directory} cannot be loaded: {error}") from None
-    if info["missing_keys"] or dynamic.num_layers != config["layers"]:
+        model, info = model_class.from_pretrained(directory, **{**kwargs, **settings})
+        dynamic = _with_parts(model, description, directory)
+    except Exception as error:  # transformers has a class for each reason and no common one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{directory} cannot be loaded: {reason}") from error
+    if info["missing_keys"] or dynamic.num_layers != description.layers:
         raise ValueError(
             f"{directory}: config.json does not fit the weights: it is damaged or was changed"
         )
     return dynamic
 
 
+def _with_parts(model: Any, description: Description, directory: Path) -> DynamicModel:
+    """The plain model of a directory with its parts."""
+    said, base = description, find_backbone(model)[1]
+    width: Any = base.config.hidden_size  # type: ignore[union-attr]
+    selector = selector_from_config(said.selector, width=width, layers=said.layers)
+    load_part(selector, directory, SELECTOR)
+    dynamic = wrap(model, selector, skip=said.skip, exits=said.exits is not None).eval()
+    if dynamic.exits is not None:
+        load_part(dynamic.exits, directory, EXITS)
+    if dynamic.skip.state_dict():
+        load_part(dynamic.skip, directory, SKIP)
+    if said.decoder_selector is not None:
+        stack = dynamic.decoder_stack
+        if stack is None:
+            raise ValueError("it has a selector of decoder layers, but no decoder that drops some")
+        chooser = selector_from_config(said.decoder_selector, width=width, layers=len(stack))
+        load_part(chooser, directory, DECODER_SELECTOR)
+        dynamic.decoder_selector = chooser.to(model.device).eval()
+    dynamic.mean_budgets = list(said.mean_budgets)
+    if dynamic.several and said.trained is None:
+        dynamic.mean_budgets = []  # of before, by a softmax over classes that may hold together
+    dynamic.trained = said.trained is not False  # unknown of directories of before
+    dynamic.decoder_trained = bool(said.decoder_trained)
+    return dynamic
+
+
 def _model_class(name: str) -> Any:
     """Of `transformers`, or ours; None where there is none."""
     return HEADS.get(name) or getattr(transformers, name, None)
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    if not (directory / CONFIG).is_file():
-        raise ValueError(
-            f"{directory} has no {CONFIG}: it was not made by save_pretrained of a dynamic model"
-        )
-    config = _read_object(directory / CONFIG)
-    _read_object(directory / "config.json")  # without it, transformers would take a default one
-    needed = {"format", "model", "selector", "skip", "exits", "mean_budgets", "layers", "sha256"}
-    if not needed <= config.keys():
-        raise ValueError(f"{directory / CONFIG} lacks some of {sorted(needed)}: it is damaged")
-    if not isinstance(config["sha256"], dict) or SELECTOR not in config["sha256"]:
-        raise ValueError(f"{directory / CONFIG} does not list its weight files: it is damaged")
-    if config["skip"] == "adapter" and SKIP not in config["sha256"]:
-        raise ValueError(f"{directory / CONFIG} does not list {SKIP}: it is damaged")
-    chooser = config.get("decoder_selector")
-    if not isinstance(config["selector"], dict) or not isinstance(chooser, dict | None):
-        raise ValueError(f"{directory / CONFIG} does not describe a selector: it is damaged")
-    if chooser is not None and DECODER_SELECTOR not in config["sha256"]:
-        raise ValueError(f"{directory / CONFIG} does not list {DECODER_SELECTOR}: it is damaged")
-    if config["format"] != FORMAT:
-        raise ValueError(f"{directory / CONFIG} has format {config['format']}, not {FORMAT}")
-    return config
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:  # broken UTF-8 or JSON is a ValueError
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    return value
-
-
-def _mean_budgets(pairs: Any) -> list[tuple[float, float]]:
-    """The thresholds of a description that was saved, or a `ValueError`."""
-    made = [(float(mean), float(threshold)) for mean, threshold in pairs]
-    means = [mean for mean, _ in made]
-    finite = all(math.isfinite(value) for pair in pairs for value in pair)  # and no text
-    if not finite or means != sorted(set(means)):
-        raise ValueError("its mean budgets are not [mean, threshold] by rising mean")
-    return made
 
 
 def _by_name(

@@ -339,19 +339,33 @@ def pool(features: Tensor, frame_mask: Tensor | None) -> Tensor:
 Selector: TypeAlias = InputSelector | StaticSelector | GateSelector
 
 
-def selector_from_config(config: dict[str, object]) -> Selector:
-    """Build a selector from its `config()`, with fresh weights."""
+MOST = 4096  # of the widths of a selector that a file may ask for
+
+
+def selector_from_config(config: dict[str, Any], *, width: int, layers: int) -> Selector:
+    """Build a selector from its `config()`, with fresh weights.
+
+    Args:
+        width, layers: of the encoder (or decoder) that it is for.
+
+    Raises:
+        ValueError: an unknown kind, or settings that are damaged or do not fit.
+    """
     values = dict(config)
     kind = values.pop("kind", None)
+    if values.get("layers") != layers or values.get("width", width) != width:
+        raise ValueError(f"the settings of the selector are not for {layers} layers of {width}")
+    if any(type(v) is int and not 0 <= v <= MOST for n, v in values.items() if n != "width"):
+        raise ValueError("the settings of the selector are damaged: a number out of range")
     try:
         if kind == InputSelector.kind:
-            return InputSelector(**values)  # type: ignore[arg-type]
+            return InputSelector(**values)
         if kind == LibrarySelector.kind:
-            return LibrarySelector(**values)  # type: ignore[arg-type]
+            return LibrarySelector(**values)
         if kind == StaticSelector.kind:
-            return StaticSelector.first(int(values["layers"]))  # type: ignore[call-overload]
+            return StaticSelector.first(layers)
         if kind == GateSelector.kind:
-            return GateSelector(**values)  # type: ignore[arg-type]
+            return GateSelector(**values)
     except (TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"the settings of the selector are damaged: {error}") from None
     raise ValueError(
