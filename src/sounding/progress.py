@@ -24,6 +24,12 @@ class Interrupted(Exception):
     """Long work was asked to stop and has kept what is done; the text says how to go on."""
 
 
+def say(text: str) -> None:
+    """A line on standard error, for people; of several processes the first one tells."""
+    if not int(os.environ.get("RANK", "0")):
+        print(f"sounding: {text}", file=sys.stderr)
+
+
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Yield a function called with (work done so far, a short note)."""
