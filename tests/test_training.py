@@ -25,9 +25,11 @@ from sounding.core.model import Answers
 from sounding.core.selector import depth_prior
 from sounding.data.features import clip_seconds
 from sounding.data.folder import load_folder
+from sounding.data.text import build_tokenizer, tokens_of
 from sounding.training import train as module
 from sounding.training.config import METHODS, TrainConfig
-from sounding.training.methods import Step, _losses, random_masks, train_choice, train_dld
+from sounding.training.methods import TRAIN, Step, _losses, random_masks, train_choice, train_dld
+from sounding.training.randomness import seeded
 from sounding.training.runs import Run, load_run, new_run
 from sounding.training.tasks import Goal
 from sounding.training.train import Interrupted, train
@@ -593,6 +595,37 @@ def test_imitating_itself_at_full_depth_costs_nothing(config, tones):
             plain = run.dynamic(**batch, mask=torch.from_numpy(mask)).logits
             assert loss > cross_entropy(plain, labels) + 1e-3
     assert mask.all()
+
+
+@pytest.mark.parametrize("task", ["classification", "text"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_is_the_mean_over_the_clips_whatever_their_lengths(config, tones, method, task):
+    """So every clip weighs the same, also in the parts that several processes take."""
+    folder = load_folder(tones)
+    tokenizer = build_tokenizer(list(folder.labels)) if task == "text" else None
+    labels = tokens_of(tokenizer) if tokenizer else list(folder.labels)
+    config = replace(config, method=method, teacher="x" if method == "dld" else "", gate_penalty=0)
+    run = new_run(config, labels, {"task": task}, tokenizer)
+    if method == "dld":
+        run.teacher = new_run(replace(config, method="full", teacher=""), labels, run.info)
+    run.dynamic.eval()
+    clips = sorted(folder.split("train"), key=clip_seconds)
+    clips = [clips[0], clips[-1], clips[1]]  # padded, and in no order
+    features, goals = run.read(clips, "read"), run.task.goals(folder, clips)
+
+    def loss(rows):
+        step = Step(0, 1, np.random.default_rng(1))
+        batch = run.collate([features[row] for row in rows])
+        with torch.no_grad(), seeded(0):
+            return TRAIN[method](run, batch, [goals[row] for row in rows], step)
+
+    if method == "i3d":  # open or closed for all alike, whatever the noise
+        for score in run.dynamic.selector.score:
+            torch.nn.init.zeros_(score.weight)
+            torch.nn.init.constant_(score.bias, 100.0)
+    alone = torch.stack([loss([row]) for row in range(3)])
+    assert alone.std() > 1e-3
+    torch.testing.assert_close(loss([0, 1, 2]), alone.mean(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("wrong", ["method", "labels", "none"])
