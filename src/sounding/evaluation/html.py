@@ -18,7 +18,7 @@ from .figures import (
     plot_noise,
     plot_pareto,
 )
-from .statistics import Interval, paired_bootstrap
+from .statistics import Interval
 from .study import Arm, Study, load_study
 from .table import METHODS
 from .verdict import INPUT, SEEDS, exact_points, in_words, judge, verdict_line
@@ -113,14 +113,15 @@ def _verdict(study: Study, verdict: dict[str, Any]) -> str:
             told = {True: "matters", False: "not shown to matter", None: "not tested"}
             parts.append(f"<h3>{escape(where)}: {told[result['matters']]}</h3>")
             parts += [plot_gains(verdict, where), _html(_gains(result))]
+    drawn = verdict["sets"].get("test", {}).get("intervals_over", "clips")
     parts.append(
         _paragraph(
-            "Points; in round brackets the 95 % interval of a paired bootstrap over clips, seeds "
-            f"averaged; in square brackets the same, corrected for {_count(verdict)} budgets "
+            f"Points; in round brackets the 95 % interval of a paired bootstrap over {drawn}, "
+            f"seeds averaged; in square brackets the same, corrected for {_count(verdict)} budgets "
             "(Bonferroni; thin lines); ± standard deviation over seeds. The best blind mask is the "
             "one with the highest validation accuracy. The "
-            "intervals cover other clips, not other trainings (see the spread over seeds) and not "
-            "other speakers."
+            f"intervals cover other {drawn}, not other trainings (see the spread over seeds)"
+            + (" and not other speakers." if drawn == "clips" else ".")
         )
     )
     return "\n".join(parts)
@@ -176,11 +177,14 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
         title = "Word error rate and compute" if study.metric == "wer" else "Accuracy over compute"
         parts += [f"<h3>{title}: {escape(where)}, {count} clips</h3>"]
         parts += [plot_pareto(study, where), _html(accuracies(study, where))]
+    interval = {
+        "accuracy": "over clips (Wilson)",
+        "wer": "of a bootstrap over speakers where there are 10 or more, else over clips (plots "
+        "and gains are in word accuracy, 100 % less the word error rate)",
+    }.get(study.metric, "of a bootstrap over clips")
     parts.append(
         _paragraph(
-            "Mean over seeds, 95 % interval over clips (Wilson; of the word error rate a "
-            "bootstrap; plots and gains are in word accuracy, 100 % less that rate), ± standard "
-            "deviation over seeds "
+            f"Mean over seeds, 95 % interval {interval}, ± standard deviation over seeds "
             "(of three seeds it is itself rough), masks ± over random masks, at: layers that ran "
             "in the mean. In the head: MACs as a share of full depth, of the first method."
         )
@@ -277,7 +281,7 @@ def _means(study: Study, verdict: dict[str, Any]) -> tuple[Table, str]:
                 got = sum(ran) / len(ran)
                 off = max(abs(x / m - 1) for x in ran)
                 over = study.over(where, arm, m, exact_points(study, where, arm[0]))
-                exact = _interval(paired_bootstrap(over)) if over.size else "-"
+                exact = _interval(over.interval()) if over.size else "-"
                 means = verdict["sets"][where]["mean_budgets"] if arm == ("input", "mean") else {}
                 others = [
                     _gain(means[f"{m:g}"][o]) if means else "" for o in ("blind", "early-exit")
@@ -304,15 +308,15 @@ def _ablations(study: Study) -> tuple[Table, str]:
     arms: list[Arm] = [(v, "exact") for v, method in study.variants.items() if method == "input"]
     _, validation = areas(study, "validation", arms)
     _, test = areas(study, "test", arms)
-    best = max(validation, key=lambda arm: validation[arm].mean(), default=None)
+    best = max(validation, key=lambda arm: validation[arm].by_seed.mean(), default=None)
     rows: list[Sequence[object]] = []
     for arm in arms:
         cells = [
-            _span([100 * x for x in paired_bootstrap(found[arm])]) if arm in found else "-"
+            _span([100 * x for x in found[arm].interval()]) if arm in found else "-"
             for found in (validation, test)
         ]
         mark = " (best on validation)" if arm == best else ""
-        seeds = len(test[arm]) if arm in test else 0
+        seeds = len(test[arm].by_seed) if arm in test else 0
         rows.append([arm[0] + mark, seeds, *cells])
     note = "Area under accuracy over MACs (%), exact budgets. Choose by validation, not by test."
     head = ["variant", "seeds", "validation area", "test area"]

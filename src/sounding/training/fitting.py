@@ -19,7 +19,7 @@ from ..data.text import plain
 from ..progress import say
 from .config import TrainConfig
 from .runs import Run
-from .tasks import Goals
+from .tasks import Goal, Goals
 
 CUT_SECONDS = 1e-3  # less is rounding
 SPECTROGRAM_SHIFT = 0.01  # seconds from frame to frame, where a model takes a fixed number (AST)
@@ -204,9 +204,13 @@ def decoder_positions(run: Run) -> int:
     return next((value for name in names if (value := getattr(config, name, None))), 0)
 
 
+def writes(run: Run, goal: Goal) -> bool:
+    """Whether the decoder has room for the answer to a clip; always so without one."""
+    return run.task.positions(goal) <= (decoder_positions(run) or math.inf)
+
+
 def _beyond_decoder(run: Run, goals: Goals) -> list[int]:
-    most = decoder_positions(run) or math.inf
-    return [index for index, goal in enumerate(goals) if run.task.positions(goal) > most]
+    return [index for index, goal in enumerate(goals) if not writes(run, goal)]
 
 
 def _beyond_frames(run: Run, goals: Goals, frames: Frames, faster: float = 0.0) -> list[int]:
