@@ -20,6 +20,7 @@ from sounding.evaluation.diagnostics import (
     worst_group,
 )
 from sounding.evaluation.html import accuracies, report, write_report
+from sounding.evaluation.shown import in_markdown, in_plot
 from sounding.evaluation.statistics import paired_bootstrap, ratio_bootstrap
 from sounding.evaluation.study import METHODS, Measured, Study, load_study
 from sounding.evaluation.verdict import best_blind, in_words, judge, verdict_line
@@ -387,6 +388,44 @@ def test_a_report_of_one_run_is_possible_and_loud(tmp_path):
     other = write(tmp_path, measured("full", 0, "bare"))
     write_report([other], tmp_path / "r.html")
     assert "Not tested on bare" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["<b>*a*|`c`</b> [x](y)", "$x^{$", "one\n## two"])
+def test_names_are_shown_as_they_are_in_report_and_table(tmp_path, name):
+    pytest.importorskip("matplotlib")
+    run = measured("input", 0, "idle", variant=name)
+    run["data"]["name"] = name
+    run["labels"] = [name, "b", "c"]
+    for clips in run["sets"].values():
+        clips["clips"]["label"] = [name if i % 3 else "b" for i in range(CLIPS)]
+    (tmp_path / "measured.json").write_text(json.dumps(run))
+    write_report(tmp_path, tmp_path / "r.html", table=tmp_path / "t.md")
+    table = (tmp_path / "t.md").read_text()
+    assert "<" not in table
+    assert in_markdown(name) in table
+    assert table.count("\n## ") + table.startswith("## ") == 3  # a set each
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+    reader = Reader()
+    reader.feed((tmp_path / "r.html").read_text())
+    assert reader.open == []
+    assert not {"b", "a"} & reader.tags
+    assert "cannot be drawn" not in "".join(reader.texts)
+    assert in_plot(name) in reader.texts  # in a figure
+
+
+def test_a_figure_that_fails_loses_nothing_of_the_report(tmp_path, root, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+
+    def fail(*args):
+        raise RuntimeError("no <ink>")
+
+    monkeypatch.setattr("sounding.evaluation.html.plot_pareto", fail)
+    write_report(root, tmp_path / "r.html", verdict=tmp_path / "v.json", table=tmp_path / "t.md")
+    page = (tmp_path / "r.html").read_text()
+    assert "This figure cannot be drawn: no &lt;ink&gt;" in page
+    assert page.count("<svg") > 3
+    assert "cannot be drawn: no <ink>" in capsys.readouterr().err
 
 
 def spoil(change):

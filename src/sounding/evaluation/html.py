@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json, write_text
+from ..progress import say
 from .diagnostics import areas, layer_use, mask_variety, regret, varying_arms, worst_group
 from .figures import (
     CONTROLS,
@@ -18,6 +19,7 @@ from .figures import (
     plot_noise,
     plot_pareto,
 )
+from .shown import in_markdown
 from .statistics import Interval
 from .study import Arm, Study, load_study
 from .table import METHODS
@@ -68,14 +70,16 @@ def write_report(
     """
     studies = load_study(paths)
     verdicts = [judge(study) for study in studies]
-    write_text(out, report(studies, verdicts))
     if verdict is not None:
         write_json(verdict, {"format": 1, "verdicts": verdicts})
     if table is not None:
         parts = [
-            f"## {s.data}, {w}\n\n{_markdown(accuracies(s, w))}" for s in studies for w in s.sets
+            f"## {in_markdown(f'{s.data}, {w}')}\n\n{_markdown(accuracies(s, w))}"
+            for s in studies
+            for w in s.sets
         ]
         write_text(table, "\n".join(parts))
+    write_text(out, report(studies, verdicts))
     return [verdict_line(one) for one in verdicts]
 
 
@@ -112,7 +116,7 @@ def _verdict(study: Study, verdict: dict[str, Any]) -> str:
         if result["budgets"]:
             told = {True: "matters", False: "not shown to matter", None: "not tested"}
             parts.append(f"<h3>{escape(where)}: {told[result['matters']]}</h3>")
-            parts += [plot_gains(verdict, where), _html(_gains(result))]
+            parts += [_drawn(plot_gains, verdict, where), _html(_gains(result))]
     drawn = verdict["sets"].get("test", {}).get("intervals_over", "clips")
     parts.append(
         _paragraph(
@@ -176,7 +180,7 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
         count = len(study.clips(where).files)
         title = "Word error rate and compute" if study.metric == "wer" else "Accuracy over compute"
         parts += [f"<h3>{title}: {escape(where)}, {count} clips</h3>"]
-        parts += [plot_pareto(study, where), _html(accuracies(study, where))]
+        parts += [_drawn(plot_pareto, study, where), _html(accuracies(study, where))]
     interval = {
         "accuracy": "over clips (Wilson)",
         "wer": "of a bootstrap over speakers where there are 10 or more, else over clips (plots "
@@ -202,10 +206,10 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
     for title, (table, note) in sections.items():
         if table[1]:
             parts += [f"<h3>{title}</h3>", _paragraph(note)]
-            parts += [plot_controls(study, "test")] if title == "Controls" else []
+            parts += [_drawn(plot_controls, study, "test")] if title == "Controls" else []
             parts.append(_html(table))
     if len(study.sets) > 1:
-        parts += ["<h3>Noise</h3>", plot_noise(study)]
+        parts += ["<h3>Noise</h3>", _drawn(plot_noise, study)]
     return "\n".join([*parts, _layer_figures(study)])
 
 
@@ -382,7 +386,7 @@ def _layer_figures(study: Study) -> str:
     use = {k: layer_use(study, INPUT, k) for k in budgets}
     parts = [_paragraph("Input method, from white (no clip ran the layer) to dark (all did).")]
     for kind in dict.fromkeys(kind for groups in use.values() for kind in groups):
-        parts += [f"<h3>Layers that ran, by {kind}</h3>", plot_layer_use(use, kind)]
+        parts += [f"<h3>Layers that ran, by {kind}</h3>", _drawn(plot_layer_use, use, kind)]
     return "\n".join(parts if use else [])
 
 
@@ -408,6 +412,17 @@ def _provenance(study: Study) -> str:
     )
 
 
+def _drawn(plot: Callable[..., str], *args: Any) -> str:
+    """A figure, or why there is none."""
+    try:
+        return plot(*args)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # of matplotlib, whatever it is: no figure is worth the report
+        say(f"a figure of the report cannot be drawn: {error}")
+        return _paragraph(f"This figure cannot be drawn: {error}")
+
+
 def _paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
@@ -424,6 +439,6 @@ def _line(cells: Iterable[object], tag: str) -> str:
 
 def _markdown(table: Table) -> str:
     head, rows = table
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    texts = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    texts = [[in_markdown(str(cell)) for cell in line] for line in (head, *rows)]
+    texts.insert(1, ["---", *["---:"] * (len(head) - 1)])
     return "".join("| " + " | ".join(line) + " |\n" for line in texts)
