@@ -367,6 +367,21 @@ def test_a_decoder_learns_the_tokens_after_its_prompt_and_padding_does_not_count
     assert task.decode([goal.ids for goal in goals]) == ["low", "high low", "high"]
 
 
+def test_a_sweep_asks_each_run_in_its_own_tokens_and_none_for_more_than_it_takes(
+    runs, speaker, texts, config, tmp_path
+):
+    folder = load_folder(texts)
+    config = replace(config, backbone=str(speaker), method="full", recognition="decoder")
+    run = train(config, folder, tmp_path / "run")
+    alone = sweep([run], folder, rounds=0).rows
+    both = sweep([runs["static"], run], folder, rounds=0).rows
+    assert [row for row in both if row.method != "static"] == alone
+    clips = [replace(c, target="high " * 9) if c.split == "test" else c for c in folder.clips]
+    long = replace(folder, clips=tuple(clips))  # 46 tokens, of the 24 that the decoder takes
+    for row in sweep([run], long, rounds=0).rows:
+        assert 0.5 < row.value <= 2
+
+
 def test_a_study_of_decoders_is_refused(config, texts, tmp_path):
     settings = {"backbone": config.backbone, "recognition": "decoder"}
     with pytest.raises(ValueError, match="use recognition: ctc"):

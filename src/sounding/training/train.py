@@ -405,8 +405,8 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
     lines = [f"{step},{loss!r}" for step, loss in enumerate(state.losses)]
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
     precision = "bf16" if uses_bf16(run.config.precision) else "fp32"
-    info = {**run.info, "steps": state.total, "precision": precision}
-    write_json(out / "run.json", info)
+    run.info |= {"steps": state.total, "precision": precision}
+    write_json(out / "run.json", run.info)
     companions = [run.extractor] if run.tokenizer is None else [run.extractor, run.tokenizer]
     run.dynamic.save_pretrained(out / "model", companions=companions)
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
