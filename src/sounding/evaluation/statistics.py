@@ -109,8 +109,8 @@ def paired_bootstrap(
         seed=seed,
         level=level,
     )
-    # rounded, so that thirds of three seeds that add up to zero are zero
-    return Interval(*(round(x, 12) for x in found))
+    # rounded, so that thirds of three seeds that add up to zero are zero, and not minus zero
+    return Interval(*(round(x, 12) + 0.0 for x in found))
 
 
 def precision_interval(

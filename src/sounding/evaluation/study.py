@@ -351,7 +351,8 @@ class Study:
             width = layers[high] - layers[low]
             share = (row.executed_layers - layers[low]) / width if width else 0.0
             below, above = (self.right(where, known[place]) for place in (low, high))
-            differences.append(self.right(where, row) - (1 - share) * below - share * above)
+            between = (1 - share) * below + share * above
+            differences.append(self.right(where, row) - between)
         return self.scores(where, differences)
 
 

@@ -203,10 +203,11 @@ def _depth_in_words(test: dict[str, Any]) -> list[str]:
         return []
     sure = [m for m, b in tested.items() if b["matters_corrected"]]
     best = max(sure or tested, key=lambda m: tested[m]["blind"]["gain"])
-    found = tested[best]["blind"]
+    found, own = tested[best]["blind"], tested[best]["shuffled"]
     gains = (
         f"at mean {best} it gains {found['gain']:+.1f} points over the best blind masks at as many "
-        f"layers (95 % interval {found['low']:+.1f} to {found['high']:+.1f})."
+        f"layers (95 % interval {found['low']:+.1f} to {found['high']:+.1f}), and over itself with "
+        f"another clip's depth {own['gain']:+.1f} ({own['low']:+.1f} to {own['high']:+.1f})."
     )
     if sure:
         return [
