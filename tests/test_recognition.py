@@ -137,6 +137,16 @@ def test_losses_and_errors_of_a_padded_batch_are_those_of_each_clip_alone():
         torch.testing.assert_close(losses[0, row], plainly)
 
 
+def test_a_batch_of_empty_texts_learns_that_nothing_is_said():
+    task = Recognition(build_tokenizer(["low high"]))
+    logits = torch.randn(2, 1, 7, len(task.tokenizer), requires_grad=True)
+    losses = task.losses(logits, None, [Goal((), "")])
+    expected = -logits.log_softmax(-1)[..., 0].sum(-1)
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_a_text_too_long_for_its_clip_teaches_nothing_and_breaks_nothing():
     tokenizer = build_tokenizer(["low high"])
     goal = Goal(tuple(tokenizer("low high low")["input_ids"]), "low high low")
@@ -321,7 +331,7 @@ def speaker(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("method", ["full", "random", "static", "input", "early-exit"])
+@pytest.mark.parametrize("method", ["full", "random", "static", "input", "early-exit", "i3d"])
 def test_a_decoder_is_trained_at_every_depth_and_says_the_same_alone(
     method, speaker, texts, tmp_path
 ):

@@ -316,6 +316,18 @@ def test_layers_and_groups(studies):
     assert worst_group(study, "test", ("full", "none"), 2, "label") is None
 
 
+def test_a_group_without_a_word_is_no_worst_group(tmp_path):
+    run = measured("static", 0, "idle")
+    run["metric"] = "wer"
+    for clips in run["sets"].values():
+        clips["clips"]["weight"] = [
+            int(i % 3 > 0) for i in range(CLIPS)
+        ]  # none has the first label
+    write(tmp_path, run)
+    (study,) = load_study(tmp_path)
+    assert worst_group(study, "test", ("static", "exact"), 2, "label")[0] in LABELS[1:]
+
+
 def test_regret(studies):
     found = regret(studies["idle"], "test", 2)
     assert found["oracle"].mean == pytest.approx(0.3, abs=0.06)

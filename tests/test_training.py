@@ -720,6 +720,8 @@ def test_configuration_survives_yaml(tmp_path):
         ({"selector_after": -1}, "selector_after must be 0 or more"),
         ({"gate_penalty": -1}, "gate_penalty must be 0 or more"),
         ({"gate_penalty": float("nan")}, "gate_penalty must be 0 or more"),
+        ({"epochs": float("inf")}, "epochs is a finite number"),
+        ({"max_seconds": "inf"}, "max_seconds is a finite number"),
         ({"backbone_masking": 1}, "backbone_masking takes true or false; got 1"),
         ({"backbone_masking": "maybe"}, "backbone_masking takes true or false; got 'maybe'"),
         ({"budgets": [1, 2]}, "unknown setting budgets"),

@@ -134,11 +134,12 @@ def worst_group(
     rows = study.rows(where, arm, budget)
     names = study.clips(where).groups[kind]
     groups = [n for n, count in Counter(names).items() if n and count >= SMALLEST_GROUP]
-    if not rows or not groups:
-        return None
     weight = study.clips(where).weight
-    right = np.mean([study.right(where, row) for row in rows.values()], axis=0)
     inside = {name: np.array(names) == name for name in groups}
+    inside = {name: i for name, i in inside.items() if weight[i].any()}  # of texts: some word
+    if not rows or not inside:
+        return None
+    right = np.mean([study.right(where, row) for row in rows.values()], axis=0)
     found = {name: float(right[i].sum() / weight[i].sum()) for name, i in inside.items()}
     return min(found.items(), key=lambda item: item[1])
 

@@ -34,15 +34,19 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 def average_precision(scores: NDArray[np.float64], wanted: NDArray[np.bool_]) -> float:
     """Mean over the classes of the area under precision and recall (mAP), as AudioSet has it.
 
-    Classes that no clip has do not count.
+    Classes that no clip has do not count. Clips of one score stand at one place, the last of them,
+    so that their order does not count.
 
     Shape: scores, wanted [clips, labels].
     """
     there = wanted.any(0)
-    order = (-scores[:, there]).argsort(0, kind="stable")
-    hits = np.take_along_axis(wanted[:, there], order, 0)
-    precision = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
-    return float(((precision * hits).sum(0) / hits.sum(0)).mean())
+    found = []
+    for score, right in zip(-scores[:, there].T, wanted[:, there].T, strict=True):
+        order = score.argsort(kind="stable")
+        rank = np.searchsorted(score[order], score[order], side="right")
+        hits = right[order]
+        found.append((hits.cumsum()[rank - 1] / rank)[hits].mean())
+    return float(np.mean(found))
 
 
 class Interval(NamedTuple):

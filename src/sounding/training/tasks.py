@@ -178,9 +178,11 @@ class Tags(_Short):
     def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         """1 minus the precision at the rank of each right class, in the mean."""
         wanted = self.wanted(goals).expand_as(logits)
-        order = logits.argsort(-1, descending=True)
+        below, order = (-logits.float()).sort(-1)
         hits = wanted.gather(-1, order).float()
-        precision = hits.cumsum(-1) / torch.arange(1, hits.shape[-1] + 1)
+        # a class stands behind all that have its score, so that no order of ties counts
+        rank = torch.searchsorted(below, below, right=True)
+        precision = hits.cumsum(-1).gather(-1, rank - 1) / rank
         return 1 - (precision * hits).sum(-1) / hits.sum(-1).clamp(min=1)
 
     def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
@@ -240,7 +242,8 @@ class Recognition(_Texts):
         masks, batch, frames, tokens = logits.shape
         log_p = logits.float().log_softmax(-1).view(-1, frames, tokens).transpose(0, 1)
         lengths = torch.full((batch,), frames) if frame_mask is None else frame_mask.sum(1).cpu()
-        wanted = torch.tensor([token for goal in goals for token in goal.ids] * masks)
+        ids = [token for goal in goals for token in goal.ids] * masks
+        wanted = torch.tensor(ids, dtype=torch.long)  # where all texts are empty, too
         sizes = torch.tensor([len(goal.ids) for goal in goals])
         losses = ctc_loss(
             log_p,
