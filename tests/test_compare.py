@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sounding.data.folder import load_folder
 from sounding.evaluation import compare as module
 from sounding.evaluation.compare import BASES, VARIANTS, StudyConfig, compare, place
 from sounding.evaluation.measure import measure
+from sounding.evaluation.report import check_outputs
 from sounding.evaluation.rules import check
 from sounding.evaluation.study import FILE, load_study
 from sounding.training.answers import answers, every_mask
@@ -248,6 +250,15 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(config, tones, tmp_path, 
     assert not list(tmp_path.rglob("model.safetensors"))
     compare(config, [tones], tmp_path, keep_models=False)
     assert len(trained) == 2
+
+
+def test_a_study_that_cannot_be_drawn_does_not_begin(config, tones, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"sounding\[demo\]"):
+        compare(config, [tones], tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+    with pytest.raises(ModuleNotFoundError, match=r"sounding\[demo\]"):
+        check_outputs(plots=tmp_path)
 
 
 def test_all_runs_of_a_study_go_on_from_its_start(config, tones, tmp_path, monkeypatch):

@@ -241,9 +241,11 @@ def _wordless(goals: Goals) -> list[int]:
 
 def _tell_start_only(run: Run, folder: AudioFolder, clips: Sequence[Clip]) -> None:
     """A model whose input has one length (AST) drops the rest of a longer clip by itself."""
-    if run.dynamic.backbone.frame_lengths(run.dynamic.base, torch.tensor([1])) is not None:
+    fixed = run.dynamic.backbone.frame_lengths(run.dynamic.base, torch.tensor([1])) is None
+    frames = getattr(run.extractor, "max_length", None)
+    if not fixed or frames is None:
         return
-    most = SPECTROGRAM_SHIFT * run.extractor.max_length
+    most = SPECTROGRAM_SHIFT * frames
     if run.config.max_seconds is not None and run.config.max_seconds <= most + CUT_SECONDS:
         return  # asked for
     longer = [i for i, clip in enumerate(clips) if _seconds(clip) > most + CUT_SECONDS]
