@@ -202,6 +202,8 @@ def test_sweep_refuses_what_cannot_be_compared(runs, folder):
         sweep([], folder)
     with pytest.raises(ValueError, match="more than one run of a method"):
         sweep([runs[0], runs[0]], folder)
+    with pytest.raises(ValueError, match="rounds and seed are 0 or more; got -1 and 0"):
+        sweep(runs[:1], folder, rounds=-1)
     with pytest.raises(ValueError, match="knows the classes high, low"):
         sweep(runs[:1], replace(folder, labels=("a", "b")))
 

@@ -116,10 +116,13 @@ def sweep(
         seed: of the random masks and of the order of the timings.
 
     Raises:
-        ValueError: no run, two of one method, or a run trained on other classes.
+        ValueError: no run, two of one method, a run trained on other classes, or rounds or a seed
+            below 0.
         DataError, AudioError: clips that cannot be used.
     """
     _check(runs, folder)
+    if min(rounds, seed) < 0:
+        raise ValueError(f"rounds and seed are 0 or more; got {rounds} and {seed}")
     clips = folder.split(split)
     check_words(folder, split)
     rows: list[Row] = []
