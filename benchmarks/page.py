@@ -54,9 +54,10 @@ INTRO = """# Benchmarks
 
 Written by `python benchmarks/page.py` from the files in `results/`; every figure there has the
 command, seed, data digest, commit and machine that made it. Accuracy is on the test clips, which
-nothing was selected on; seeds as said; intervals are 95 %. MACs and latency are for one clip of
-median length, with front end, selector and head. Latency is fp32, batch 1, an illustration; its
-share of full depth is the median of paired, alternated timings.
+nothing was selected on; seeds as said. Intervals are 95 %, over the clips; those of word error
+rates over the speakers, where ten or more are known. MACs and latency are for one clip of median
+length, with front end, selector and head. Latency is fp32, batch 1, an illustration; its share of
+full depth is the median of paired, alternated timings.
 
 All methods get the same data, steps and learning rates; they do not get the same compute: an
 input-driven step runs a tree of masks (about twice the layers of full depth with 6 of them), a

@@ -50,7 +50,7 @@ from sounding.core.model import CONFIG, DynamicModel
 from sounding.data.features import clip_seconds, load_audio
 from sounding.data.folder import AudioFolder, Clip, load_folder, subset
 from sounding.data.text import whisper_plain, word_errors
-from sounding.evaluation.statistics import ratio_bootstrap
+from sounding.evaluation.statistics import ratio_bootstrap, speaker_groups
 from sounding.files import sha256, write_json
 from sounding.progress import progress
 from sounding.training.config import TrainConfig
@@ -349,7 +349,7 @@ def sweep(bench: Bench) -> None:
 
 
 def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, Any]:
-    """The word error rate at one setting, with intervals over clips and over speakers."""
+    """The word error rate at one setting, its interval over speakers or clips as in a sweep."""
     options = bench.options
     name = f"sweep-{setting.name}"
     padded = setting.padded
@@ -364,9 +364,10 @@ def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, A
     heard = [whisper_plain(by_clip[clip.path.name]["text"]) for clip in bench.clips]
     errors = np.array([word_errors(a, b) for a, b in zip(said, heard, strict=True)])
     words = np.array([len(text.split()) for text in said])
-    rate = ratio_bootstrap(errors, words, seed=options.seed)
+    groups = speaker_groups([clip.speaker for clip in bench.clips])
+    rate = ratio_bootstrap(errors, words, groups=groups, seed=options.seed)
     tokens = [by_clip[clip.path.name]["tokens"] for clip in bench.clips]
-    row = {
+    return {
         "wer": rate.mean,
         "low": rate.low,
         "high": rate.high,
@@ -375,11 +376,6 @@ def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, A
         "tokens": float(np.mean(tokens)),
         "at_limit": sum(count >= options.max_new_tokens for count in tokens),
     }
-    speakers = [clip.speaker for clip in bench.clips]
-    if len(set(speakers)) > 1:
-        by_speaker = ratio_bootstrap(errors, words, groups=speakers, seed=options.seed)
-        row |= {"low_speakers": by_speaker.low, "high_speakers": by_speaker.high}
-    return row
 
 
 def generate(

@@ -80,10 +80,12 @@ def by_budget(rows: list[dict[str, Any]]) -> str:
 
 
 def of_setting(row: dict[str, Any] | None) -> list[str]:
-    """Four cells: the rate, its interval over clips, and the speed where it was measured."""
+    """Four cells: the rate, its interval, and the speed where it was measured."""
     if row is None:
         return ["-"] * 4
-    rate = [f"{row['wer']:.1%}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"]
+    # files of before have "low" over clips, and both where there are speakers, here 42
+    low, high = (row.get(f"{end}_speakers", row[end]) for end in ("low", "high"))
+    rate = [f"{row['wer']:.1%}", f"{100 * low:.1f}-{100 * high:.1f}"]
     if "rtf" not in row:
         return [*rate, "-", "-"]
     return [*rate, f"{row['rtf']:.3f}", f"{row['ratio_same_text'][0]:.2f}"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
+import transformers
 
 from sounding.cli import main
 from sounding.core.selector import StaticSelector
@@ -16,8 +19,10 @@ from sounding.data.folder import load_folder
 from sounding.evaluation import compare as module
 from sounding.evaluation.compare import BASES, VARIANTS, StudyConfig, compare, place
 from sounding.evaluation.measure import measure
+from sounding.evaluation.report import check_outputs
 from sounding.evaluation.rules import check
 from sounding.evaluation.study import FILE, load_study
+from sounding.evaluation.sweep import sweep
 from sounding.training.answers import answers, every_mask
 from sounding.training.runs import load_run
 from sounding.training.search import best_static, settle
@@ -248,6 +253,29 @@ def test_a_killed_study_goes_on_and_does_nothing_twice(config, tones, tmp_path, 
     assert not list(tmp_path.rglob("model.safetensors"))
     compare(config, [tones], tmp_path, keep_models=False)
     assert len(trained) == 2
+
+
+def test_a_model_of_one_layer_has_nothing_to_choose_and_is_studied_all_the_same(tones, tmp_path):
+    tiny.make("whisper-classification", encoder_layers=1).save_pretrained(tmp_path / "one")
+    transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(
+        tmp_path / "one"
+    )
+    settings = {"backbone": str(tmp_path / "one"), "epochs": 0.2, "batch_size": 8}
+    variants = (*BASES, "input-search", "input-library")
+    config = StudyConfig(settings=settings, seeds=(0,), variants=variants)
+    (line,) = compare(config, [tones], tmp_path / "study")
+    assert json.loads(line.removeprefix("VERDICT "))["matters"] is None
+    runs = [load_run(place(tmp_path / "study", tones.name, v, 0)) for v in BASES]
+    assert {row.kept_layers for row in sweep(runs, load_folder(tones), rounds=0).rows} == {1}
+
+
+def test_a_study_that_cannot_be_drawn_does_not_begin(config, tones, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"sounding\[demo\]"):
+        compare(config, [tones], tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+    with pytest.raises(ModuleNotFoundError, match=r"sounding\[demo\]"):
+        check_outputs(plots=tmp_path)
 
 
 def test_all_runs_of_a_study_go_on_from_its_start(config, tones, tmp_path, monkeypatch):

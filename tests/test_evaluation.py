@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import io
 import json
+import os
+import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from sounding.core.macs import count_macs
 from sounding.data.features import load_features
 from sounding.data.folder import load_folder
+from sounding.evaluation import report, shown
 from sounding.evaluation.card import model_card
 from sounding.evaluation.classify import classify
 from sounding.evaluation.predict import predict
-from sounding.evaluation.report import write_sweep
+from sounding.evaluation.report import check_outputs, write_sweep
+from sounding.evaluation.shown import in_markdown, one_line
 from sounding.evaluation.statistics import wilson
 from sounding.evaluation.sweep import DRAWS, Sweep, sweep
 from sounding.evaluation.table import markdown, rich_table, sorted_rows, to_csv
@@ -195,6 +202,8 @@ def test_sweep_refuses_what_cannot_be_compared(runs, folder):
         sweep([], folder)
     with pytest.raises(ValueError, match="more than one run of a method"):
         sweep([runs[0], runs[0]], folder)
+    with pytest.raises(ValueError, match="rounds and seed are 0 or more; got -1 and 0"):
+        sweep(runs[:1], folder, rounds=-1)
     with pytest.raises(ValueError, match="knows the classes high, low"):
         sweep(runs[:1], replace(folder, labels=("a", "b")))
 
@@ -224,3 +233,114 @@ def test_wilson_interval_against_known_values(share, count, low, high):
 def test_wilson_needs_a_trial():
     with pytest.raises(ValueError, match="at least one"):
         wilson(0.5, 0)
+
+
+# --- what others chose, as it is shown -------------------------------------------------------
+
+NASTY = (
+    "<img src=x onerror=alert(1)>",
+    "a|b | `c` *d* [e](javascript:x)",
+    "one\n---\n# two",
+    "$x^{$",
+    "[/red]",
+    "$\\frac{1}{$ 日本 🎈 \x07",
+    "long " * 60,
+    "caf\udce9",
+)
+
+
+def renamed(result, name, labels=None):
+    """A sweep whose data set and labels have other names."""
+    header = {**result.header, "data": {**result.header["data"], "name": name}}
+    masks = result.masks if labels is None else {**result.masks, "labels": labels}
+    return replace(result, header=header, masks=masks)
+
+
+def test_names_are_shown_as_they_are_in_markdown():
+    assert in_markdown("plain words, 50 % (left-over)") == "plain words, 50 % (left-over)"
+    assert in_markdown(NASTY[0]) == "&lt;img src=x onerror=alert(1)&gt;"
+    assert in_markdown(NASTY[1]) == "a\\|b \\| \\`c\\` \\*d\\* \\[e\\](javascript\\:x)"
+    assert in_markdown(NASTY[2]) == "one --- \\# two"
+    assert in_markdown("https://x www.x.org @me a_b \\ ~~c~~") == (
+        "https\\://x www\\.x.org \\@me a\\_b \\\\ \\~\\~c\\~\\~"
+    )
+    assert in_markdown("R&D &lt;") == "R&amp;D &amp;lt;"
+    assert doctest.testmod(shown).failed == 0
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_card_shows_names_as_they_are_and_its_header_stays_yaml(name, result, runs):
+    import yaml
+
+    run = of(runs, "input")
+    run = replace(run, info={**run.info, "labels": [name, "low"]}, config=run.config)
+    card = model_card(run, renamed(result, name), count_macs(run.dynamic))
+    found = re.match(r"\A---\n(.*?)\n---\n", card, re.DOTALL)
+    front = yaml.safe_load(found.group(1))
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == one_line(name)
+    body = card[found.end() :].replace(markdown(result), "")
+    assert f"- Classes: {in_markdown(name)}, low." in body
+    assert "<" not in body.replace("<br>", "")
+    assert body.count("\n#") == 3  # the headings that are ours
+    assert "|" not in body.replace("\\|", "")
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_plots_and_tables_draw_names_as_they_are(name, result, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    labels = [name if label == "low" else "high $" for label in result.masks["labels"]]
+    sweep = renamed(result, name, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_sweep(sweep, json=tmp_path / "s.json", csv=tmp_path / "s.csv", plots=tmp_path)
+    assert Sweep.from_json(tmp_path / "s.json") == sweep
+    for file in ("accuracy.png", "layers.png"):
+        assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
+    Console(width=200).print(rich_table(sweep))
+    out = " ".join(capsys.readouterr().out.split())
+    assert " ".join(one_line(name).split())[:30] in out
+
+
+def test_texts_of_a_plot_are_no_formulas(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib import rc_context
+
+    from sounding.evaluation.plots import save, subplots
+
+    figure, axes = subplots(1, 1, (3, 2))
+    axes[0, 0].set_title("$x^2$")
+    axes[0, 0].set_yticks([0, 1], ["$a$", "b"])
+    with rc_context({"svg.fonttype": "none"}):
+        save(figure, tmp_path / "f.svg", format="svg")
+    drawn = (tmp_path / "f.svg").read_text()
+    assert ">$x^2$</text>" in drawn
+    assert ">$a$</text>" in drawn
+
+
+def test_a_plot_that_fails_loses_nothing_of_the_sweep(result, runs, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+
+    def fail(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(report, "plot_accuracy", fail)
+    names = ("s.json", "s.csv", "t.md", "card.md")
+    files = dict(zip(("json", "csv", "table", "card"), (tmp_path / n for n in names), strict=True))
+    with pytest.raises(ValueError, match=r"accuracy\.png cannot be drawn \(no ink\)"):
+        write_sweep(result, **files, plots=tmp_path, run=of(runs, "input"))
+    assert all((tmp_path / name).stat().st_size for name in (*names, "layers.png"))
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    check_outputs(files=[tmp_path / "new" / "s.json", None, tmp_path / "file"], plots=tmp_path)
+    for bad in (
+        {"files": [tmp_path]},
+        {"files": [tmp_path / "file" / "s.json"]},
+        {"plots": tmp_path / "file"},
+    ):
+        with pytest.raises(ValueError, match=r"is a (directory|file)"):
+            check_outputs(**bad)
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(ValueError, match="cannot be written to"):
+        check_outputs(files=["s.json"])

@@ -11,8 +11,8 @@ import sounding
 from sounding.core.selector import InputSelector, LibrarySelector, selector_from_config
 from sounding.data.folder import load_folder
 from sounding.training.config import TrainConfig
-from sounding.training.fit import _descend, complementary
-from sounding.training.runs import load_run
+from sounding.training.fit import _descend, complementary, fit_selector
+from sounding.training.runs import load_run, new_run
 from sounding.training.train import train
 
 MASKS = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool)
@@ -36,6 +36,17 @@ def test_a_selector_learns_which_mask_suits_which_input(kind):
     mask = sounding.core.selector.top_k_mask(scores, budget)
     assert (mask == MASKS[side]).all(1).float().mean() > 0.95
     assert selector(state, None, budget).mask.sum(1).eq(2).all()
+
+
+def test_a_selector_is_fitted_to_a_single_clip(whisper, tones):
+    """Whose features deviate by nothing, not by what is no number."""
+    folder = load_folder(tones)
+    config = TrainConfig(backbone=str(whisper), selector_fit="search")
+    run = new_run(config, list(folder.labels), {})
+    clips = folder.split("train")[:1]
+    fit_selector(run, run.read(clips, "read"), run.task.goals(folder, clips))
+    for name, value in run.dynamic.selector.state_dict().items():
+        assert value.isfinite().all(), name
 
 
 def test_complementary_masks_cover_what_the_best_one_misses():

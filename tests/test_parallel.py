@@ -7,23 +7,44 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import sounding
+from sounding.core import plan
 from sounding.data.folder import load_folder
+from sounding.training import runs
 from sounding.training.config import TrainConfig
 from sounding.training.parallel import Processes
 from sounding.training.runs import load_run
 from sounding.training.train import train
 
 CONFIG = TrainConfig(epochs=1, batch_size=7, precision="fp32", noise_share=0.5)  # 40 clips: 5 left
+# gates that differ from clip to clip, and draw no noise, which each process does for itself
+GATES = """
+import torch
+from sounding.core import plan
+from sounding.training import runs
+plan.gumbel_like = torch.zeros_like
+selector = runs._selector
+def spread(config, dynamic):
+    made = selector(config, dynamic)
+    with torch.no_grad():
+        for score in made.score:
+            score.weight.mul_(300)
+    logits = made.logits
+    made.logits = lambda *state: 5 * torch.sin(20 * logits(*state))
+    return made
+runs._selector = spread
+"""
 # `sounding train` that stops after STOP steps, if any, as by a signal
 WORKER = """
 import sys
 from sounding.training import train as module
 from sounding.cli import main
 stop = int(sys.argv.pop(1))
+exec(sys.argv.pop(1))
 step = module._one_step
 def one_step(run, state, *rest):
     if state.step == stop:
@@ -40,14 +61,14 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
-def launch(count, config, data, out, tmp_path, *, stop=-1):
-    """Start so many processes, one torch thread each."""
+def launch(count, config, data, out, tmp_path, *, stop=-1, change=""):
+    """Start so many processes, one torch thread each, which first run the code `change`."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={count}", str(script), str(stop),
+        f"--nproc-per-node={count}", str(script), str(stop), change,
         "--config", str(tmp_path / "config.yaml"), "--data", str(data), "--out", str(out),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -63,6 +84,14 @@ def assert_same(run, other):
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=atol, msg=name)
 
 
+def assert_same_losses(root):
+    """Of the runs in "one" and "two"."""
+    one, two = (
+        np.loadtxt(root / name / "log.csv", delimiter=",", skiprows=1) for name in ("one", "two")
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["input", "random", "early-exit"])
 def test_two_processes_train_as_one_with_the_same_batch(method, whisper, tones, tmp_path):
     config = replace(CONFIG, backbone=str(whisper), method=method)
@@ -72,10 +101,22 @@ def test_two_processes_train_as_one_with_the_same_batch(method, whisper, tones, 
     two = load_run(tmp_path / "two")
     assert_same(one, two)
     assert not list((tmp_path / "two").glob("*checkpoint*"))
-    logs = [(tmp_path / n / "log.csv").read_text().split() for n in ("one", "two")]
-    for a, b in zip(*logs, strict=True):
-        if a != "step,loss":
-            assert float(a.split(",")[1]) == pytest.approx(float(b.split(",")[1]), rel=1e-4)
+    assert_same_losses(tmp_path)
+
+
+def test_the_mean_gate_of_two_processes_is_that_of_the_whole_batch(
+    whisper, tones, tmp_path, monkeypatch
+):
+    """Their penalty is no mean over clips: that of two halves is not that of both."""
+    for module, name in ((plan, "gumbel_like"), (runs, "_selector")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    exec(GATES, {})
+    config = replace(CONFIG, backbone=str(whisper), method="i3d", gate_penalty=50.0)
+    one = train(config, load_folder(tones), tmp_path / "one")
+    done = launch(2, config, tones, tmp_path / "two", tmp_path, change=GATES)
+    assert done.returncode == 0, done.stderr
+    assert_same(one, load_run(tmp_path / "two"))
+    assert_same_losses(tmp_path)
 
 
 def test_a_training_goes_on_with_another_number_of_processes(whisper, tones, tmp_path):

@@ -137,6 +137,16 @@ def test_losses_and_errors_of_a_padded_batch_are_those_of_each_clip_alone():
         torch.testing.assert_close(losses[0, row], plainly)
 
 
+def test_a_batch_of_empty_texts_learns_that_nothing_is_said():
+    task = Recognition(build_tokenizer(["low high"]))
+    logits = torch.randn(2, 1, 7, len(task.tokenizer), requires_grad=True)
+    losses = task.losses(logits, None, [Goal((), "")])
+    expected = -logits.log_softmax(-1)[..., 0].sum(-1)
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_a_text_too_long_for_its_clip_teaches_nothing_and_breaks_nothing():
     tokenizer = build_tokenizer(["low high"])
     goal = Goal(tuple(tokenizer("low high low")["input_ids"]), "low high low")
@@ -321,7 +331,7 @@ def speaker(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("method", ["full", "random", "static", "input", "early-exit"])
+@pytest.mark.parametrize("method", ["full", "random", "static", "input", "early-exit", "i3d"])
 def test_a_decoder_is_trained_at_every_depth_and_says_the_same_alone(
     method, speaker, texts, tmp_path
 ):
@@ -365,6 +375,21 @@ def test_a_decoder_learns_the_tokens_after_its_prompt_and_padding_does_not_count
         torch.testing.assert_close(losses[0, row], torch.nn.functional.cross_entropy(own, wanted))
         assert errors[0, row] == (own.argmax(-1) != wanted).sum()
     assert task.decode([goal.ids for goal in goals]) == ["low", "high low", "high"]
+
+
+def test_a_sweep_asks_each_run_in_its_own_tokens_and_none_for_more_than_it_takes(
+    runs, speaker, texts, config, tmp_path
+):
+    folder = load_folder(texts)
+    config = replace(config, backbone=str(speaker), method="full", recognition="decoder")
+    run = train(config, folder, tmp_path / "run")
+    alone = sweep([run], folder, rounds=0).rows
+    both = sweep([runs["static"], run], folder, rounds=0).rows
+    assert [row for row in both if row.method != "static"] == alone
+    clips = [replace(c, target="high " * 9) if c.split == "test" else c for c in folder.clips]
+    long = replace(folder, clips=tuple(clips))  # 46 tokens, of the 24 that the decoder takes
+    for row in sweep([run], long, rounds=0).rows:
+        assert 0.5 < row.value <= 2
 
 
 def test_a_study_of_decoders_is_refused(config, texts, tmp_path):

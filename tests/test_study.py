@@ -19,8 +19,9 @@ from sounding.evaluation.diagnostics import (
     varying_arms,
     worst_group,
 )
-from sounding.evaluation.html import accuracies, write_report
-from sounding.evaluation.statistics import paired_bootstrap
+from sounding.evaluation.html import accuracies, report, write_report
+from sounding.evaluation.shown import in_markdown, in_plot
+from sounding.evaluation.statistics import paired_bootstrap, ratio_bootstrap
 from sounding.evaluation.study import METHODS, Measured, Study, load_study
 from sounding.evaluation.verdict import best_blind, in_words, judge, verdict_line
 
@@ -188,9 +189,9 @@ def test_study_is_read_by_data_set_and_averages_draws_and_seeds(studies, root):
 def test_differences_are_paired_over_the_seeds_and_clips_that_both_have(studies):
     study = studies["helps"]
     ceiling = study.difference("test", ("input", "ceiling"), 2, ("input", "exact"))
-    assert ceiling.shape == (3, CLIPS // 3)
+    assert ceiling.values.shape == (3, CLIPS // 3)
     some = Study(study.data, [r for r in study.runs if r.variant != "static" or r.seed])
-    assert some.difference("test", ("input", "exact"), 2, ("static", "exact")).shape == (2, CLIPS)
+    assert some.difference("test", ("input", "exact"), 2, ("static", "exact")).by_seed.shape == (2,)
     assert study.difference("test", ("input", "exact"), 2, ("x", "exact")).size == 0
 
 
@@ -282,8 +283,8 @@ def test_areas_share_a_range_and_follow_the_accuracy(studies):
     arms = [(variant, "exact") for variant in study.variants]
     (low, high), found = areas(study, "test", arms)
     assert (low, high) == pytest.approx((0.25, 1.0))
-    assert found[arms[0]].shape == (3, CLIPS)
-    means = {arm[0]: area.mean() for arm, area in found.items()}
+    assert found[arms[0]].values.shape == (3, CLIPS)
+    means = {arm[0]: area.by_seed.mean() for arm, area in found.items()}
     assert max(means, key=means.get) == "input"
     assert min(means, key=means.get) == "input-flat"
 
@@ -313,6 +314,18 @@ def test_layers_and_groups(studies):
     assert name in {f"s{i}" for i in range(7)}  # "rare" has three clips only
     assert worst < study.accuracy("test", ("full", "exact"), 2)
     assert worst_group(study, "test", ("full", "none"), 2, "label") is None
+
+
+def test_a_group_without_a_word_is_no_worst_group(tmp_path):
+    run = measured("static", 0, "idle")
+    run["metric"] = "wer"
+    for clips in run["sets"].values():
+        clips["clips"]["weight"] = [
+            int(i % 3 > 0) for i in range(CLIPS)
+        ]  # none has the first label
+    write(tmp_path, run)
+    (study,) = load_study(tmp_path)
+    assert worst_group(study, "test", ("static", "exact"), 2, "label")[0] in LABELS[1:]
 
 
 def test_regret(studies):
@@ -389,6 +402,44 @@ def test_a_report_of_one_run_is_possible_and_loud(tmp_path):
     assert "Not tested on bare" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["<b>*a*|`c`</b> [x](y)", "$x^{$", "one\n## two"])
+def test_names_are_shown_as_they_are_in_report_and_table(tmp_path, name):
+    pytest.importorskip("matplotlib")
+    run = measured("input", 0, "idle", variant=name)
+    run["data"]["name"] = name
+    run["labels"] = [name, "b", "c"]
+    for clips in run["sets"].values():
+        clips["clips"]["label"] = [name if i % 3 else "b" for i in range(CLIPS)]
+    (tmp_path / "measured.json").write_text(json.dumps(run))
+    write_report(tmp_path, tmp_path / "r.html", table=tmp_path / "t.md")
+    table = (tmp_path / "t.md").read_text()
+    assert "<" not in table
+    assert in_markdown(name) in table
+    assert table.count("\n## ") + table.startswith("## ") == 3  # a set each
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+    reader = Reader()
+    reader.feed((tmp_path / "r.html").read_text())
+    assert reader.open == []
+    assert not {"b", "a"} & reader.tags
+    assert "cannot be drawn" not in "".join(reader.texts)
+    assert in_plot(name) in reader.texts  # in a figure
+
+
+def test_a_figure_that_fails_loses_nothing_of_the_report(tmp_path, root, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+
+    def fail(*args):
+        raise RuntimeError("no <ink>")
+
+    monkeypatch.setattr("sounding.evaluation.html.plot_pareto", fail)
+    write_report(root, tmp_path / "r.html", verdict=tmp_path / "v.json", table=tmp_path / "t.md")
+    page = (tmp_path / "r.html").read_text()
+    assert "This figure cannot be drawn: no &lt;ink&gt;" in page
+    assert page.count("<svg") > 3
+    assert "cannot be drawn: no <ink>" in capsys.readouterr().err
+
+
 def spoil(change):
     run = measured("static", 0, "idle")
     change(run, run["sets"]["test"], run["sets"]["test"]["rows"][0])
@@ -462,6 +513,65 @@ def test_texts_count_by_their_words(tmp_path):
     assert f"{100 - 100 * expected:.1f} (" in accuracies(study, "test")[1][0][2]
 
 
+def spoken(tmp_path, speakers, better=None):
+    """A study of texts: "static" and, with as many errors less as `better` says, "input"."""
+    words = [1 + i % 5 for i in range(CLIPS)]
+    rng = np.random.default_rng(0)
+    bad = rng.uniform(0, 1, CLIPS)  # how hard a speaker is to understand
+    errors = [
+        1 + int(w * bad[speakers.index(s)] > 0.5) + w // 3
+        for w, s in zip(words, speakers, strict=True)
+    ]
+    for method, less in (("static", np.zeros(CLIPS, dtype=int)), ("input", better)):
+        run = measured(method, 0, "said")
+        run["metric"] = "wer"
+        for clips in run["sets"].values():
+            clips["clips"] |= {"weight": words, "speaker": speakers}
+            for row in clips["rows"]:
+                inside = row.get("clips", range(CLIPS))
+                own = [errors[i] - int(less[i]) * (row["rule"] == "exact") for i in inside]
+                row["errors"] = [own for _ in row["errors"]]
+        write(tmp_path, run)
+    (study,) = load_study(tmp_path)
+    return study, np.array(words, dtype=float), np.array(errors, dtype=float)
+
+
+@pytest.mark.parametrize(("count", "over"), [(20, "speakers"), (9, "clips"), (0, "clips")])
+def test_intervals_of_word_error_rates_are_over_speakers_as_in_a_sweep(tmp_path, count, over):
+    speakers = [f"s{i % count}" if count else "" for i in range(CLIPS)]
+    better = np.array([int(i % 20 < 5) for i in range(CLIPS)])  # for some of the speakers
+    study, words, errors = spoken(tmp_path, speakers, better)
+    groups = speakers if over == "speakers" else None
+    arm, ours = ("static", "exact"), ("input", "exact")
+    rate = ratio_bootstrap(errors, words, groups=groups)
+    found = study.interval("test", arm, 2)
+    assert found == pytest.approx((1 - rate.mean, 1 - rate.high, 1 - rate.low))
+    result = judge(study)["sets"]["test"]
+    assert result["intervals_over"] == over
+    level = result["level"]
+    for ends, expected in (
+        ("", ratio_bootstrap(better, words, groups=groups)),
+        ("_corrected", ratio_bootstrap(better, words, groups=groups, level=level)),
+    ):
+        gain = result["budgets"]["2"]["methods"]["static"]
+        got = (gain["gain"], gain["low" + ends], gain["high" + ends])
+        assert got == pytest.approx([100 * x for x in expected], abs=1e-3)
+    _, found = areas(study, "test", [arm, ours])
+    assert found[arm].interval() == pytest.approx(study.interval("test", arm, 2))  # as flat a line
+    mean = study.over("test", ours, 2, [(arm, 2)]).interval()
+    assert mean == pytest.approx(ratio_bootstrap(better, words, groups=groups))
+    text = report([study], [judge(study)])
+    assert f"paired bootstrap over {over}" in text
+
+
+def test_some_clips_of_texts_are_compared_with_all_in_the_same_words(tmp_path):
+    """What is measured on some clips only (ceilings) has its own mean number of words."""
+    study, words, _ = spoken(tmp_path, [""] * CLIPS, np.ones(CLIPS, dtype=int))
+    gap = study.difference("test", ("input", "exact"), 2, ("input", "ceiling"))
+    some = slice(0, CLIPS, 3)
+    assert gap.interval().mean == pytest.approx(len(words[some]) / words[some].sum())
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "meth'])
 def test_foreign_and_truncated_files(tmp_path, text):
     (tmp_path / "measured.json").write_text(text)
@@ -474,6 +584,10 @@ def test_foreign_and_truncated_files(tmp_path, text):
     [
         (lambda run: run["sets"]["test"]["clips"]["file"].reverse(), "other clips of 'test'"),
         (lambda run: run.update(labels=["x"]), "other labels"),
+        (
+            lambda run: run["sets"]["test"]["clips"].update(weight=[2] * CLIPS),
+            "other clips of 'test'",
+        ),
         (lambda run: run.update(metric="wer"), "other metric"),
         (lambda run: run["data"].update(digest="d2"), "other data digest"),
     ],

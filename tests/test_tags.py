@@ -54,6 +54,18 @@ def test_average_precision_of_known_rankings():
         precision_interval(scores, np.zeros_like(wanted))
 
 
+def test_clips_and_classes_of_one_score_have_no_order():
+    scores = np.array([[0.5, 0.5], [0.5, 0.1], [0.5, 0.9], [0.2, 0.5]])
+    wanted = np.array([[1, 0], [0, 1], [0, 1], [1, 1]], dtype=bool)
+    # 1 of 3 at 0.5 and 2 of 4 at 0.2; 1 of 1, 2 of 3 and 3 of 4
+    expected = ((1 / 3 + 2 / 4) / 2 + (1 + 2 / 3 + 3 / 4) / 3) / 2
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]):
+        assert average_precision(scores[order], wanted[order]) == pytest.approx(expected)
+    task, goals = Tags(["a", "b", "c"]), [Goal((0,), "a"), Goal((1,), "b"), Goal((2,), "c")]
+    errors = task.errors(torch.zeros(1, 3, 3), None, goals)
+    torch.testing.assert_close(errors[0], torch.full((3,), 2 / 3))
+
+
 def test_losses_errors_and_answers_of_tags():
     task = Tags(["a", "b", "c"])
     goals = [Goal((0, 2), "a;c"), Goal((1,), "b")]

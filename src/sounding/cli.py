@@ -224,12 +224,14 @@ def _sweep(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from .data.corpora import open_corpus
-    from .evaluation.report import write_sweep
+    from .evaluation.report import check_outputs, write_sweep
     from .evaluation.sweep import sweep
     from .evaluation.table import rich_table
     from .recipes import load_recipe
     from .training.runs import load_run
 
+    files = (arguments.json, arguments.csv, arguments.table, arguments.card)
+    check_outputs(files=files, plots=arguments.plots)
     read = load_recipe(arguments.recipe).open if arguments.recipe else open_corpus
     folder = read(arguments.data)
     runs = [load_run(directory) for directory in arguments.runs]
@@ -238,16 +240,18 @@ def _sweep(arguments: argparse.Namespace) -> None:
     result = sweep(
         runs, folder, split=arguments.split, rounds=arguments.rounds, seed=arguments.seed
     )
-    Console().print(rich_table(result))
-    write_sweep(
-        result,
-        json=arguments.json,
-        csv=arguments.csv,
-        table=arguments.table,
-        plots=arguments.plots,
-        card=arguments.card,
-        run=runs[-1],
-    )
+    try:
+        write_sweep(
+            result,
+            json=arguments.json,
+            csv=arguments.csv,
+            table=arguments.table,
+            plots=arguments.plots,
+            card=arguments.card,
+            run=runs[-1],
+        )
+    finally:  # last, since the reader of our output may be gone
+        Console().print(rich_table(result))
 
 
 def _add_run(commands: Any) -> None:

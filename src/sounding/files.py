@@ -342,9 +342,12 @@ def sha256(path: Path | str) -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8; what has none (of a file's name) as "?"."""
+    """Write `text` to `path` atomically, as UTF-8.
+
+    Of the name of a file that is no UTF-8 the bytes become escapes, which JSON reads back.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(text.encode(errors="replace"))
+        temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int, str], None]
@@ -22,6 +23,12 @@ LINE_EVERY = 20.0  # seconds between lines where there is no terminal
 
 class Interrupted(Exception):
     """Long work was asked to stop and has kept what is done; the text says how to go on."""
+
+
+def say(text: str) -> None:
+    """A line on standard error, for people; of several processes the first one tells."""
+    if not int(os.environ.get("RANK", "0")):
+        print(f"sounding: {text}", file=sys.stderr)
 
 
 @contextmanager
@@ -43,8 +50,8 @@ def progress(title: str, total: int) -> Iterator[Advance]:
         TextColumn("left"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)
+        task = bar.add_task(escape(title), total=total, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=escape(note))
 
 
 def _lines(title: str, total: int) -> Advance:

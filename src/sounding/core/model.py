@@ -692,7 +692,8 @@ def wrap(
     path = SkipPath(skip, backbone, [plain(layer) for layer in layers], width)
     if isinstance(selector, str):
         selector = _new_selector(selector, width, len(layers))
-    heads = _new_exits(model, len(layers), width) if exits else None
+    needed = exits and len(layers) > 1  # one layer has no budget below full depth
+    heads = _new_exits(model, len(layers), width) if needed else None
     device = next(model.parameters()).device
     for part in (selector, path, heads):
         if part is not None:

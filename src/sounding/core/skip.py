@@ -36,6 +36,7 @@ class SkipPath(nn.Module):
                 f'skip="norm" needs layers that end in a norm; those of this {backbone.name} do not'
             )
         self.kind, self.backbone = kind, backbone
+        self.matrices = ("down", "up") if kind == "adapter" else ()  # the rest are vectors
         if kind == "adapter":
             count = len(layers)
             self.scale = nn.Parameter(torch.zeros(count, width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import soxr
 
-from .audio import Seconds
+from .audio import MIN_SECONDS, Seconds
 from .features import LIMIT_SECONDS
 
 SPAN_SECONDS: Seconds = 0.2  # of masked time
@@ -15,13 +15,15 @@ SPAN_BANDS = 0.1  # of all frequency bands
 def change_speed(audio: np.ndarray, factor: float, rate: int) -> np.ndarray:
     """A clip played `factor` times as fast, with the pitch of a record (Ko et al., 2015).
 
-    A clip that would be longer than the 30 s that a model takes stays as it is.
+    A clip that would be longer than the 30 s that a model takes, or too short for one, stays as it
+    is.
 
     Shape: audio [samples] -> [samples / factor], float32.
     """
     if len(audio) / factor > LIMIT_SECONDS * rate:
         return audio
-    return np.asarray(soxr.resample(audio, factor * rate, rate), dtype=np.float32)
+    changed = np.asarray(soxr.resample(audio, factor * rate, rate), dtype=np.float32)
+    return audio if len(changed) < MIN_SECONDS * rate else changed
 
 
 def mask_spans(

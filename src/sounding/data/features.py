@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from .audio import (
+    AudioError,
     Seconds,
     check_length,
     check_samples,
@@ -17,7 +18,7 @@ from .audio import (
     read_audio,
     segment_name,
 )
-from .folder import Clip
+from .folder import SHOWN, Clip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +90,7 @@ def load_features(
     Shape: per clip as `extract`, in the order of `clips`.
 
     Raises:
-        AudioError: a clip that cannot be used; the text names it.
+        AudioError: clips that cannot be used; the text names them, all in one.
         OSError: no room for the temporary file.
         ValueError: `rate` is not what the extractor was made for.
     """
@@ -100,8 +101,7 @@ def load_features(
             "Hz: leave `rate` out"
         )
     kept = _Kept()
-    for index, clip in enumerate(clips):
-        audio = load_audio(clip, rate, max_seconds)
+    for index, audio in enumerate(read_clips(clips, rate, max_seconds)):
         if change is not None:
             audio = change(index, audio)
         kept.add(extract(audio, extractor))
@@ -142,6 +142,34 @@ class _Kept:
         ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
         parts = zip(np.split(stored, ends), self.shapes, strict=True)
         return self.inside + [part.reshape(shape) for part, shape in parts]
+
+
+def read_clips(
+    clips: Sequence[Clip], rate: int, max_seconds: Seconds | None
+) -> Iterator[np.ndarray]:
+    """The audio of each clip as `load_audio`, in order.
+
+    After a clip that cannot be used the others are only tried, so that one error tells of all.
+
+    Raises:
+        AudioError: clips that cannot be used; the text names up to five, and says how many.
+    """
+    bad: list[str] = []
+    for clip in clips:
+        try:
+            audio = load_audio(clip, rate, max_seconds)
+        except AudioError as error:
+            bad.append(str(error))
+            continue
+        if not bad:
+            yield audio
+    if len(bad) == 1:
+        raise AudioError(bad[0])
+    if bad:
+        more = [f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise AudioError(
+            "\n  ".join([f"{len(bad)} of {len(clips)} clips cannot be used:", *bad[:SHOWN], *more])
+        )
 
 
 def load_audio(clip: Clip, rate: int, max_seconds: Seconds | None) -> np.ndarray:

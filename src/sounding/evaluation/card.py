@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import yaml
 
 from ..core.macs import Macs
 from ..training.runs import Run
+from .shown import in_markdown, one_line
 from .sweep import Sweep
 from .table import markdown
 
@@ -23,19 +26,24 @@ def model_card(run: Run, sweep: Sweep, macs: Macs, *, notes: str = "") -> str:
         {"type": r.metric, "value": round(r.value, 4), "name": f"{r.metric} at k = {r.kept_layers}"}
         for r in sorted(best, key=lambda r: r.kept_layers)
     ]
-    kind, what, knows = "audio-classification", "An audio classifier", "Classes"
+    kind, what = "audio-classification", "An audio classifier"
+    knows = f"Classes: {', '.join(in_markdown(label) for label in run.labels)}"
     if run.tokenizer is not None:
-        kind, what, knows = "automatic-speech-recognition", "A speech recognizer (CTC)", "Tokens"
+        by_ctc = run.config.recognition == "ctc"
+        kind = "automatic-speech-recognition"
+        what = f"A speech recognizer ({'CTC' if by_ctc else 'its own decoder'})"
+        knows = f"Tokens: {len(run.tokenizer)}"
     task = {"type": kind}
-    dataset = {"type": header["data"]["name"], "name": header["data"]["name"]}
+    name, backbone = one_line(header["data"]["name"]), one_line(run.config.backbone)
+    dataset = {"type": name, "name": name}
     front = {
         "library_name": "sounding",
         "pipeline_tag": kind,
-        "base_model": run.config.backbone,
+        "base_model": backbone,
         "tags": ["layer-dropping", "dynamic-depth", "speech"],
         "model-index": [
             {
-                "name": f"{run.config.backbone} with a layer selector",
+                "name": f"{backbone} with a layer selector",
                 "results": [{"task": task, "dataset": dataset, "metrics": results}],
             }
         ],
@@ -43,10 +51,10 @@ def model_card(run: Run, sweep: Sweep, macs: Macs, *, notes: str = "") -> str:
     machine = header["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in header["versions"].items())
     return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
+{yaml.safe_dump(front, sort_keys=False, width=math.inf).strip()}
 ---
 
-# {run.config.backbone}, {run.dynamic.num_layers} layers, any k of them
+# {in_markdown(backbone)}, {run.dynamic.num_layers} layers, any k of them
 
 {what} whose encoder runs only the layers that a selector keeps (IDLD-style, after
 arXiv 2507.07954): the budget k may change with every call.
@@ -57,13 +65,13 @@ dynamic = sounding.load("model/")
 out = dynamic(**inputs, budget=3)   # out.logits, out.executed_layers
 ```
 
-- {knows}: {", ".join(run.labels)}.
+- {knows}.
 - Input: 16 kHz mono audio through the feature extractor saved beside the weights.
 - Layer selector: {100 * macs.selector_share:.3f} % of the MACs of full depth.
 {notes}
 ## Measured
 
-{header["clips"]} clips of the {header["data"]["split"]} split of `{header["data"]["name"]}` (digest
+{header["clips"]} clips of the {header["data"]["split"]} split of {in_markdown(name)} (digest
 `{header["data"]["digest"][:16]}`). Intervals are 95 %. Latency: one clip of median length
 at a time, {machine["cpu"]}, {machine["threads"]} threads; its share of full depth is the median of
 {header["rounds"]} paired ratios.

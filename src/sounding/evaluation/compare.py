@@ -13,18 +13,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from ..data.corpora import open_corpus
-from ..data.folder import AudioFolder
+from ..data.features import read_clips
+from ..data.folder import SPLITS, AudioFolder
 from ..files import write_text
+from ..progress import progress
 from ..training.config import METHODS, TrainConfig
+from ..training.fitting import check_words
 from ..training.train import train
 from .html import write_report
 from .measure import measure
+from .plots import need_matplotlib
+from .shown import one_line
 from .study import FILE
 
 # name -> what differs from the settings of the study; the teacher comes first
@@ -46,6 +52,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 VARIANTS = {**BASES, **ABLATIONS}
 START = "start"
+RATE = 16000  # at which test clips are tried
+
+Cell: TypeAlias = tuple[AudioFolder, str, int]  # variant and seed of a run
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,9 @@ def compare(
         The verdict lines.
 
     Raises:
+        DataError, AudioError: a split that is missing, or clips that cannot be used: before the
+            first training.
+        ModuleNotFoundError: matplotlib is not installed, likewise.
         ValueError: as `train` and `write_report`; two folders of one name.
         Interrupted: on SIGINT or SIGTERM, in a training, after saving a checkpoint.
     """
@@ -142,15 +154,19 @@ def compare(
     cells = list(_cells(config, loaded))
     for folder, variant, seed in cells:  # wrong settings fail before hours of work
         config.train_config(folder.root.name, variant, seed, out)
+    need_matplotlib()
+    for folder in loaded:
+        if any(not _measured(out, cell) for cell in cells if cell[0] is folder):
+            _check_data(config, folder, out)
     console = Console(stderr=True)
     started, worked = monotonic(), 0
     for done, (folder, variant, seed) in enumerate(cells):
-        directory = place(out, folder.root.name, variant, seed)
-        if (directory / FILE).exists():
+        if _measured(out, (folder, variant, seed)):
             continue
         left = (monotonic() - started) / worked * (len(cells) - done) / 60 if worked else None
+        name = escape(one_line(folder.root.name))
         console.rule(
-            f"{folder.root.name}: {variant}, seed {seed} ({done + 1} of {len(cells)}"
+            f"{name}: {variant}, seed {seed} ({done + 1} of {len(cells)}"
             + (f", about {left:.0f} min left)" if left is not None else ")")
         )
         _one(config, folder, variant, seed, out)
@@ -160,6 +176,23 @@ def compare(
     return report(out)
 
 
+def _measured(out: Path, cell: Cell) -> bool:
+    folder, variant, seed = cell
+    return (place(out, folder.root.name, variant, seed) / FILE).exists()
+
+
+def _check_data(config: StudyConfig, folder: AudioFolder, out: Path) -> None:
+    """Refuse data now that would stop the study after hours of training."""
+    for split in SPLITS:
+        folder.split(split)
+        check_words(folder, split)
+    settings = config.train_config(folder.root.name, config.variants[0], config.seeds[0], out)
+    clips = folder.split("test")  # the others are read before a training
+    with progress(f"check {folder.root.name}", len(clips)) as show:
+        for done, _ in enumerate(read_clips(clips, RATE, settings.max_seconds), start=1):
+            show(done, "")
+
+
 def report(out: Path) -> list[str]:
     """The report of what is measured so far, in OUT."""
     return write_report(
@@ -167,9 +200,7 @@ def report(out: Path) -> list[str]:
     )
 
 
-def _cells(
-    config: StudyConfig, folders: Iterable[AudioFolder]
-) -> Iterable[tuple[AudioFolder, str, int]]:
+def _cells(config: StudyConfig, folders: Iterable[AudioFolder]) -> Iterable[Cell]:
     """All runs, one seed after the other, so that a part of a study is a study of fewer seeds."""
     folders = list(folders)
     for turn, seed in enumerate(config.seeds):

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from .statistics import Interval, paired_bootstrap
-from .study import Arm, Floats, Study
+from .statistics import Interval
+from .study import Arm, Floats, Scores, Study
 
 COLLAPSED = 0.99  # share of the clips with one and the same mask
 SMALLEST_GROUP = 5  # clips; fewer say nothing about a group
@@ -28,13 +28,12 @@ def area_weights(shares: Floats, low: float, high: float) -> Floats:
 
 def areas(
     study: Study, where: str, arms: Iterable[Arm]
-) -> tuple[tuple[float, float], dict[Arm, Floats]]:
+) -> tuple[tuple[float, float], dict[Arm, Scores]]:
     """Area under accuracy over MACs (share of full depth), for each clip and seed.
 
     The area is a weighted sum of accuracies, so its mean over the clips is that of the curve and
     a bootstrap over clips holds for it. All arms share one range of MACs, which ends at 1 at most.
-
-    Shape: -> range, arm: [seeds, clips]; arms with fewer than two budgets are left out.
+    Arms with fewer than two budgets are left out.
     """
     curves = {arm: curve for arm in arms if len(curve := _curves(study, where, arm))}
     ends = [shares for curve in curves.values() for shares, _ in curve]
@@ -43,20 +42,20 @@ def areas(
     if low >= high:
         return (low, high), {}
     return (low, high), {
-        arm: np.array([area_weights(shares, low, high) @ correct for shares, correct in curve])
+        arm: study.scores(where, [area_weights(s, low, high) @ right for s, right in curve])
         for arm, curve in curves.items()
     }
 
 
 def _curves(study: Study, where: str, arm: Arm) -> list[tuple[Floats, Floats]]:
-    """For each seed shares of MACs, increasing, and what was correct there. [points, clips]."""
+    """For each seed shares of MACs, increasing, and what was right there. [points, clips]."""
     found = []
     for run in study.runs:
         if run.variant == arm[0] and where in run.sets:
             rows = [row for (rule, _), row in run.sets[where].rows.items() if rule == arm[1]]
             shares, first = np.unique([row.macs / run.macs for row in rows], return_index=True)
             if len(shares) > 1:
-                found.append((shares, np.array([rows[i].correct for i in first])))
+                found.append((shares, np.array([study.right(where, rows[i]) for i in first])))
     return found
 
 
@@ -135,11 +134,12 @@ def worst_group(
     rows = study.rows(where, arm, budget)
     names = study.clips(where).groups[kind]
     groups = [n for n, count in Counter(names).items() if n and count >= SMALLEST_GROUP]
-    if not rows or not groups:
-        return None
     weight = study.clips(where).weight
-    right = np.mean([row.correct for row in rows.values()], axis=0) * weight.mean()
     inside = {name: np.array(names) == name for name in groups}
+    inside = {name: i for name, i in inside.items() if weight[i].any()}  # of texts: some word
+    if not rows or not inside:
+        return None
+    right = np.mean([study.right(where, row) for row in rows.values()], axis=0)
     found = {name: float(right[i].sum() / weight[i].sum()) for name, i in inside.items()}
     return min(found.items(), key=lambda item: item[1])
 
@@ -155,4 +155,4 @@ def regret(study: Study, where: str, budget: float) -> dict[str, Interval]:
         name: study.difference(where, ("input", best), budget, ("input", ours))
         for name, (best, ours) in pairs.items()
     }
-    return {name: paired_bootstrap(gap) for name, gap in gaps.items() if gap.size}
+    return {name: gap.interval() for name, gap in gaps.items() if gap.size}

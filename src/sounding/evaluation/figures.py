@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .plots import COLORS, subplots
+from .plots import COLORS, save, subplots
+from .shown import in_plot
 from .study import Arm, Study
 from .table import METHODS
 
@@ -28,15 +29,20 @@ def plot_pareto(study: Study, where: str) -> str:
     """Accuracy over MACs, a line a method, with its interval; mean budgets as diamonds, stars."""
     figure, axes = subplots(1, 1, (7.5, 4.6))
     axis = axes[0, 0]
-    for variant, method in study.variants.items():
-        if variant == method:
-            _curve(axis, study, where, (variant, "exact"), fmt="o-", label=METHODS[method])
-            _curve(axis, study, where, (variant, "mean"), fmt="D", mfc="none")
-            _curve(axis, study, where, (variant, "mean-entropy"), fmt="*", mfc="none")
+    for variant, name in _names(study).items():
+        _curve(axis, study, where, (variant, "exact"), fmt="o-", label=name)
+        _curve(axis, study, where, (variant, "mean"), fmt="D", mfc="none")
+        _curve(axis, study, where, (variant, "mean-entropy"), fmt="*", mfc="none")
     axis.set_xlabel("MACs, share of full depth (%)")
     _finish(axis, _accuracy(study))
     axis.legend(frameon=False, loc="lower right", title="open marks: mean budgets")
     return _svg(figure)
+
+
+def _names(study: Study) -> dict[str, str]:
+    """What the methods are called, by variant; their ablations, where there is nothing else."""
+    methods = {v: METHODS[m] for v, m in study.variants.items() if v == m}
+    return methods or {variant: in_plot(variant) for variant in study.variants}
 
 
 def _curve(axis: Any, study: Study, where: str, arm: Arm, **style: Any) -> None:
@@ -99,7 +105,8 @@ def plot_controls(study: Study, where: str) -> str:
 
 def plot_noise(study: Study) -> str:
     """Accuracy by set of clips, a panel a budget, a line a method."""
-    arms = [(v, "exact") for v, m in study.variants.items() if v == m]
+    names, variants = _names(study), study.variants
+    arms = [(variant, "exact") for variant in names]
     budgets = sorted({b for arm in arms for s in study.sets for b in study.budgets(s, arm)})
     figure, axes = subplots(1, len(budgets), (1.5 + 1.6 * len(budgets), 3.6))
     for axis, budget in zip(axes[0], budgets, strict=True):
@@ -110,10 +117,10 @@ def plot_noise(study: Study) -> str:
                 (s, a) for s in study.sets if (a := study.accuracy(s, arm, budget)) is not None
             ]
             x = [study.sets.index(name) for name, _ in found]
-            axis.plot(x, [100 * a for _, a in found], "o-", ms=4, color=COLORS[arm[0]],
-                      label=METHODS[arm[0]])  # fmt: skip
-        names = [_plain(name.removeprefix("test at ")) for name in study.sets]
-        axis.set_xticks(range(len(names)), names, rotation=60)
+            axis.plot(x, [100 * a for _, a in found], "o-", ms=4, color=COLORS[variants[arm[0]]],
+                      label=names[arm[0]])  # fmt: skip
+        sets = [in_plot(name.removeprefix("test at ")) for name in study.sets]
+        axis.set_xticks(range(len(sets)), sets, rotation=60)
         axis.set_title(f"k = {budget:g}")
         _finish(axis, _accuracy(study) if axis is axes[0, 0] else "")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -135,7 +142,7 @@ def plot_layer_use(use: dict[float, dict[str, dict[str, list[float]]]], kind: st
         axis.imshow(values, aspect="auto", cmap="PuRd", vmin=0, vmax=1.2)
         axis.set_title(f"k = {k:g}")
         axis.set_xticks(range(len(values[0])))
-        names = [_plain(group) for group in groups]
+        names = [in_plot(group) for group in groups]
         axis.set_yticks(range(len(groups)), names if axis is axes[0, 0] else [])
     return _svg(figure)
 
@@ -146,11 +153,6 @@ def _finish(axis: Any, label: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _plain(text: str) -> str:
-    """Without the dollar signs that matplotlib takes for formulas."""
-    return text.replace("$", r"\$")
-
-
 def _svg(figure: Any) -> str:
     """For use inside a page: no header, no addresses, no ids that two figures could share."""
     from matplotlib import rc_context
@@ -158,7 +160,7 @@ def _svg(figure: Any) -> str:
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sounding"}):
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+        save(figure, out, format="svg", transparent=True, metadata=nothing)
     svg = out.getvalue()
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"|(?<=<g) id="[^"]*"', "", svg[svg.index("<svg") :])
     return svg.replace("#000000", "currentColor")

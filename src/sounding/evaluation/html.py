@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json, write_text
+from ..progress import say
 from .diagnostics import areas, layer_use, mask_variety, regret, varying_arms, worst_group
 from .figures import (
     CONTROLS,
@@ -18,7 +19,8 @@ from .figures import (
     plot_noise,
     plot_pareto,
 )
-from .statistics import Interval, paired_bootstrap
+from .shown import in_markdown
+from .statistics import Interval
 from .study import Arm, Study, load_study
 from .table import METHODS
 from .verdict import INPUT, SEEDS, exact_points, in_words, judge, verdict_line
@@ -68,14 +70,16 @@ def write_report(
     """
     studies = load_study(paths)
     verdicts = [judge(study) for study in studies]
-    write_text(out, report(studies, verdicts))
     if verdict is not None:
         write_json(verdict, {"format": 1, "verdicts": verdicts})
     if table is not None:
         parts = [
-            f"## {s.data}, {w}\n\n{_markdown(accuracies(s, w))}" for s in studies for w in s.sets
+            f"## {in_markdown(f'{s.data}, {w}')}\n\n{_markdown(accuracies(s, w))}"
+            for s in studies
+            for w in s.sets
         ]
         write_text(table, "\n".join(parts))
+    write_text(out, report(studies, verdicts))
     return [verdict_line(one) for one in verdicts]
 
 
@@ -112,15 +116,16 @@ def _verdict(study: Study, verdict: dict[str, Any]) -> str:
         if result["budgets"]:
             told = {True: "matters", False: "not shown to matter", None: "not tested"}
             parts.append(f"<h3>{escape(where)}: {told[result['matters']]}</h3>")
-            parts += [plot_gains(verdict, where), _html(_gains(result))]
+            parts += [_drawn(plot_gains, verdict, where), _html(_gains(result))]
+    drawn = verdict["sets"].get("test", {}).get("intervals_over", "clips")
     parts.append(
         _paragraph(
-            "Points; in round brackets the 95 % interval of a paired bootstrap over clips, seeds "
-            f"averaged; in square brackets the same, corrected for {_count(verdict)} budgets "
+            f"Points; in round brackets the 95 % interval of a paired bootstrap over {drawn}, "
+            f"seeds averaged; in square brackets the same, corrected for {_count(verdict)} budgets "
             "(Bonferroni; thin lines); ± standard deviation over seeds. The best blind mask is the "
             "one with the highest validation accuracy. The "
-            "intervals cover other clips, not other trainings (see the spread over seeds) and not "
-            "other speakers."
+            f"intervals cover other {drawn}, not other trainings (see the spread over seeds)"
+            + (" and not other speakers." if drawn == "clips" else ".")
         )
     )
     return "\n".join(parts)
@@ -175,12 +180,15 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
         count = len(study.clips(where).files)
         title = "Word error rate and compute" if study.metric == "wer" else "Accuracy over compute"
         parts += [f"<h3>{title}: {escape(where)}, {count} clips</h3>"]
-        parts += [plot_pareto(study, where), _html(accuracies(study, where))]
+        parts += [_drawn(plot_pareto, study, where), _html(accuracies(study, where))]
+    interval = {
+        "accuracy": "over clips (Wilson)",
+        "wer": "of a bootstrap over speakers where there are 10 or more, else over clips (plots "
+        "and gains are in word accuracy, 100 % less the word error rate)",
+    }.get(study.metric, "of a bootstrap over clips")
     parts.append(
         _paragraph(
-            "Mean over seeds, 95 % interval over clips (Wilson; of the word error rate a "
-            "bootstrap; plots and gains are in word accuracy, 100 % less that rate), ± standard "
-            "deviation over seeds "
+            f"Mean over seeds, 95 % interval {interval}, ± standard deviation over seeds "
             "(of three seeds it is itself rough), masks ± over random masks, at: layers that ran "
             "in the mean. In the head: MACs as a share of full depth, of the first method."
         )
@@ -198,10 +206,10 @@ def _data_set(study: Study, verdict: dict[str, Any]) -> str:
     for title, (table, note) in sections.items():
         if table[1]:
             parts += [f"<h3>{title}</h3>", _paragraph(note)]
-            parts += [plot_controls(study, "test")] if title == "Controls" else []
+            parts += [_drawn(plot_controls, study, "test")] if title == "Controls" else []
             parts.append(_html(table))
     if len(study.sets) > 1:
-        parts += ["<h3>Noise</h3>", plot_noise(study)]
+        parts += ["<h3>Noise</h3>", _drawn(plot_noise, study)]
     return "\n".join([*parts, _layer_figures(study)])
 
 
@@ -277,7 +285,7 @@ def _means(study: Study, verdict: dict[str, Any]) -> tuple[Table, str]:
                 got = sum(ran) / len(ran)
                 off = max(abs(x / m - 1) for x in ran)
                 over = study.over(where, arm, m, exact_points(study, where, arm[0]))
-                exact = _interval(paired_bootstrap(over)) if over.size else "-"
+                exact = _interval(over.interval()) if over.size else "-"
                 means = verdict["sets"][where]["mean_budgets"] if arm == ("input", "mean") else {}
                 others = [
                     _gain(means[f"{m:g}"][o]) if means else "" for o in ("blind", "early-exit")
@@ -304,15 +312,15 @@ def _ablations(study: Study) -> tuple[Table, str]:
     arms: list[Arm] = [(v, "exact") for v, method in study.variants.items() if method == "input"]
     _, validation = areas(study, "validation", arms)
     _, test = areas(study, "test", arms)
-    best = max(validation, key=lambda arm: validation[arm].mean(), default=None)
+    best = max(validation, key=lambda arm: validation[arm].by_seed.mean(), default=None)
     rows: list[Sequence[object]] = []
     for arm in arms:
         cells = [
-            _span([100 * x for x in paired_bootstrap(found[arm])]) if arm in found else "-"
+            _span([100 * x for x in found[arm].interval()]) if arm in found else "-"
             for found in (validation, test)
         ]
         mark = " (best on validation)" if arm == best else ""
-        seeds = len(test[arm]) if arm in test else 0
+        seeds = len(test[arm].by_seed) if arm in test else 0
         rows.append([arm[0] + mark, seeds, *cells])
     note = "Area under accuracy over MACs (%), exact budgets. Choose by validation, not by test."
     head = ["variant", "seeds", "validation area", "test area"]
@@ -378,7 +386,7 @@ def _layer_figures(study: Study) -> str:
     use = {k: layer_use(study, INPUT, k) for k in budgets}
     parts = [_paragraph("Input method, from white (no clip ran the layer) to dark (all did).")]
     for kind in dict.fromkeys(kind for groups in use.values() for kind in groups):
-        parts += [f"<h3>Layers that ran, by {kind}</h3>", plot_layer_use(use, kind)]
+        parts += [f"<h3>Layers that ran, by {kind}</h3>", _drawn(plot_layer_use, use, kind)]
     return "\n".join(parts if use else [])
 
 
@@ -404,6 +412,17 @@ def _provenance(study: Study) -> str:
     )
 
 
+def _drawn(plot: Callable[..., str], *args: Any) -> str:
+    """A figure, or why there is none."""
+    try:
+        return plot(*args)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # of matplotlib, whatever it is: no figure is worth the report
+        say(f"a figure of the report cannot be drawn: {error}")
+        return _paragraph(f"This figure cannot be drawn: {error}")
+
+
 def _paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
@@ -420,6 +439,6 @@ def _line(cells: Iterable[object], tag: str) -> str:
 
 def _markdown(table: Table) -> str:
     head, rows = table
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    texts = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    texts = [[in_markdown(str(cell)) for cell in line] for line in (head, *rows)]
+    texts.insert(1, ["---", *["---:"] * (len(head) - 1)])
     return "".join("| " + " | ".join(line) + " |\n" for line in texts)

@@ -12,6 +12,7 @@ from ..data.features import Change, FeatureSet, clip_seconds
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import noise_for
 from ..training.answers import answers, every_mask
+from ..training.fitting import check_words, tell_test
 from ..training.precision import uses_bf16
 from ..training.runs import Run, provenance
 from .rules import Answered, Json, Rules, check
@@ -42,23 +43,22 @@ def measure(
         draws: random masks of each size (methods that drop at random).
 
     Raises:
+        DataError, AudioError, ValueError: clips that cannot be used.
         RuntimeError: what ran for real is not what was looked up.
     """
     start = monotonic()
-    validation = folder.split("validation")
-    features = run.read(validation, "read validation")
+    validation, features = _read(run, folder, "validation")
+    clips, test = _read(run, folder, "test")  # now, so that what is wrong with it is said now
     goals = run.task.goals(folder, validation)
     rules = Rules.learn(run, features, goals, seed=seed, draws=draws)
     sets = {"validation": _set(rules, folder, validation, features, rules.known.under)}
-    clips = folder.split("test")
-    features = run.read(clips, "read test")
     masks = every_mask(run.dynamic.num_layers)
     under = None
     if run.config.method == "input" and ceilings and masks is not None:
         goals = run.task.goals(folder, clips)
-        under = Answered(masks, answers(run, features, masks, goals))
-    sets["test"] = _set(rules, folder, clips, features, under)
-    checked = check(run, features, sets["test"]["rows"])
+        under = Answered(masks, answers(run, test, masks, goals))
+    sets["test"] = _set(rules, folder, clips, test, under)
+    checked = check(run, test, sets["test"]["rows"])
     if under is not None:
         sets["test"]["rows"] += _ceiling(rules, folder, clips)
     for ratio in snr_db:
@@ -83,6 +83,15 @@ def measure(
         **provenance(),
         "sets": sets,
     }
+
+
+def _read(run: Run, folder: AudioFolder, split: str) -> tuple[list[Clip], FeatureSet]:
+    """The clips of a split and their features; what does not fit is said."""
+    check_words(folder, split)
+    clips = folder.split(split)
+    features = run.read(clips, f"read {split}")
+    tell_test(run, folder, clips, run.task.goals(folder, clips), features)
+    return clips, features
 
 
 def _noise(rules: Rules, snr_db: float, copy: int = 0) -> Change:

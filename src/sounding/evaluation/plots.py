@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..files import atomic_path
+from .shown import in_plot
 from .sweep import Sweep
 from .table import METHODS, METRICS, sorted_rows
 
@@ -46,7 +48,9 @@ def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
     metric = sweep.rows[0].metric
     axis.set_ylabel(f"{METRICS[metric]} (%)")
     data = sweep.header["data"]
-    axis.set_title(f"{data['name']}: {sweep.header['clips']} {data['split']} clips", loc="left")
+    axis.set_title(
+        f"{in_plot(data['name'])}: {sweep.header['clips']} {data['split']} clips", loc="left"
+    )
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="lower right" if metric == "accuracy" else "upper right")
@@ -81,24 +85,55 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
         names, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
         for line in first[1:]:
             axis.axhline(line - 0.5, color="black", lw=0.4)
-        axis.set_yticks(first + counts / 2 - 0.5, names if axis is axes[0, 0] else [])
+        shown = [in_plot(name) for name in names] if axis is axes[0, 0] else []
+        axis.set_yticks(first + counts / 2 - 0.5, shown)
     figure.suptitle("Layers that ran, one line a clip", x=0.02, ha="left")
     _save(figure, path)
 
 
-def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def need_matplotlib() -> None:
+    """Say at once that plots cannot be drawn, not after the work that they show.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed; the text says how to install it.
+    """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "plots need matplotlib: pip install 'sounding[demo]'", name="matplotlib"
         ) from None
+
+
+def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and its axes, [rows, columns].
+
+    Raises:
+        ModuleNotFoundError: as `need_matplotlib`.
+    """
+    need_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def save(figure: Any, out: Any, **options: Any) -> None:
+    """Draw a figure into a file, its texts as they are: a dollar sign begins no formula.
+
+    A character that the font lacks becomes a box, without a word on each.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        figure.savefig(out, **options)
+
+
 def _save(figure: Any, path: Path | str) -> None:
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=140)
+        save(figure, temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=140)

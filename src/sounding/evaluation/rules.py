@@ -59,7 +59,7 @@ class Answered:
     def index(self, masks: Tensor) -> Tensor:
         """Where masks stand. Shape: [..., layers] -> [...] int."""
         flat = [self._index[tuple(mask)] for mask in masks.reshape(-1, masks.shape[-1]).tolist()]
-        return torch.tensor(flat).view(masks.shape[:-1])
+        return torch.tensor(flat, dtype=torch.long).view(masks.shape[:-1])
 
     def under(self, masks: Tensor) -> Tensor:
         """The errors of each clip under its mask.
@@ -352,7 +352,7 @@ def _known(run: Run, features: FeatureSet, goals: Goals) -> Known:
     if method == "input":
         known.center = pooled(run, features).mean(0)
         known.thresholds["mean"] = run.dynamic.mean_budgets
-    if method == "early-exit":
+    if method == "early-exit" and layers > 1:  # one layer has no depth to choose
         known.thresholds["mean"] = run.dynamic.mean_budgets
         certain = depths(run, features).certainty[:-1]
         known.thresholds["mean-entropy"] = depth_table(certain, layers)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.folder import MIN_SPEAKERS
+
 Z95 = 1.959964  # of the normal distribution, two-sided 95 %
 
 
@@ -32,15 +34,19 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 def average_precision(scores: NDArray[np.float64], wanted: NDArray[np.bool_]) -> float:
     """Mean over the classes of the area under precision and recall (mAP), as AudioSet has it.
 
-    Classes that no clip has do not count.
+    Classes that no clip has do not count. Clips of one score stand at one place, the last of them,
+    so that their order does not count.
 
     Shape: scores, wanted [clips, labels].
     """
     there = wanted.any(0)
-    order = (-scores[:, there]).argsort(0, kind="stable")
-    hits = np.take_along_axis(wanted[:, there], order, 0)
-    precision = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
-    return float(((precision * hits).sum(0) / hits.sum(0)).mean())
+    found = []
+    for score, right in zip(-scores[:, there].T, wanted[:, there].T, strict=True):
+        order = score.argsort(kind="stable")
+        rank = np.searchsorted(score[order], score[order], side="right")
+        hits = right[order]
+        found.append((hits.cumsum()[rank - 1] / rank)[hits].mean())
+    return float(np.mean(found))
 
 
 class Interval(NamedTuple):
@@ -51,41 +57,64 @@ class Interval(NamedTuple):
     high: float
 
 
+def speaker_groups(speakers: Sequence[str]) -> Sequence[str] | None:
+    """Whose clips stay together when clips are drawn again.
+
+    The speakers, where all are known and there are 10 or more: the errors of one are alike. None
+    for each clip by itself.
+
+    Args:
+        speakers: of each clip; "" where nobody knows.
+    """
+    many = "" not in speakers and len(set(speakers)) >= MIN_SPEAKERS
+    return speakers if many else None
+
+
 def paired_bootstrap(
     differences: NDArray[np.float64],
+    wholes: NDArray[np.float64] | None = None,
     *,
+    groups: Sequence[object] | None = None,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
     """Mean difference of two methods on the same clips, with its percentile bootstrap interval.
 
-    The seeds are averaged, then the clips are drawn again with replacement. So the interval says
-    how far another sample of clips, for these very runs, might move the mean. It does not cover
+    The seeds are averaged, then the clips are drawn again with replacement, or their groups. So
+    the interval says how far another sample of clips (of speakers, where these are the groups),
+    for these very runs, might move the mean. It does not cover
 
     - what another training would give: report the spread over seeds beside it, and with 3 seeds
       say that it is 3;
-    - new speakers: clips count as independent, though those of one speaker are alike;
+    - new speakers where clips have no groups: they count as independent then, though those of one
+      speaker are alike;
     - differences that were seen in no clip: two methods that answer alike give 0, 0, 0, however
       few the clips.
 
     Args:
+        wholes: what the differences are of, such as words: the result is the sum of the ones over
+            that of the others, in each resample too. None: 1 for each clip.
+        groups: as `ratio_bootstrap`.
         level: that the interval is to have, such as 1 - 0.05 / n for each of n (Bonferroni).
 
-    Shape: differences [seeds, clips] float.
+    Shape: differences [seeds, clips] float, wholes [clips].
 
     Raises:
-        ValueError: no seed, no clip, or a level that is not between 0 and 1.
+        ValueError: no seed, no clip, nothing to divide by, or a level not between 0 and 1.
     """
     if differences.ndim != 2 or not differences.size:
         raise ValueError(f"differences must be [seeds, clips], not {list(differences.shape)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level {level} is not between 0 and 1")
-    values = differences.mean(0)
-    means = _counts(len(values), resamples, seed) @ values / len(values)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    # rounded, so that thirds of three seeds that add up to zero are zero
-    return Interval(*(round(float(x), 12) for x in (values.mean(), low, high)))
+    found = ratio_bootstrap(
+        differences.mean(0),
+        np.ones(differences.shape[1]) if wholes is None else wholes,
+        groups=groups,
+        resamples=resamples,
+        seed=seed,
+        level=level,
+    )
+    # rounded, so that thirds of three seeds that add up to zero are zero, and not minus zero
+    return Interval(*(round(x, 12) + 0.0 for x in found))
 
 
 def precision_interval(

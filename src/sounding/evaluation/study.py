@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .statistics import Interval, paired_bootstrap, wilson
+from .statistics import Interval, paired_bootstrap, speaker_groups, wilson
 
 FORMAT = 2  # and 1, which has "correct" as texts of digits in place of "errors"
 FILE = "measured.json"
@@ -193,6 +193,41 @@ def _digits(texts: list[str], length: int, where: str) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, eq=False)
+class Scores:
+    """How much is right of each clip, or how much more than by another method.
+
+    Attributes:
+        speakers: whose clips stay together when clips are drawn again; None: each by itself.
+
+    Shape:
+        values: [seeds, clips], in clips (0 to 1) or in words; [0, 0] where nothing is known.
+        weight: [clips]: what they are of, 1 or the words of a clip.
+    """
+
+    values: Floats
+    weight: Floats
+    speakers: Sequence[str] | None = None
+
+    @property
+    def size(self) -> int:
+        """Seeds times clips."""
+        return self.values.size
+
+    @property
+    def by_seed(self) -> Floats:
+        """The rate of each seed. Shape: -> [seeds]."""
+        return self.values.sum(1) / self.weight.sum()
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The rate, the mean of the seeds, and the interval of a bootstrap over clips or speakers.
+
+        Raises:
+            ValueError: nothing is known.
+        """
+        return paired_bootstrap(self.values, self.weight, groups=self.speakers, level=level)
+
+
+@dataclass(frozen=True, eq=False)
 class Study:
     """All runs of one data set, by method, then variant, then seed."""
 
@@ -236,9 +271,29 @@ class Study:
         of = [run for run in self.runs if run.variant == arm[0] and where in run.sets]
         return sorted({b for run in of for rule, b in run.sets[where].rows if rule == arm[1]})
 
-    def correct(self, where: str, arm: Arm, budget: float) -> Floats:
-        """Of the clips that all seeds were measured on. Shape: -> [seeds, clips]."""
-        return _stack([row.correct for row in self.rows(where, arm, budget).values()])
+    def correct(self, where: str, arm: Arm, budget: float) -> Scores:
+        """Of the clips that all seeds were measured on."""
+        rows = self.rows(where, arm, budget).values()
+        return self.scores(where, [self.right(where, row) for row in rows])
+
+    def right(self, where: str, row: Row) -> Floats:
+        """How much of each clip is right: 0 to 1, or words; NaN: not measured. Shape: [clips]."""
+        return row.correct * self.clips(where).weight[~np.isnan(row.correct)].mean()
+
+    def scores(self, where: str, values: Sequence[Floats]) -> Scores:
+        """Of the clips that all have. Shape: values [clips] each."""
+        if not values:
+            return Scores(np.zeros((0, 0)), np.zeros(0))
+        clips, stacked = self.clips(where), np.stack(values)
+        both = np.flatnonzero(~np.isnan(stacked).any(0))
+        speakers = self.speakers(where)
+        kept = None if speakers is None else [speakers[clip] for clip in both.tolist()]
+        return Scores(stacked[:, both], clips.weight[both], kept)
+
+    def speakers(self, where: str) -> Sequence[str] | None:
+        """Over whom intervals are, those of texts as in a sweep; None: over clips."""
+        known = self.clips(where).groups["speaker"]
+        return speaker_groups(known) if self.metric == "wer" else None
 
     def accuracy(self, where: str, arm: Arm, budget: float) -> float | None:
         """Mean over the seeds; None where there is no such row."""
@@ -246,12 +301,15 @@ class Study:
         return float(np.mean([row.accuracy for row in rows.values()])) if rows else None
 
     def interval(self, where: str, arm: Arm, budget: float) -> Interval:
-        """Accuracy (for texts 1 - WER), mean over the seeds, with its 95 % interval over clips."""
+        """Accuracy (for texts 1 - WER), mean over the seeds, with its 95 % interval.
+
+        Over clips; of texts over speakers, where `speaker_groups` has them.
+        """
         correct = self.correct(where, arm, budget)
         if self.metric != "accuracy":
-            return paired_bootstrap(correct)
-        mean = float(correct.mean())
-        return Interval(mean, *wilson(mean, correct.shape[1]))
+            return correct.interval()
+        mean = float(correct.values.mean())
+        return Interval(mean, *wilson(mean, correct.values.shape[1]))
 
     def share(self, where: str, arm: Arm, budget: float) -> float:
         """MACs as a share of full depth, mean over the seeds."""
@@ -260,28 +318,26 @@ class Study:
 
     def difference(
         self, where: str, arm: Arm, budget: float, other: Arm, other_budget: float | None = None
-    ) -> Floats:
+    ) -> Scores:
         """`arm` minus `other`, clip by clip, for the seeds and clips that both have.
 
         Args:
             other_budget: by default the same.
-
-        Shape: -> [seeds, clips]; [0, 0] where they have nothing in common.
         """
         ours = self.rows(where, arm, budget)
         theirs = self.rows(where, other, budget if other_budget is None else other_budget)
         both = sorted(ours.keys() & theirs.keys())
-        return _stack([ours[seed].correct - theirs[seed].correct for seed in both])
+        return self.scores(
+            where, [self.right(where, ours[s]) - self.right(where, theirs[s]) for s in both]
+        )
 
-    def over(self, where: str, arm: Arm, budget: float, points: Sequence[Point]) -> Floats:
+    def over(self, where: str, arm: Arm, budget: float, points: Sequence[Point]) -> Scores:
         """`arm` minus others at as many executed layers, clip by clip, seed by seed.
 
         Args:
             points: rows of the others; between two of them their answers are interpolated by the
                 mean number of layers that really ran, so that a mean budget which runs more than
                 it was asked for gains nothing by that.
-
-        Shape: -> [seeds, clips]; [0, 0] where they have nothing in common.
         """
         others = [self.rows(where, *point) for point in points]
         differences = []
@@ -294,16 +350,10 @@ class Study:
             low = max(0, high - 1)
             width = layers[high] - layers[low]
             share = (row.executed_layers - layers[low]) / width if width else 0.0
-            between = (1 - share) * known[low].correct + share * known[high].correct
-            differences.append(row.correct - between)
-        return _stack(differences)
-
-
-def _stack(values: list[Floats]) -> Floats:
-    if not values:
-        return np.zeros((0, 0))
-    stacked = np.stack(values)
-    return stacked[:, ~np.isnan(stacked).any(0)]
+            below, above = (self.right(where, known[place]) for place in (low, high))
+            between = (1 - share) * below + share * above
+            differences.append(self.right(where, row) - between)
+        return self.scores(where, differences)
 
 
 def load_study(paths: Sequence[Path | str] | Path | str) -> list[Study]:
@@ -351,5 +401,6 @@ def _check(study: Study) -> None:
                 raise ValueError(f"{run.path}: other {what} than {first.path}")
         for name, clips in run.sets.items():
             known = study.clips(name)
-            if clips.files != known.files or clips.groups != known.groups:
+            same = clips.files == known.files and clips.groups == known.groups
+            if not same or not np.array_equal(clips.weight, known.weight):
                 raise ValueError(f"{run.path}: other clips of {name!r} than {first.path}")

@@ -19,14 +19,15 @@ from torch import Tensor
 
 from ..core.macs import Macs, count_macs
 from ..data.features import FeatureSet, batches
-from ..data.folder import COLUMNS, MIN_SPEAKERS, AudioFolder
+from ..data.folder import COLUMNS, AudioFolder
 from ..data.text import character_errors
 from ..progress import progress
+from ..training.fitting import check_words, tell_test, writes
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance, trained_with
 from ..training.tasks import Goals, Tags
 from .predict import RANDOM, say
-from .statistics import Interval, precision_interval, ratio_bootstrap, wilson
+from .statistics import Interval, precision_interval, ratio_bootstrap, speaker_groups, wilson
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
 
@@ -40,8 +41,8 @@ class Row:
             or the run's method; with "-mean" behind it for mean budgets.
         kept_layers: k, as asked for; the mean asked for where the method ends in "-mean".
         metric, value, ci_low, ci_high: "accuracy" from 0 to 1 with its 95 % interval over the
-            clips (Wilson), or "wer" or "map" (bootstrap; over speakers where there are 10 or
-            more); for "random" the mean over the masks.
+            clips (Wilson), "map" (bootstrap over clips) or "wer" (bootstrap; over speakers where
+            there are 10 or more); for "random" the mean over the masks.
         macs: multiply-accumulates of a clip of median length, the selector's included.
         macs_share: of those at full depth without a selector.
         latency_ms: median of one clip of median length at a time; an illustration.
@@ -115,22 +116,28 @@ def sweep(
         seed: of the random masks and of the order of the timings.
 
     Raises:
-        ValueError: no run, two of one method, or a run trained on other classes.
+        ValueError: no run, two of one method, a run trained on other classes, or rounds or a seed
+            below 0.
         DataError, AudioError: clips that cannot be used.
     """
     _check(runs, folder)
+    if min(rounds, seed) < 0:
+        raise ValueError(f"rounds and seed are 0 or more; got {rounds} and {seed}")
     clips = folder.split(split)
-    goals = runs[0].task.goals(folder, clips)
+    check_words(folder, split)
     rows: list[Row] = []
     means: list[Row] = []
     masks = {"files": [folder.name(clip) for clip in clips]}
     masks["labels"] = [clip.target if folder.labels else "" for clip in clips]
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
     for run in runs:
+        goals = run.task.goals(folder, clips)
         features = run.read(clips, f"read {split} clips")
+        tell_test(run, folder, clips, goals, features)
         middle = sorted(range(len(features)), key=lambda i: len(features[i]))[len(features) // 2]
         median = run.collate([features[middle]])
-        macs = count_macs(run.dynamic, run.task.inputs(median, [goals[middle]]))
+        told = [goals[middle]] if writes(run, goals[middle]) else None
+        macs = count_macs(run.dynamic, run.task.inputs(median, told))
         layers = run.dynamic.num_layers
         asked = range(2, layers) if run.dynamic.mean_budgets else range(0)
         with progress(f"sweep {run.config.method}", layers + len(asked)) as show:
@@ -235,10 +242,8 @@ def _value(run: Run, found: _Found, goals: Goals) -> tuple[str, Interval]:
         return "map", precision_interval(found.scores, run.task.wanted(goals).numpy())
     if run.task.metric == "wer":
         weight = np.array([run.task.weight(goal) for goal in goals])
-        speakers = [goal.speaker for goal in goals]
-        many = "" not in speakers and len(set(speakers)) >= MIN_SPEAKERS
-        errors = found.errors.mean(0)
-        return "wer", ratio_bootstrap(errors, weight, groups=speakers if many else None)
+        groups = speaker_groups([goal.speaker for goal in goals])
+        return "wer", ratio_bootstrap(found.errors.mean(0), weight, groups=groups)
     value = float(1 - found.errors.mean())
     return "accuracy", Interval(value, *wilson(value, found.errors.shape[1]))
 

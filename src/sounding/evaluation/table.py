@@ -7,8 +7,10 @@ import io
 from typing import Literal
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
+from .shown import one_line
 from .sweep import Row, Sweep
 
 METHODS = {  # in the order of the table; what people read
@@ -55,7 +57,8 @@ def rich_table(sweep: Sweep) -> Table:
     """For a terminal."""
     header = sweep.header
     data = header["data"]
-    title = f"{data['name']}, {header['clips']} {data['split']} clips; k: kept layers"
+    title = f"{escape(one_line(data['name']))}, {header['clips']} {data['split']} clips; "
+    title += "k: kept layers"
     table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in _columns(sweep):
         justify: Literal["left", "right"] = "left" if column == "method" else "right"

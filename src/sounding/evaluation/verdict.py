@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from .diagnostics import areas
-from .statistics import paired_bootstrap
-from .study import Arm, Floats, Point, Study
+from .study import Arm, Point, Scores, Study
 
 INPUT: Arm = ("input", "exact")
 BLIND: tuple[Arm, ...] = (  # the same layers for every clip
@@ -33,16 +32,15 @@ def best_blind(study: Study, k: float) -> Arm | None:
     return max(known, key=lambda arm: round(known[arm], 9)) if known else None
 
 
-def gain(differences: Floats, against: Arm, level: float = 0.95) -> Gain | None:
+def gain(differences: Scores, against: Arm, level: float = 0.95) -> Gain | None:
     """Differences in points: mean, 95 % interval, that at `level`, and each seed by itself.
 
-    Shape: differences [seeds, clips]; None where there are none.
+    None where there are none.
     """
     if not differences.size:
         return None
-    plain = paired_bootstrap(differences)
-    wide = paired_bootstrap(differences, level=level)
-    seeds = 100 * differences.mean(1)
+    plain, wide = differences.interval(), differences.interval(level)
+    seeds = 100 * differences.by_seed
     return {
         "against": "/".join(against),
         "gain": _points(plain.mean),
@@ -99,6 +97,7 @@ def judge_set(study: Study, where: str) -> dict[str, Any]:
     return {
         "set": where,
         "clips": len(study.clips(where).files),
+        "intervals_over": "clips" if study.speakers(where) is None else "speakers",
         "seeds": min((pair["seeds"] for pair in pairs), default=0),
         "matters": any(b["matters_corrected"] for b in tested) if tested else None,
         "level": level,
@@ -178,8 +177,8 @@ def _areas(study: Study, where: str) -> dict[str, Any]:
         result[rules[0]] = {
             "range": [round(low, 4), round(high, 4)],
             "areas": {
-                "/".join(arm): [_points(x) for x in paired_bootstrap(values)]
-                for arm, values in found.items()
+                "/".join(arm): [_points(x) for x in scores.interval()]
+                for arm, scores in found.items()
             },
         }
     return result
@@ -204,10 +203,11 @@ def _depth_in_words(test: dict[str, Any]) -> list[str]:
         return []
     sure = [m for m, b in tested.items() if b["matters_corrected"]]
     best = max(sure or tested, key=lambda m: tested[m]["blind"]["gain"])
-    found = tested[best]["blind"]
+    found, own = tested[best]["blind"], tested[best]["shuffled"]
     gains = (
         f"at mean {best} it gains {found['gain']:+.1f} points over the best blind masks at as many "
-        f"layers (95 % interval {found['low']:+.1f} to {found['high']:+.1f})."
+        f"layers (95 % interval {found['low']:+.1f} to {found['high']:+.1f}), and over itself with "
+        f"another clip's depth {own['gain']:+.1f} ({own['low']:+.1f} to {own['high']:+.1f})."
     )
     if sure:
         return [

@@ -95,7 +95,7 @@ def gate_logits(run: Run, features: FeatureSet, precision: str | None = None) ->
     first = torch.arange(layers) < 1
     made = torch.zeros(len(features), layers)
     for rows, batch in study_batches(run, features, precision):
-        read = run.dynamic.forward_masks(batch, first[None])
+        read = run.dynamic.forward_masks(run.task.inputs(batch, None), first[None])
         made[rows] = selector.logits(read.features, read.frame_mask)
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ class TrainConfig:
             epoch.
         mask_share: share of a training clip's time that is masked, anew each epoch, and of its
             frequency bands where the model takes some (SpecAugment, arXiv 1904.08779).
+        backbone_masking: whether the backbone's own masking in training is on, as its config.json
+            has it (`mask_time_prob`, `mask_feature_prob` of wav2vec 2.0 and those built like it,
+            whose default is to mask); what is saved stays the backbone's own.
         freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
         skip: what passes a skipped layer: "identity", "norm", "adapter" (a small learned map), or
             "auto": "adapter" where the heads are shared and the method is "input" or "static",
@@ -97,6 +101,7 @@ class TrainConfig:
     noise_share: float = 0.0
     speed_change: float = 0.0
     mask_share: float = 0.0
+    backbone_masking: bool = False
     freeze: str = "front-end"
     skip: str = "auto"
     heads: str = "auto"
@@ -143,6 +148,10 @@ class TrainConfig:
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name} is a finite number; got {value!r}")
         if self.speed_change > 0.5:
             raise ValueError(f"speed_change is at most 0.5; got {self.speed_change!r}")
 
@@ -189,6 +198,9 @@ class TrainConfig:
             kind: Any = float if default is None else type(default)
             if value is None and name in MAY_BE_NONE:
                 continue
+            if kind is bool:
+                made[name] = _truth(name, value)
+                continue
             try:
                 made[name] = kind(value)
                 if kind is int and made[name] != float(value):
@@ -208,3 +220,12 @@ class TrainConfig:
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold settings as name: value")
         return cls.from_values({**values, **changes})
+
+
+def _truth(name: str, value: Any) -> bool:
+    """A setting that is true or false, also as a text of --set."""
+    known = {"true": True, "yes": True, "false": False, "no": False}
+    found = known.get(str(value).lower())
+    if found is None:
+        raise ValueError(f"{name} takes true or false; got {value!r}")
+    return found

@@ -14,7 +14,9 @@ from torch import Tensor
 from ..core.selector import InputSelector, LibrarySelector, depth_prior
 from ..data.features import FeatureSet
 from .answers import answers, every_mask
+from .decay import split_by_decay
 from .methods import first_masks, random_masks
+from .randomness import seeded
 from .runs import Run
 from .tasks import Goals
 
@@ -43,15 +45,15 @@ def fit_selector(run: Run, features: FeatureSet, goals: Goals) -> None:
     sizes = masks.sum(1)
     by_size = {size: (sizes == size).nonzero().squeeze(1) for size in range(1, layers)}
     by_size = {size: rows for size, rows in by_size.items() if len(rows)}
-    torch.manual_seed(seed)
-    new = InputSelector(old.width, layers, old.hidden, after=old.after)
-    if run.config.selector_fit == "library":
-        new = library = LibrarySelector(old.width, layers, old.hidden, after=old.after)
-        by_size = {size: complementary(losses, r, library.size) for size, r in by_size.items()}
+    with seeded(seed):
+        kind = LibrarySelector if run.config.selector_fit == "library" else InputSelector
+        new = kind(old.width, layers, old.hidden, after=old.after)
+    if isinstance(new, LibrarySelector):
+        by_size = {size: complementary(losses, r, new.size) for size, r in by_size.items()}
         for size, rows in by_size.items():
-            library.library[size] = masks[rows]
+            new.library[size] = masks[rows]
     new.center.copy_(found.pooled.mean(0))
-    new.spread.copy_(found.pooled.std(0).clamp(min=1e-3))
+    new.spread.copy_(found.pooled.std(0, correction=0).clamp(min=1e-3))  # of one clip too
     _descend(new, found.pooled, {s: (masks[r], losses[r].T) for s, r in by_size.items()})
     run.dynamic.selector = new.eval()
 
@@ -60,9 +62,9 @@ def _descend(
     selector: InputSelector, pooled: Tensor, by_size: dict[int, tuple[Tensor, Tensor]]
 ) -> None:
     """Lower the expected loss. Shape: by k, masks [masks, layers] and losses [clips, masks]."""
-    optimizer = torch.optim.AdamW(
-        selector.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY
-    )
+    if not by_size:
+        return  # one layer: there is nothing to choose
+    optimizer = torch.optim.AdamW(split_by_decay(selector, WEIGHT_DECAY), lr=LEARNING_RATE)
     for _ in range(STEPS):
         total = torch.zeros(())
         for k, (masks, losses) in by_size.items():

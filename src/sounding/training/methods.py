@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from ..core.frames import frame_mean
 from ..core.model import Answers
 from ..core.plan import SampledGates
 from ..core.selector import GateSelector, depth_prior
@@ -28,11 +29,16 @@ class Step:
     """One training step: where it stands, and its own random numbers.
 
     All randomness of a step comes from (seed, step), so that a resumed training repeats it.
+
+    Attributes:
+        whole: makes of a mean over the clips of this process that over the whole batch; see
+            `Processes.mean`. A loss that is no mean over clips needs it.
     """
 
     index: int
     total: int
     rng: np.random.Generator
+    whole: Callable[[Tensor], Tensor] = lambda mean: mean
 
     @property
     def position(self) -> float:
@@ -92,9 +98,8 @@ def train_dld(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
         log_target=True,
         reduction="none",
     ).sum(-1)
-    if frame_mask is None:
-        return loss + distance.mean()
-    return loss + distance[frame_mask].mean()
+    # of each clip first, so that all clips weigh alike in a batch, and in a part of it
+    return loss + frame_mean(distance, frame_mask).mean()
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def train_i3d(run: Run, batch: Batch, goals: Goals, step: Step) -> Tensor:
     assert isinstance(selector, GateSelector)
     plan = SampledGates(selector)
     loss = _loss(run, batch, run.dynamic.forward_plan(batch, plan).logits, goals)
-    mean = torch.stack(plan.soft).mean()
+    mean = step.whole(torch.stack(plan.soft).mean())
     return loss + run.config.gate_penalty * (mean - 0.5).square()
 
 

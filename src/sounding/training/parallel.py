@@ -70,6 +70,21 @@ class Processes:
         dist.all_reduce(summed)
         return float(summed)
 
+    def mean(self, value: Tensor, weight: float) -> Tensor:
+        """The mean over the whole batch, of which `value` is that of this process's part.
+
+        Its gradient is that of the part, so that a loss of the mean has the gradient of one
+        process once the gradients of all are added, each times its weight.
+
+        Args:
+            weight: of the part, as `share` gives it.
+
+        Shape: [] -> [].
+        """
+        if self.count == 1:
+            return value
+        return value + (self.total(weight * float(value.detach())) - value.detach())
+
     def gather(self, values: Tensor) -> Tensor:
         """Those of all processes, without gradients. Shape: [own, ...] -> [all, ...]."""
         if self.count == 1:

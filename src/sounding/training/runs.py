@@ -45,6 +45,7 @@ from ..machine import processor
 from ..progress import progress
 from ..weights import resolve
 from .config import TrainConfig
+from .randomness import seeded
 from .tasks import Batch, Classes, Dictation, Recognition, Tags, Task
 
 
@@ -120,15 +121,15 @@ def new_run(
         ValueError: an unknown or an unsupported backbone.
     """
     path = resolve(config.backbone)
-    torch.manual_seed(config.seed)
-    if tokenizer is None:
-        model = _classifier(str(path), labels, several=info.get("task") == "tags")
-    elif config.recognition == "decoder":
-        model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32)
-    else:
-        model = _recognizer(str(path), len(labels))
-    dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
-    dynamic.selector = _selector(config, dynamic)
+    with seeded(config.seed):
+        if tokenizer is None:
+            model = _classifier(str(path), labels, several=info.get("task") == "tags")
+        elif config.recognition == "decoder":
+            model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32)
+        else:
+            model = _recognizer(str(path), len(labels))
+        dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
+        dynamic.selector = _selector(config, dynamic)
     extractor = AutoFeatureExtractor.from_pretrained(path)
     return Run(config, dynamic, extractor, {**info, "labels": labels}, tokenizer=tokenizer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -54,6 +55,12 @@ class Task(Protocol):
     def weight(self, goal: Goal) -> int:
         """How much there is to get wrong: one class, or so many words."""
 
+    def frames(self, goal: Goal) -> int:
+        """How many frames of the encoder the answer to a clip takes, at least."""
+
+    def positions(self, goal: Goal) -> int:
+        """How many positions of a decoder it takes; 0 without one."""
+
     def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         """Of each clip under each mask.
 
@@ -79,7 +86,17 @@ class Task(Protocol):
         """How many errors are in answers: wrong classes or wrong words."""
 
 
-class Classes:
+class _Short:
+    """Answers for which a clip of one frame is long enough."""
+
+    def frames(self, goal: Goal) -> int:
+        return 1
+
+    def positions(self, goal: Goal) -> int:
+        return 0
+
+
+class Classes(_Short):
     """One class a clip."""
 
     metric = "accuracy"
@@ -117,7 +134,7 @@ class Classes:
         return [int(text != goal.text) for text, goal in zip(texts, goals, strict=True)]
 
 
-class Tags:
+class Tags(_Short):
     """Several classes a clip, each by itself: yes or no."""
 
     metric = "lrap"  # label-ranking average precision: that of the right classes, clip by clip
@@ -161,9 +178,11 @@ class Tags:
     def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         """1 minus the precision at the rank of each right class, in the mean."""
         wanted = self.wanted(goals).expand_as(logits)
-        order = logits.argsort(-1, descending=True)
+        below, order = (-logits.float()).sort(-1)
         hits = wanted.gather(-1, order).float()
-        precision = hits.cumsum(-1) / torch.arange(1, hits.shape[-1] + 1)
+        # a class stands behind all that have its score, so that no order of ties counts
+        rank = torch.searchsorted(below, below, right=True)
+        precision = hits.cumsum(-1).gather(-1, rank - 1) / rank
         return 1 - (precision * hits).sum(-1) / hits.sum(-1).clamp(min=1)
 
     def count(self, texts: Sequence[str], goals: Goals) -> list[int]:
@@ -173,7 +192,7 @@ class Tags:
         ]
 
 
-class _Texts:
+class _Texts(_Short):
     """A text a clip, in its plain form."""
 
     metric = "wer"
@@ -215,11 +234,16 @@ class Recognition(_Texts):
     def inputs(self, batch: Batch, goals: Goals | None) -> Batch:
         return batch
 
+    def frames(self, goal: Goal) -> int:
+        """One for each token, and one for the blank between two of a kind."""
+        return max(1, len(goal.ids) + sum(a == b for a, b in pairwise(goal.ids)))
+
     def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         masks, batch, frames, tokens = logits.shape
         log_p = logits.float().log_softmax(-1).view(-1, frames, tokens).transpose(0, 1)
         lengths = torch.full((batch,), frames) if frame_mask is None else frame_mask.sum(1).cpu()
-        wanted = torch.tensor([token for goal in goals for token in goal.ids] * masks)
+        ids = [token for goal in goals for token in goal.ids] * masks
+        wanted = torch.tensor(ids, dtype=torch.long)  # where all texts are empty, too
         sizes = torch.tensor([len(goal.ids) for goal in goals])
         losses = ctc_loss(
             log_p,
@@ -227,7 +251,7 @@ class Recognition(_Texts):
             lengths.repeat(masks),
             sizes.repeat(masks),
             reduction="none",
-            zero_infinity=True,  # a text too long for its clip teaches nothing
+            zero_infinity=True,  # a text too long for its clip teaches nothing; see `fitting`
         )
         return losses.view(masks, batch) / _tokens(goals).to(losses.device)
 
@@ -273,6 +297,10 @@ class Dictation(_Texts):
         size = len(next(iter(batch.values()))) if batch else 0
         before = [self.start] * size if goals is None else [goal.ids[:-1] for goal in goals]
         return {**batch, "decoder_input_ids": self._padded(before)}
+
+    def positions(self, goal: Goal) -> int:
+        """One for each token of prompt and text, and one for the end."""
+        return len(goal.ids)
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         wanted, counted = self._wanted(goals)

@@ -6,7 +6,9 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..core.selector import InputSelector
 from ..data.augment import SPAN_SECONDS, change_speed, mask_spans
-from ..data.features import FeatureSet, batches, clip_seconds, extract, load_audio
+from ..data.features import FeatureSet, batches, clip_seconds, extract, read_clips
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise, noise_for
 from ..data.text import build_tokenizer, plain, tokens_of
@@ -28,15 +30,18 @@ from ..progress import Interrupted, progress, stop_signals
 from ..weights import resolve
 from .answers import calibrate
 from .config import TrainConfig
+from .decay import matrices
 from .fit import CLIPS as FIT_CLIPS
 from .fit import SNR_DB as FIT_SNR_DB
 from .fit import fit_selector
+from .fitting import Frames, check_words, fitting, takes, uncut
 from .methods import TRAIN, Step
 from .parallel import Processes, processes
 from .precision import autocast, uses_bf16
+from .randomness import seeded
 from .runs import Run, load_run, new_run, provenance
 from .search import settle
-from .tasks import Goals
+from .tasks import Goal, Goals
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
 HEAD_RATE, CTC_HEAD_RATE = 1e-3, 1e-2  # learning rates
@@ -49,19 +54,24 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     without the interruption, bit for bit on the same CPU and number of threads. A finished run
     with the same configuration and data is loaded and returned.
 
+    Clips whose texts do not fit the model are left out, and told: see `fitting`. The global
+    generators of random numbers are as they were afterwards.
+
     Started by `torchrun`, each process takes a part of every batch, and the
     first one writes the files.
 
     Raises:
-        ValueError: `out` holds another run, or the configuration does not fit the data.
+        ValueError: `out` holds another run, or the configuration does not fit the data: before
+            the first step, for the validation clips too.
         Interrupted: on SIGINT or SIGTERM, after saving a checkpoint.
     """
-    with processes() as group:
+    with processes() as group, seeded(config.seed):
         return _train(config, folder, Path(out), group)
 
 
 def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes) -> Run:
     if group.first:
+        check_words(folder, "train")
         _claim(out, config, folder)
         if folder.task == "text":
             _tokenizer(config, folder, out)
@@ -77,30 +87,47 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
         run = new_run(config, list(folder.labels), info)
     if config.teacher:
         run.teacher = _teacher(config, run)
-    clips = folder.split("train")
-    source = _Source(run, clips)
-    goals = run.task.goals(folder, clips)
+    clips, goals, source = _training(run, folder)
+    held_out = _held_out(run, folder) if group.first else None
     order = _Order(_lengths(config, source, clips), config)
     state = TrainState(run, order.total)
     _fit(run, state, source, order, goals, out, group)
     if group.first:
-        _complete(run, state, folder, out)
+        if config.method == "input" and config.selector_fit != "joint":
+            fit_selector(run, *_for_fit(run, clips, goals))
+        if held_out is not None:
+            _decide(run, *held_out)
+        _finish(run, state, out)
     group.wait()
     return run if group.first else load_run(out)
 
 
-def _complete(run: Run, state: TrainState, folder: AudioFolder, out: Path) -> None:
-    """What follows the last step: the second stage, the calibration, the files."""
-    config = run.config
-    if config.method == "input" and config.selector_fit != "joint":
-        fit_selector(run, *_for_fit(run, folder))
-    if any(clip.split == "validation" for clip in folder.clips):
-        held_out = folder.split("validation")
-        features = run.read(held_out, "read validation clips")
-        run.dynamic.mean_budgets = calibrate(run, features)
-        if config.method == "input":
-            settle(run, features, run.task.goals(folder, held_out))
-    _finish(run, state, out)
+def _training(run: Run, folder: AudioFolder) -> tuple[list[Clip], list[Goal], _Source]:
+    """The clips of the training that fit the model, what they are answered with, their audio."""
+    clips = uncut(run.config, folder, "train")
+    goals = run.task.goals(folder, clips)
+    source = _Source(run, clips)
+    kept = fitting(run, folder, clips, goals, source.frames())
+    source.keep(kept)
+    return [clips[index] for index in kept], [goals[index] for index in kept], source
+
+
+def _held_out(run: Run, folder: AudioFolder) -> tuple[FeatureSet, list[Goal]] | None:
+    """The validation clips that fit, read before the training, lest one of them stops its end."""
+    if not any(clip.split == "validation" for clip in folder.clips):
+        return None
+    clips = uncut(run.config, folder, "validation")
+    goals = run.task.goals(folder, clips)
+    features = run.read(clips, "read validation clips")
+    kept = fitting(run, folder, clips, goals, Frames.of(run, features))
+    return [features[index] for index in kept], [goals[index] for index in kept]
+
+
+def _decide(run: Run, features: FeatureSet, goals: Goals) -> None:
+    """What the validation clips decide: thresholds of mean budgets, and where to choose at all."""
+    run.dynamic.mean_budgets = calibrate(run, features)
+    if run.config.method == "input":
+        settle(run, features, goals)
 
 
 def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
@@ -123,14 +150,13 @@ def _decoder_tokenizer(config: TrainConfig) -> Any:
     return tokenizer
 
 
-def _for_fit(run: Run, folder: AudioFolder) -> tuple[FeatureSet, Goals]:
+def _for_fit(run: Run, clips: list[Clip], goals: Goals) -> tuple[FeatureSet, Goals]:
     """Some training clips, with noise, for the second stage."""
-    clips = folder.split("train")
     seed, rate = run.config.seed, run.extractor.sampling_rate
     rows = np.random.default_rng(seed).permutation(len(clips))[:FIT_CLIPS].tolist()
-    some = [clips[row] for row in rows]
     change = noise_for(FIT_SNR_DB, rate, seed, copy=2)
-    return run.read(some, "read for the selector", change), run.task.goals(folder, some)
+    features = run.read([clips[row] for row in rows], "read for the selector", change)
+    return features, [goals[row] for row in rows]
 
 
 def _teacher(config: TrainConfig, run: Run) -> Run:
@@ -165,8 +191,9 @@ class TrainState:
     def save(self, path: Path) -> None:
         """Write a checkpoint, all or nothing."""
         tensors = {f"model.{k}": v.contiguous() for k, v in self._changing().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        for name, parameter in self._trained():
+            values = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{name}.{k}": torch.as_tensor(v) for k, v in values.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"step": str(self.step)})
@@ -184,23 +211,36 @@ class TrainState:
             changing = self._changing()
             for name, value in changing.items():
                 value.copy_(tensors[f"model.{name}"])
+            self._load_optimizer(tensors)
             self.losses = tensors["losses"].tolist()
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise ValueError(
                 f"{path} is not a checkpoint of this training ({error}): remove it to start anew"
             ) from None
+        self.step = step
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Give the optimizer its state back, parameter by parameter, whatever their order."""
+        prefix, trained = "optimizer.", dict(self._trained())
+        numbers = {id(p): i for i, p in enumerate(self._grouped())}
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
+            if name.startswith(prefix):
+                parameter, key = name.removeprefix(prefix).rsplit(".", 1)
+                state.setdefault(numbers[id(trained[parameter])], {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.step = step
+
+    def _grouped(self) -> list[Tensor]:
+        """The parameters in the order in which the optimizer numbers them."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        return [(n, p) for n, p in self.modules.named_parameters() if p.requires_grad]
 
     @torch.no_grad()
     def _changing(self) -> dict[str, Tensor]:
         """Trained parameters and all buffers, by name."""
-        trained = {n: p.data for n, p in self.modules.named_parameters() if p.requires_grad}
+        trained = {name: parameter.data for name, parameter in self._trained()}
         return trained | dict(self.modules.named_buffers())
 
 
@@ -215,12 +255,24 @@ class _Source:
             self.features = run.read(clips, "features")
             return
         with progress("read audio", len(clips)) as show:
-            for done, clip in enumerate(clips, start=1):
-                self.audio.append(load_audio(clip, self.rate, self.config.max_seconds))
-                show(done, "")
+            for audio in read_clips(clips, self.rate, self.config.max_seconds):
+                self.audio.append(audio)
+                show(len(self.audio), "")
 
     def lengths(self) -> list[int]:
         return [len(clip) for clip in self.features or self.audio]
+
+    def frames(self) -> Frames:
+        """How many frames the clips have as they are."""
+        if self.features:
+            return Frames.of(self.run, self.features)
+        audio, extractor = self.audio, self.run.extractor
+        return Frames(self.run, self.lengths(), lambda row: len(extract(audio[row], extractor)))
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all clips but these."""
+        for kept in (self.features, self.audio):
+            kept[:] = [kept[row] for row in rows] if kept else []
 
     def batch(self, rows: list[int], step: int) -> dict[str, Tensor]:
         if self.features:
@@ -233,14 +285,21 @@ class _Source:
         rng = np.random.default_rng([config.seed, step, 1, row])
         if rng.random() < config.noise_share:
             audio = add_noise(audio, rng.uniform(*SNR_DB), self.rate, rng)
-        if config.speed_change:
-            factor = 1 + rng.uniform(-config.speed_change, config.speed_change)
-            audio = change_speed(audio, factor, self.rate)
-        features = extract(audio, self.run.extractor)
+        audio, features = self._played(audio, rng)
         if config.mask_share:
             span = round(SPAN_SECONDS * self.rate * len(features) / len(audio))
             features = mask_spans(features, config.mask_share, span, rng)
         return features
+
+    def _played(self, audio: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A clip at a random speed and its features; as it is where the model would not take it."""
+        most, extractor = self.config.speed_change, self.run.extractor
+        if most:
+            changed = change_speed(audio, 1 + rng.uniform(-most, most), self.rate)
+            features = extract(changed, extractor)
+            if takes(self.run, len(features)):
+                return changed, features
+        return audio, extract(audio, extractor)
 
 
 def _fit(
@@ -256,17 +315,22 @@ def _fit(
     if checkpoint.exists():
         state.load(checkpoint)
     group.wait()  # before anyone writes a new one
-    state.modules.train()
+    _train_mode(state.modules)
     if isinstance(run.dynamic.selector, InputSelector):
         run.dynamic.selector.gather = group.gather
     saved = time.monotonic()
-    with stop_signals() as stopped, progress(f"train {run.config.method}", state.total) as show:
+    with (
+        _masking(run),
+        stop_signals() as stopped,
+        progress(f"train {run.config.method}", state.total) as show,
+    ):
         while state.step < state.total:
             rows, weight = group.share(order[state.step])
-            batch = source.batch(rows, state.step)
-            state.losses.append(
-                _one_step(run, state, batch, [goals[r] for r in rows], weight, group)
-            )
+            with seeded(run.config.seed, state.step, group.rank):
+                batch = source.batch(rows, state.step)
+                state.losses.append(
+                    _one_step(run, state, batch, [goals[r] for r in rows], weight, group)
+                )
             state.step += 1
             show(state.step, f"loss {np.mean(state.losses[-20:]):.3f}")
             due = time.monotonic() - saved > run.config.checkpoint_seconds
@@ -281,6 +345,32 @@ def _fit(
     state.modules.eval()
 
 
+def _train_mode(modules: nn.Module) -> None:
+    """Training mode, but for batch norms (Parakeet), which stay at their running statistics.
+
+    Those of a batch hang on its padding, and on how many processes share it.
+    """
+    modules.train()
+    for module in modules.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+@contextmanager
+def _masking(run: Run) -> Iterator[None]:
+    """Turn the masking of `transformers` off unless asked for; the configuration is put back."""
+    configs: list[Any] = [getattr(m, "config", None) for m in run.dynamic.model.modules()]
+    masking = {id(c): c for c in configs if getattr(c, "apply_spec_augment", False)}
+    off = [] if run.config.backbone_masking else list(masking.values())
+    for config in off:
+        config.apply_spec_augment = False
+    try:
+        yield
+    finally:
+        for config in off:
+            config.apply_spec_augment = True
+
+
 def _one_step(
     run: Run,
     state: TrainState,
@@ -291,9 +381,8 @@ def _one_step(
 ) -> float:
     """Take a step with this process's part of a batch, and return the loss of the whole."""
     config = run.config
-    torch.manual_seed(config.seed * 1_000_003 + state.step + group.rank * 7_000_003)
     rng = np.random.default_rng([config.seed, state.step])
-    step = Step(state.step, state.total, rng)
+    step = Step(state.step, state.total, rng, whole=partial(group.mean, weight=weight))
     with autocast(config.precision):
         loss = TRAIN[config.method](run, run.task.inputs(batch, goals), goals, step)
         loss = weight * loss
@@ -316,8 +405,8 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
     lines = [f"{step},{loss!r}" for step, loss in enumerate(state.losses)]
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
     precision = "bf16" if uses_bf16(run.config.precision) else "fp32"
-    info = {**run.info, "steps": state.total, "precision": precision}
-    write_json(out / "run.json", info)
+    run.info |= {"steps": state.total, "precision": precision}
+    write_json(out / "run.json", run.info)
     companions = [run.extractor] if run.tokenizer is None else [run.extractor, run.tokenizer]
     run.dynamic.save_pretrained(out / "model", companions=companions)
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -406,6 +495,7 @@ def _groups(run: Run, modules: nn.Module) -> list[dict[str, Any]]:
     pretrained = run.dynamic.model if run.config.recognition == "decoder" else run.dynamic.base
     encoder = {id(p) for p in pretrained.parameters()}
     selector = {id(p) for p in run.dynamic.selector.parameters()}
+    decayed = matrices(modules)
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     for parameter in modules.parameters():
         if parameter.requires_grad:
@@ -414,7 +504,7 @@ def _groups(run: Run, modules: nn.Module) -> list[dict[str, Any]]:
                 part = "encoder"
             elif id(parameter) in selector:
                 part = "selector"
-            groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((part, id(parameter) in decayed), []).append(parameter)
     head_rate = CTC_HEAD_RATE if run.task.by_frame else HEAD_RATE
     config = run.config
     rates = {

@@ -1,0 +1,284 @@
+"""Which clips and texts do not fit the model, told before the first step.
+
+By CTC a text that is too long for its clip teaches nothing, and one that is longer than the decoder
+ends a training in the middle. Such clips are left out of a training, but never in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right, insort
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..data.audio import AudioError
+from ..data.features import FeatureSet, clip_seconds
+from ..data.folder import METADATA, SHOWN, AudioFolder, Clip, DataError
+from ..data.text import plain
+from ..progress import say
+from .config import TrainConfig
+from .runs import Run
+from .tasks import Goal, Goals
+
+CUT_SECONDS = 1e-3  # less is rounding
+SPECTROGRAM_SHIFT = 0.01  # seconds from frame to frame, where a model takes a fixed number (AST)
+ADJECTIVES = {"train": "training"}
+CTC = "by CTC a text takes a frame for each token, and one more between two that are alike"
+
+
+class Frames:
+    """How many frames the model makes of clips, found out for as few of them as it takes.
+
+    Args:
+        sizes: of each clip in samples, or in the unit of its features: a longer clip has no fewer
+            frames than a shorter one.
+        length: of the features of the clip with an index.
+    """
+
+    def __init__(self, run: Run, sizes: Sequence[int], length: Callable[[int], int]) -> None:
+        self.run, self.sizes, self.length = run, sizes, length
+        self._known: list[tuple[int, int]] = []  # size, frames
+
+    @classmethod
+    def of(cls, run: Run, features: FeatureSet) -> Frames:
+        """Of clips whose features are there."""
+        sizes = [len(one) for one in features]
+        return cls(run, sizes, sizes.__getitem__)
+
+    def reach(self, index: int, needed: int) -> bool:
+        """Whether a clip has so many frames."""
+        place = bisect_right(self._known, (self.sizes[index], math.inf))
+        size, frames = self._known[place - 1] if place else (-1, 0)
+        if frames < needed and size != self.sizes[index]:
+            frames = frames_of(self.run, self.length(index))
+            insort(self._known, (self.sizes[index], frames))
+        return frames >= needed
+
+    def check(self, folder: AudioFolder, clips: Sequence[Clip], *, cuts: bool = False) -> None:
+        """Refuse clips of which the model makes no frame, or that are longer than its window.
+
+        Args:
+            cuts: whether the model cuts what is longer by itself, as Whisper's `generate` does.
+
+        Raises:
+            ValueError: there are such clips; the text names some.
+        """
+        order = sorted(range(len(clips)), key=self.sizes.__getitem__)
+        short = _first(order, lambda index: not self.reach(index, 1))
+        if short:
+            raise ValueError(
+                f"{_named(folder, clips, short)} are too short for a single frame of the model: "
+                "leave them out, or join them to their neighbours"
+            )
+        window = None if cuts else self.run.dynamic.backbone.window(self.run.dynamic.base)
+        long = _first(order[::-1], lambda i: window is not None and self.length(i) > window)
+        if long:
+            raise ValueError(
+                f"{_named(folder, clips, long)} are longer than the window of the model: cut them "
+                "into pieces, or lower --max-seconds"
+            )
+
+
+def frames_of(run: Run, length: int) -> int:
+    """How many frames enter layer 0 for features of that length."""
+    found = run.dynamic.backbone.frame_lengths(run.dynamic.base, torch.tensor([length]))
+    return length if found is None else int(found)
+
+
+def takes(run: Run, length: int) -> bool:
+    """Whether the model takes features of that length."""
+    window = run.dynamic.backbone.window(run.dynamic.base)
+    return frames_of(run, length) > 0 and (window is None or length <= window)
+
+
+def uncut(config: TrainConfig, folder: AudioFolder, split: str) -> list[Clip]:
+    """The clips of a split without those of which `max_seconds` cuts the audio and not the text.
+
+    Raises:
+        DataError: no such split.
+        ValueError: none is left.
+    """
+    clips = folder.split(split)
+    cut = _leave_out(
+        folder,
+        clips,
+        _cut(config, folder, clips),
+        f"are longer than --max-seconds {config.max_seconds}, which cuts the audio and not the "
+        "text",
+        "raise --max-seconds, or cut each clip and its text in two",
+    )
+    return [clip for index, clip in enumerate(clips) if index not in cut]
+
+
+def fitting(
+    run: Run, folder: AudioFolder, clips: Sequence[Clip], goals: Goals, frames: Frames
+) -> list[int]:
+    """The indexes of those clips of a split that can be trained on.
+
+    Raises:
+        ValueError: clips without a frame or beyond the window, or none is left.
+    """
+    frames.check(folder, clips)
+    _tell_start_only(run, folder, clips)
+    left_out = _leave_out(
+        folder,
+        clips,
+        _beyond_decoder(run, goals),
+        f"have texts of more than the {decoder_positions(run)} tokens that the decoder takes, with "
+        "prompt and end",
+        "cut each clip and its text in two",
+    )
+    left_out |= _leave_out(
+        folder,
+        clips,
+        _beyond_frames(run, goals, frames),
+        f"are too short for their texts ({CTC})",
+        "look whether texts and clips belong together, or take pieces of words as tokens "
+        "(--set vocabulary=500)",
+    )
+    kept = [index for index in range(len(clips)) if index not in left_out]
+    faster = run.config.speed_change
+    tight = set(_beyond_frames(run, goals, frames, faster) if faster else ()) & set(kept)
+    if tight:
+        say(
+            f"{_named(folder, clips, list(tight))} are too short for their texts where they are "
+            f"played {faster:.0%} faster: such a step teaches nothing of them"
+        )
+    silent = _wordless(goals)
+    if silent:
+        say(f"{_named(folder, clips, silent)} have a text without a word: nothing is said there")
+    return kept
+
+
+def tell_test(
+    run: Run, folder: AudioFolder, clips: Sequence[Clip], goals: Goals, features: FeatureSet
+) -> None:
+    """Say which clips that are to be measured do not fit; all of them count.
+
+    Raises:
+        ValueError: clips without a frame, or beyond the window.
+    """
+    frames = Frames.of(run, features)
+    frames.check(folder, clips, cuts=run.config.recognition == "decoder")
+    _tell_start_only(run, folder, clips)
+    told = (
+        (
+            _cut(run.config, folder, clips),
+            f"are longer than max_seconds ({run.config.max_seconds}), with which the run was "
+            "trained: their audio is cut and their text is not",
+        ),
+        (
+            _beyond_decoder(run, goals),
+            f"have texts of more than the {decoder_positions(run)} tokens that the decoder writes",
+        ),
+        (_beyond_frames(run, goals, frames), f"are too short for their texts ({CTC})"),
+        (_wordless(goals), "have a text without a word: what is heard there counts as added"),
+    )
+    for rows, what in told:
+        if rows:
+            say(f"{_named(folder, clips, rows)} {what}")
+
+
+def check_words(folder: AudioFolder, split: str) -> None:
+    """Refuse a split of texts without a single word.
+
+    Raises:
+        DataError: there is none; the text shows some of the texts.
+    """
+    if folder.task != "text":
+        return
+    clips = folder.split(split)
+    if not any(plain(clip.target) for clip in clips):
+        shown = ", ".join(repr(text) for text in dict.fromkeys(c.target for c in clips[:SHOWN]))
+        raise DataError(
+            f"{folder.root}: none of the {len(clips)} texts of the split {split!r} has a word "
+            f"({shown}): write what is said into the column 'text' of {METADATA}"
+        )
+
+
+def decoder_positions(run: Run) -> int:
+    """How many tokens the decoder of a run takes, with the prompt."""
+    config = run.dynamic.model.config
+    names = ("max_target_positions", "max_position_embeddings")
+    return next((value for name in names if (value := getattr(config, name, None))), 0)
+
+
+def writes(run: Run, goal: Goal) -> bool:
+    """Whether the decoder has room for the answer to a clip; always so without one."""
+    return run.task.positions(goal) <= (decoder_positions(run) or math.inf)
+
+
+def _beyond_decoder(run: Run, goals: Goals) -> list[int]:
+    return [index for index, goal in enumerate(goals) if not writes(run, goal)]
+
+
+def _beyond_frames(run: Run, goals: Goals, frames: Frames, faster: float = 0.0) -> list[int]:
+    """Clips of which the text takes more frames than there are."""
+    needed = [math.ceil((1 + faster) * run.task.frames(goal)) for goal in goals]
+    order = sorted(range(len(goals)), key=frames.sizes.__getitem__)
+    return sorted(index for index in order if not frames.reach(index, needed[index]))
+
+
+def _cut(config: TrainConfig, folder: AudioFolder, clips: Sequence[Clip]) -> list[int]:
+    if folder.task != "text" or config.max_seconds is None:
+        return []
+    most = config.max_seconds + CUT_SECONDS
+    return [index for index, clip in enumerate(clips) if _seconds(clip) > most]
+
+
+def _seconds(clip: Clip) -> float:
+    """0 for a clip that cannot be read, which is told with all such clips when it is."""
+    try:
+        return clip_seconds(clip)
+    except AudioError:
+        return 0.0
+
+
+def _wordless(goals: Goals) -> list[int]:
+    return [index for index, goal in enumerate(goals) if not goal.text]
+
+
+def _tell_start_only(run: Run, folder: AudioFolder, clips: Sequence[Clip]) -> None:
+    """A model whose input has one length (AST) drops the rest of a longer clip by itself."""
+    fixed = run.dynamic.backbone.frame_lengths(run.dynamic.base, torch.tensor([1])) is None
+    frames = getattr(run.extractor, "max_length", None)
+    if not fixed or frames is None:
+        return
+    most = SPECTROGRAM_SHIFT * frames
+    if run.config.max_seconds is not None and run.config.max_seconds <= most + CUT_SECONDS:
+        return  # asked for
+    longer = [i for i, clip in enumerate(clips) if _seconds(clip) > most + CUT_SECONDS]
+    if longer:
+        say(
+            f"{_named(folder, clips, longer)} are longer than the {most:g} s that the model takes: "
+            "only their start is used"
+        )
+
+
+def _leave_out(
+    folder: AudioFolder, clips: Sequence[Clip], rows: list[int], why: str, advice: str
+) -> set[int]:
+    """Say that clips are left out, or refuse where none would be left; the indexes of them."""
+    if rows and len(rows) == len(clips):
+        raise ValueError(f"{_named(folder, clips, rows)} {why}: {advice}")
+    if rows:
+        say(f"{_named(folder, clips, rows)} {why}: they are left out")
+    return set(rows)
+
+
+def _named(folder: AudioFolder, clips: Sequence[Clip], rows: Sequence[int]) -> str:
+    """So many clips of a split, with the first names."""
+    split = ADJECTIVES.get(clips[0].split, clips[0].split)
+    names = ", ".join(folder.name(clips[index]) for index in sorted(rows)[:SHOWN])
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    count = f"all {len(clips)}" if len(rows) == len(clips) else f"{len(rows)} of {len(clips)}"
+    return f"{count} {split} clips ({names}{more})"
+
+
+def _first(order: Sequence[int], holds: Callable[[int], bool]) -> list[int]:
+    """Those at the start of an order for which something holds, up to one for which it does not."""
+    for place, index in enumerate(order):
+        if not holds(index):
+            return list(order[:place])
+    return list(order)
