@@ -369,6 +369,23 @@ def set_seal(data: bytes, place: int) -> bytes:
     return data[:place] + digest + data[place + len(UNSET) :]
 
 
+def seal_file(path: Path | str) -> None:
+    """Put the checksum of a file to the first place where `UNSET` stands in it."""
+    with Path(path).open("rb+") as file, mmap.mmap(file.fileno(), 0) as data:
+        place, digest = data.find(UNSET.encode()), hashlib.sha256(data).hexdigest()
+        data[place : place + len(UNSET)] = digest.encode()
+
+
+def file_seal_holds(path: Path | str, digest: str, after: str = "") -> bool:
+    """Whether `digest`, which stands in a file somewhere behind `after`, is its checksum."""
+    with (
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        place = data.find(digest.encode(), max(0, data.find(after.encode())))
+        return place >= 0 and seal_holds(data, place, digest)
+
+
 def seal_holds(data: bytes | mmap.mmap, place: int, digest: str) -> bool:
     """Whether the checksum at `place` in some bytes is `digest`, and is right."""
     if len(digest) != len(UNSET) or data[place : place + len(UNSET)] != digest.encode():

@@ -302,7 +302,7 @@ def _plain(data: bytes) -> Any:
     import yaml
 
     try:
-        root = yaml.compose(data.decode(), Loader=_loader())
+        root = yaml.compose(data.decode(), Loader=_yaml()[0])
         return None if root is None else _Values().of(root)
     except UnicodeDecodeError:
         raise Problem("it is no UTF-8 text") from None
@@ -313,17 +313,28 @@ def _plain(data: bytes) -> Any:
         raise Problem("it is nested too deeply") from None
 
 
+def to_yaml(value: dict[str, Any]) -> str:
+    """Write values as YAML text that `read_yaml` gives back."""
+    import yaml
+
+    return yaml.dump(value, Dumper=_yaml()[1], sort_keys=False)
+
+
 @cache
-def _loader() -> Any:
-    """That of PyYAML, which knows 1e-4 for a number, as YAML 1.2 does."""
+def _yaml() -> tuple[Any, Any]:
+    """Loader and dumper of PyYAML that know 1e-4 for a number, as YAML 1.2 does."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         pass
 
-    number = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return Loader
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    number = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+    for one in (Loader, Dumper):
+        one.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader, Dumper
 
 
 class _Values:
