@@ -242,7 +242,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
         if isinstance(value, bool):  # which is a number to Python
             raise TypeError
         made = kind(value)
-        if isinstance(value, float) and made != value:
+        if kind is int and isinstance(value, float) and made != value:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         article = "an" if kind is int else "a"
