@@ -84,7 +84,7 @@ def read_json(
 
 
 def parse_json(
-    text: str,
+    text: str | bytes,
     kind: type[T],
     name: Path | str,
     *,
@@ -94,7 +94,7 @@ def parse_json(
 ) -> T:
     """Read JSON text as `read_json` reads a file; `name` says in an error where it comes from."""
     try:
-        data = text.encode(errors="replace")
+        data = text.encode(errors="replace") if isinstance(text, str) else text
         _parse(data)
         return _validate(data, kind)
     except Problem as problem:
