@@ -502,6 +502,28 @@ def test_a_pipe_in_a_backbone_is_an_error_and_no_wait(config, whisper, tmp_path,
         made_of(config, root)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hop_length": 10**7}, {"hop_length": 0}, {"hop_length": "160"}, {"n_fft": -1},
+        {"n_fft": []}, {"feature_size": 0}, {"sampling_rate": 1}, {"sampling_rate": "16000"},
+        {"sampling_rate": None}, {"sampling_rate": 10**9}, {"padding_value": {}},
+        {"feature_extractor_type": "magic"}, {"feature_extractor_type": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_features_that_make_none_get_one_line(config, whisper, tmp_path, change):
+    root = copy_of(whisper, tmp_path)
+    path = root / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if "padding_value" in change:  # which nothing here looks at
+        made_of(config, root)
+        return
+    with pytest.raises(ValueError, match="backbone") as error:
+        made_of(config, root)
+    one_line(error, root)
+
+
 def test_a_recognizer_with_a_damaged_tokenizer_gets_one_line(tmp_path):
     tiny.save_speaker(tmp_path / "speaker")
     t.AutoTokenizer.from_pretrained(tmp_path / "speaker")

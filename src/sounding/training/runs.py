@@ -39,7 +39,14 @@ from .. import __version__
 from ..core.heads import HEADS, EncoderForAudioClassification, EncoderForCTC
 from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
-from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
+from ..data.features import (
+    Change,
+    FeatureSet,
+    collate,
+    extract,
+    extractor_layout,
+    load_features,
+)
 from ..data.folder import Clip
 from ..data.folder import Task as TaskName
 from ..data.text import tokens_of
@@ -52,6 +59,7 @@ from .config import TrainConfig
 from .tasks import Batch, Classes, Dictation, Recognition, Tags, Task
 
 CONFIG = "config.yaml"
+LOWEST_RATE, HIGHEST_RATE = 4000, 768_000  # in Hz; any model of speech is between
 
 
 @dataclass
@@ -135,8 +143,28 @@ def new_run(
         model = _recognizer(str(path), len(labels))
     dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
     dynamic.selector = _selector(config, dynamic)
-    extractor = pretrained(AutoFeatureExtractor, path)
+    extractor = _extractor(path)
     return Run(config, dynamic, extractor, {**info, "labels": labels}, tokenizer=tokenizer)
+
+
+def _extractor(path: Path | str) -> Any:
+    """The feature extractor in `path`, which makes features of half a second of noise.
+
+    Raises:
+        ValueError: it is damaged or missing.
+    """
+    extractor = pretrained(AutoFeatureExtractor, path)
+    rate = getattr(extractor, "sampling_rate", None)
+    try:
+        if not isinstance(rate, int) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise ValueError(f"a rate of {rate!r} Hz")
+        noise = np.random.default_rng(0).normal(0, 0.1, rate // 2).astype(np.float32)
+        if not np.isfinite(extract(noise, extractor)).all():
+            raise ValueError("features that are not finite")
+    except Exception as error:  # a damaged setting shows in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: preprocessor_config.json makes no features: {reason}") from None
+    return extractor
 
 
 def _classifier(path: str, labels: list[str], *, several: bool = False) -> Any:
@@ -249,7 +277,7 @@ def load_run(directory: Path | str) -> Run:
     info = _read_info(directory)
     config = TrainConfig.from_yaml(directory / "config.yaml")
     dynamic = load(directory / "model")
-    extractor = pretrained(AutoFeatureExtractor, directory / "model")
+    extractor = _extractor(directory / "model")
     tokenizer = None
     if info.get("task") == "text":
         own = config.recognition == "decoder"  # a tokenizer of the model, or one that we made
