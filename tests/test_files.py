@@ -462,8 +462,12 @@ def test_files_and_directories_get_the_permissions_of_the_umask(tmp_path):
         write_text(tmp_path / "file", "x")
         with atomic_directory(tmp_path / "d") as temporary:
             (temporary / "a").write_text("x")
+            (temporary / "sub").mkdir(0o700)
+            save_file({}, temporary / "sub" / "weights.safetensors")
     finally:
         os.umask(before)
+    assert (tmp_path / "d" / "sub").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "d" / "sub" / "weights.safetensors").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "d").stat().st_mode & 0o777 == 0o750
 

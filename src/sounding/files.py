@@ -89,7 +89,7 @@ def atomic_directory(path: Path | str, *, keep_others: bool = False) -> Iterator
     with temporary_directory(path) as temporary:
         recover(path)
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        _open_up(temporary)
         with _renaming(path.parent):
             _put_back(path)
             if keep_others and path.exists():
@@ -100,6 +100,14 @@ def atomic_directory(path: Path | str, *, keep_others: bool = False) -> Iterator
                 os.replace(temporary, path)
             finally:
                 _put_back(path)  # in case of an interrupt between the two
+
+
+def _open_up(directory: Path) -> None:
+    """Give all in a directory the rights of the umask: safetensors writes for its user alone."""
+    mask = _umask()
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
