@@ -271,6 +271,14 @@ def test_a_file_that_is_no_recipe(tmp_path, capsys, text, told):
     )
 
 
+def test_a_recipe_of_ones_own_is_shown_too(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipe_text("esc50-ast").replace("epochs: 15", "epochs: 3"))
+    assert main(["recipes", str(path)]) == 0
+    assert capsys.readouterr().out == path.read_text()
+    assert load_recipe(str(path)).config().epochs == 3
+
+
 def test_a_recipe_reads_its_hub_copy_by_its_own_rule(monkeypatch, tmp_path):
     asked = {}
 

@@ -100,9 +100,9 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         ValueError: neither, or a file that is no recipe; the text says what it lacks.
     """
-    names = recipe_names()
-    path = DIRECTORY / f"{name}.yaml" if name in names else Path(name)
-    what, advice = "is no recipe", "give the path of a YAML file or one of " + ", ".join(names)
+    path = _path(name)
+    what = "is no recipe"
+    advice = "give the path of a YAML file or one of " + ", ".join(recipe_names())
     values: dict[str, Any] = read_yaml(path, dict[str, Any], what=what, advice=advice)
     if not values.get("hub", {}):  # null is as good as nothing
         values.pop("hub", None)
@@ -129,7 +129,11 @@ def _check_options(where: str, given: dict[str, Any], reader: Callable[..., Any]
 def recipe_text(name: str) -> str:
     """The YAML of a recipe, to read or to copy."""
     load_recipe(name)
-    return (DIRECTORY / f"{name}.yaml").read_text(encoding="utf-8")
+    return _path(name).read_text(encoding="utf-8")
+
+
+def _path(name: str) -> Path:
+    return DIRECTORY / f"{name}.yaml" if name in recipe_names() else Path(name)
 
 
 def recipe_table() -> str:

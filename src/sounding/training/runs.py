@@ -274,8 +274,7 @@ def load_run(directory: Path | str) -> Run:
                 "again to go on"
             )
         raise ValueError(f"{directory} is not a run: `sounding train --out {directory}` makes one")
-    info = _read_info(directory)
-    config = TrainConfig.from_yaml(directory / "config.yaml")
+    info, config = _read(directory)
     dynamic = load(directory / "model")
     extractor = _extractor(directory / "model")
     tokenizer = None
@@ -313,8 +312,8 @@ class Info:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
-def _read_info(directory: Path) -> dict[str, Any]:
-    """The content of run.json, checked, as is config.yaml by the checksum in it.
+def _read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
+    """The content of run.json, and that of config.yaml, which it has the checksum of.
 
     Raises:
         ValueError: either is damaged or was changed.
@@ -324,12 +323,13 @@ def _read_info(directory: Path) -> dict[str, Any]:
     info: dict[str, Any] = read_json(path, dict[str, Any], **says)
     known = {name: info[name] for name in Info.__dataclass_fields__ if name in info}
     expected = check(known, Info, path, **says).sha256.get(CONFIG)
+    config = TrainConfig.from_yaml(directory / CONFIG)
     if expected is not None and sha256(directory / CONFIG) != expected:
         raise ValueError(
             f"{directory / CONFIG} is not the file that was trained with (its sha256 differs): it "
             f"is damaged or was changed; {says['advice']}"
         )
-    return info
+    return info, config
 
 
 def trained_with(config: TrainConfig, info: dict[str, Any]) -> dict[str, Any]:
