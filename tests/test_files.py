@@ -582,6 +582,17 @@ def test_what_a_living_process_is_writing_stays(tmp_path):
     assert names(tmp_path) == [b"file"]
 
 
+def test_what_a_process_before_us_left_under_our_number_is_removed(tmp_path):
+    """The first process of every container is number 1."""
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("now")
+        before = temporary.with_name(temporary.name.replace(temporary.name[-12:-4], "abcd_123"))
+        before.touch()
+        remove_dead(tmp_path)
+        assert not before.exists()
+    assert (tmp_path / "file").read_text() == "now"
+
+
 def test_what_another_machine_is_writing_stays_for_a_day(tmp_path):
     """Whose processes we cannot see."""
     leftover = tmp_path / ".model.onnx.0123abcd.89abcdef-1.abcd_123.tmp"

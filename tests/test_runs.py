@@ -245,6 +245,7 @@ CHANGES = {
     "nameless": (lambda tensors: tensors.update({"more": torch.zeros(1)}), {}),
     "parameter": (lambda tensors: tensors.update({"optimizer.999.step": torch.zeros(1)}), {}),
     "losses": (lambda tensors: tensors.update(losses=torch.zeros(7)), {}),
+    "one loss": (lambda tensors: tensors.update(losses=torch.tensor(1.0)), {}),
     "no losses": (lambda tensors: tensors.pop("losses"), {}),
     "step": (lambda tensors: None, {"step": "many"}),
     "negative": (lambda tensors: None, {"step": "-1"}),

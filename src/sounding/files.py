@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST = 255  # bytes of a name, on nearly all file systems
 SHOWN = 60  # bytes of a target's name that a temporary name begins with
 DAY = 24 * 3600.0
+WRITING: set[str] = set()  # temporary names of this process
+MAKING = threading.Lock()  # while one is made
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.([0-9a-f]{8})-([0-9]+)\.[^.]{8}\.tmp", re.DOTALL)
 
 
@@ -55,9 +58,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     with _room(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _tidy(path.parent.absolute())
-        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
+        with MAKING:
+            handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
+            temporary = Path(name)
+            WRITING.add(temporary.name)
         os.close(handle)
-        temporary = Path(name)
         try:
             yield temporary
             with temporary.open("rb+") as file:
@@ -66,6 +71,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            WRITING.discard(temporary.name)
 
 
 @contextmanager
@@ -121,11 +127,14 @@ def temporary_directory(beside: Path | str) -> Iterator[Path]:
     with _room(beside):
         beside.parent.mkdir(parents=True, exist_ok=True)
         _tidy(beside.parent.absolute())
-        made = tempfile.mkdtemp(prefix=_prefix(beside), suffix=".tmp", dir=beside.parent)
+        with MAKING:
+            made = Path(tempfile.mkdtemp(prefix=_prefix(beside), suffix=".tmp", dir=beside.parent))
+            WRITING.add(made.name)
         try:
-            yield Path(made)
+            yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)
+            WRITING.discard(made.name)
 
 
 def remove_leftovers(path: Path | str) -> None:
@@ -160,6 +169,9 @@ def _may_live(host: str, pid: int, leftover: Path) -> bool:
             return time.time() - leftover.lstat().st_mtime < DAY
         except OSError:
             return True
+    if pid == os.getpid():  # or of one before us, as every first process of a container is 1
+        with MAKING:
+            return leftover.name in WRITING
     import psutil
 
     try:
@@ -350,7 +362,10 @@ def sha256(path: Path | str) -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8; what has none (of a file's name) as "?"."""
+    """Write `text` to `path` atomically, as UTF-8.
+
+    A byte of a file's name that is no UTF-8 becomes "?".
+    """
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode(errors="replace"))
 

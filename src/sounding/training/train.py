@@ -200,7 +200,14 @@ class TrainState:
             if set(says) - {"step"} and not file_seal_holds(path, says[SEAL]):  # older: none
                 raise ValueError("its sha256 differs: it is damaged or was changed")
             self._restore(int(says["step"]), tensors)
-        except (SafetensorError, OSError, LookupError, ValueError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            LookupError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ) as error:
             raise ValueError(
                 f"{path} is not a checkpoint of this training ({error}): remove it to start anew"
             ) from None
@@ -209,7 +216,7 @@ class TrainState:
         """Take the tensors of a checkpoint, if all of them fit."""
         losses, changing = tensors.pop("losses"), self._changing()
         if not 0 <= step <= self.total or losses.shape != (step,):
-            raise ValueError(f"step {step} of {self.total} with the losses of {len(losses)}")
+            raise ValueError(f"step {step} of {self.total} with losses {list(losses.shape)}")
         state: dict[int, dict[str, Tensor]] = {}
         trained = [one for group in self.optimizer.param_groups for one in group["params"]]
         for name, saved in tensors.items():
