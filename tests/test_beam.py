@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ def test_a_language_model_of_words_decides_what_sounds_alike(tmp_path):
     [
         (b"hello", TOKENS, "no ARPA language model"),
         (b"\xff\xfe", TOKENS, "cannot be read"),
+        (ARPA[: ARPA.index("2-grams:") + 13].encode(), TOKENS, "is damaged as an ARPA"),
         (ARPA.replace("ab", "xy").replace("ca", "öd").encode(), TOKENS, "no word that can be"),
         (ARPA.encode(), [*TOKENS, "ab"], "needs a vocabulary of characters"),
     ],
@@ -85,6 +87,10 @@ def test_a_language_model_that_does_not_fit(tmp_path, content, tokens, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         BeamDecoder(tokens, lm=path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.arpa")
+        with pytest.raises(ValueError, match=r"cannot be read .* a pipe or a device"):
+            BeamDecoder(TOKENS, lm=tmp_path / "pipe.arpa")
     with pytest.raises(ValueError, match="cannot be read"):
         BeamDecoder(TOKENS, lm=tmp_path / "none.arpa")
     with pytest.raises(ValueError, match="a beam of 0"):

@@ -548,8 +548,12 @@ def test_files_and_directories_get_the_permissions_of_the_umask(tmp_path):
         write_text(tmp_path / "file", "x")
         with atomic_directory(tmp_path / "d") as temporary:
             (temporary / "a").write_text("x")
+            (temporary / "sub").mkdir(0o700)
+            save_file({}, temporary / "sub" / "weights.safetensors")
     finally:
         os.umask(before)
+    assert (tmp_path / "d" / "sub").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "d" / "sub" / "weights.safetensors").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "d").stat().st_mode & 0o777 == 0o750
 
@@ -662,6 +666,17 @@ def test_what_a_living_process_is_writing_stays(tmp_path):
         process.wait()
     remove_dead(tmp_path)
     assert names(tmp_path) == [b"file"]
+
+
+def test_what_a_process_before_us_left_under_our_number_is_removed(tmp_path):
+    """The first process of every container is number 1."""
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("now")
+        before = temporary.with_name(temporary.name.replace(temporary.name[-12:-4], "abcd_123"))
+        before.touch()
+        remove_dead(tmp_path)
+        assert not before.exists()
+    assert (tmp_path / "file").read_text() == "now"
 
 
 def test_what_another_machine_is_writing_stays_for_a_day(tmp_path):

@@ -28,3 +28,25 @@ def test_imports_point_from_the_command_line_to_the_core_and_never_back():
                 if ORDER.index(part) < ORDER.index(inside[0]):
                     wrong.append(f"{path.relative_to(ROOT)} imports {part}")
     assert not wrong
+
+
+def test_models_are_loaded_as_data_in_one_place():
+    """Where no code of theirs runs and nothing is unpickled; `core.model.load` has a seal to it."""
+    allowed = {"weights/pretrained.py", "core/model.py"}
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if called and node.func.attr == "from_pretrained" and name not in allowed:
+                wrong.append(f"{name} line {node.lineno}: use weights.pretrained")
+            owner = node.value if isinstance(node, ast.Attribute) else None
+            if isinstance(owner, ast.Name) and (owner.id, node.attr) in UNPICKLE:
+                wrong.append(f"{name} line {node.lineno}: {owner.id}.{node.attr} unpickles")
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                wrong += [f"{name} imports {one}" for one in names & {"pickle", "joblib", "dill"}]
+    assert not wrong
+
+
+UNPICKLE = {("torch", "load"), ("np", "load"), ("numpy", "load"), ("pd", "read_pickle")}

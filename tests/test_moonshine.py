@@ -291,6 +291,104 @@ def test_a_damaged_file_is_a_clear_error_or_reads():
                 assert "model file" in str(error)  # noqa: PT017
 
 
+def laid_out(root: dict) -> bytes:
+    """A file in which a part that stands in several places is written once, behind all of them."""
+    parts, places, end = [(root, None)], {}, 8
+    for value, parent in parts:
+        key = (id(value), parent if isinstance(value, str) else None)
+        if key in places:
+            continue
+        if isinstance(value, dict):
+            count = max(value) + 1
+            end += 4 + 2 * count
+            size = 4 + 4 * count
+        else:
+            count = len(value)
+            size = 4 + count * (1 if isinstance(value, str) else 4)
+        places[key] = end, value, count
+        end += size
+        inner = value.values() if isinstance(value, dict) else value
+        parts += [(part, id(value)) for part in inner if isinstance(part, dict | list | str)]
+    out = bytearray(end + 4)
+    out[4:8] = b"ORTM"
+    struct.pack_into("<I", out, 0, places[id(root), None][0])
+    for place, value, count in places.values():
+        if isinstance(value, str):
+            out[place : place + 4 + count] = struct.pack("<I", count) + value.encode()
+            continue
+        if isinstance(value, dict):
+            layout = 4 + 2 * count
+            fields = [4 + 4 * number if number in value else 0 for number in range(count)]
+            struct.pack_into(f"<{count + 2}H", out, place - layout, layout, 4 + 4 * count, *fields)
+            struct.pack_into("<i", out, place, layout)
+        else:
+            struct.pack_into("<I", out, place, count)
+        named = value.items() if isinstance(value, dict) else enumerate(value)
+        for number, part in named:
+            at = place + 4 + 4 * number
+            key = (id(part), id(value) if isinstance(part, str) else None)
+            struct.pack_into("<I", out, at, places[key][0] - at)
+    return bytes(out)
+
+
+def test_parts_that_stand_for_any_amount_of_memory_are_refused():
+    """Offsets that lead to the same bytes: graphs in graphs, a text many times."""
+    graph: dict = {2: [{0: "n", 5: "Add"}]}
+    assert len(read_ort(laid_out({0: "6", 1: {7: graph}}))[1]) == 1
+    for _ in range(40):
+        graph = {2: [{0: "n", 5: "If", 10: [{7: graph}, {7: graph}]}]}
+    names = 5000 * ["x" * 20_000]
+    for one in (graph, {2: [{0: "n", 5: "Add", 8: names}]}):
+        data = laid_out({0: "6", 1: {7: one}})
+        assert len(data) < 50_000
+        with pytest.raises(WeightsError, match="the same bytes too often"):
+            read_ort(data)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ([2**60], "bytes for the shape"),
+        ([2**62] * 16, "bytes for the shape"),
+        ([0, 2**62, 2**62], "damaged"),
+        ([-1], "bytes for the shape"),
+        ([1] * 17, "17 axes"),
+        ([2**62] * 5000, "5000 axes"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_shapes_that_no_tensor_has_are_refused(sizes, told):
+    tensor = {0: "a", 2: np.array(sizes, np.int64), 3: 1, 4: b"" if 0 in sizes else b"data"}
+    out = bytearray(b"\0\0\0\0ORTM")
+    struct.pack_into("<I", out, 0, write(out, {0: "6", 1: {7: {0: [tensor]}}}))
+    with pytest.raises(WeightsError, match=told):
+        read_ort(bytes(out))
+
+
+def test_weights_that_grow_by_their_scale_are_refused():
+    """A column and a row make a matrix of any size."""
+    arrays = {"q": np.ones((50_000, 1), np.int8), "s": np.ones((1, 50_000), np.float32)}
+    nodes = [
+        Node("Cast", "c", ("q",), ("c",)),
+        Node("Mul", "m", ("c", "s"), ("m",)),
+        Node("MatMul", "/layers.0/fc1/MatMul", ("x", "m"), ("y",)),
+    ]
+    with pytest.raises(WeightsError, match="m is larger than the weights"):
+        onnx_state(arrays, nodes, "")
+
+
+def test_nodes_in_a_circle_are_refused(tmp_path, small):
+    _, files = small
+    arrays, first, nodes = graph_of(small_moonshine(), "encoder")
+    nodes += [
+        Node("Cast", "c", ("d",), ("c",)),
+        Node("Cast", "d", ("c",), ("d",)),
+        Node("MatMul", "/layers.0/fc1/MatMul", ("x", "c"), ("y",)),
+    ]
+    with pytest.raises(WeightsError, match=r"do not hold a Moonshine model .RecursionError"):
+        convert_moonshine({**files, "encoder.ort": ort(arrays, first + nodes)}, tmp_path)
+
+
 # --- the package ----------------------------------------------------------------------------------
 
 

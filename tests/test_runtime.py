@@ -310,7 +310,8 @@ def test_metadata_of_wrong_types_or_sizes_get_one_clear_line(exports, tmp_path, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"after": "0"}, {"after": None}, {"per_input": [1]}, {"per_input": None}, {"batches": "no"},
+        {"after": "0"}, {"after": None}, {"after": -1}, {"after": 4},
+        {"per_input": [1]}, {"per_input": None}, {"batches": "no"},
         {"files": []}, {"files": {"front": 1}}, {"model": []}, {"model": None}, {"more": 1},
         {"model_layers": 10**9}, {"model_labels": [1]},
     ],

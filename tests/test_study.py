@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from sounding.evaluation.compare import StudyConfig
 from sounding.evaluation.diagnostics import (
     area_weights,
     areas,
@@ -23,7 +25,9 @@ from sounding.evaluation.html import accuracies, report, write_report
 from sounding.evaluation.shown import in_markdown, in_plot
 from sounding.evaluation.statistics import paired_bootstrap, ratio_bootstrap
 from sounding.evaluation.study import METHODS, Measured, Study, load_study
+from sounding.evaluation.sweep import Row, Sweep
 from sounding.evaluation.verdict import best_blind, in_words, judge, verdict_line
+from sounding.files import write_json
 
 LAYERS, CLIPS, HELP = 6, 240, 0.2
 LABELS = ["<script>alert(1)</script>", "R&D $x$", "sad"]
@@ -449,13 +453,19 @@ def spoil(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run, clips, row: run.pop("sets"), "'sets' is missing"),
+        (lambda run, clips, row: run.pop("sets"), "is no measured.json: sets is missing"),
         (lambda run, clips, row: run.update(format=3), "format 3, this version reads 1 and 2"),
-        (lambda run, clips, row: run.update(method="magic"), "unknown method 'magic'"),
+        (lambda run, clips, row: run.update(method="magic"), "method: expected 'full', 'random', "),
         (lambda run, clips, row: run.update(macs=[]), "is no measured.json"),
-        (lambda run, clips, row: run["macs"].update(full=0), "must be above 0"),
-        (lambda run, clips, row: run.update(machine="mine"), "must be objects"),
-        (lambda run, clips, row: run["data"].pop("digest"), "'digest' is missing"),
+        (
+            lambda run, clips, row: run["macs"].update(full=0),
+            "expected greater than 0, got 0",
+        ),
+        (
+            lambda run, clips, row: run.update(machine="mine"),
+            "expected names with values, got 'mine'",
+        ),
+        (lambda run, clips, row: run["data"].pop("digest"), "data.digest is missing"),
         (lambda run, clips, row: row.update(correct=["01"]), "set 'test', row exact 1: expected"),
         (lambda run, clips, row: row.update(correct=[]), "expected texts of 240 digits"),
         (lambda run, clips, row: row.update(errors=[[0, 1]]), "the errors of 240 clips"),
@@ -466,6 +476,27 @@ def spoil(change):
         (lambda run, clips, row: row.update(clips=[999]), "clips that are not in the set"),
         (lambda run, clips, row: clips["rows"].append(row), "two rows exact 1"),
         (lambda run, clips, row: clips["clips"]["label"].pop(), "columns of different lengths"),
+        (
+            lambda run, clips, row: run.update(layers="6"),
+            "layers: expected a whole number",
+        ),
+        (lambda run, clips, row: run.update(layers=10**9), "layers: expected less than or equal"),
+        (lambda run, clips, row: run.update(steps=10**400), "is too large"),
+        (lambda run, clips, row: run.update(more=1), "more is not known"),
+        (lambda run, clips, row: run.update(seconds={"train": "x"}), "seconds.train: expected a"),
+        (lambda run, clips, row: run.update(labels="abc"), "labels: expected a list, got 'abc'"),
+        (lambda run, clips, row: run.update(commit=5), "commit: expected a text, got 5"),
+        (lambda run, clips, row: row.update(macs=float("nan")), "NaN is no number"),
+        (lambda run, clips, row: row.update(budget=-1), "budget: expected greater than 0"),
+        (lambda run, clips, row: row.update(errors=[["a"] * 240]), "errors[0][0]: expected a num"),
+        (lambda run, clips, row: row.update(errors=None), "errors: expected a list, got null"),
+        (lambda run, clips, row: row.update(errors=[[-1] * 240]), "the errors of 240 clips"),
+        (lambda run, clips, row: row.update(clips=["1"]), "clips[0]: expected a whole number"),
+        (lambda run, clips, row: row.update(masks=[1]), "masks"),
+        (lambda run, clips, row: row.update(errros=[]), "rows[0].errros is not known"),
+        (lambda run, clips, row: clips["clips"].update(file=[]), "file"),
+        (lambda run, clips, row: clips["clips"].update(speaker=[5] * 240), "speaker[0]: expected"),
+        (lambda run, clips, row: clips["clips"].update(weight=[]), "weights that do not fit"),
     ],
 )
 def test_what_is_no_measured_file_is_said(tmp_path, change, message):
@@ -572,11 +603,80 @@ def test_some_clips_of_texts_are_compared_with_all_in_the_same_words(tmp_path):
     assert gap.interval().mean == pytest.approx(len(words[some]) / words[some].sum())
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "meth'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": 1}', '{"format": 1, "meth', 99_999 * "[", "null"], ids=len
+)
 def test_foreign_and_truncated_files(tmp_path, text):
     (tmp_path / "measured.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is no measured\.json"):
+    with pytest.raises(ValueError, match=r"measured\.json is no measured\.json"):
         load_study(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in directories")
+def test_a_pipe_is_an_error_and_no_wait(tmp_path):
+    os.mkfifo(tmp_path / "measured.json")
+    with pytest.raises(ValueError, match="a pipe or a device"):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("sedes: [3]", "sedes is not known"),
+        ("seeds: 3", "seeds: expected a list, got 3"),
+        ("seeds: [x]", "seeds[0]: expected a whole number, got 'x'"),
+        ("seeds: [yes]", "seeds[0]: expected a whole number, got true"),
+        ("seeds: []", "one method and one seed at least"),
+        ("variants: full", "variants: expected a list, got 'full'"),
+        ("variants: [no]", "variants[0]: expected a text, got false"),
+        ("variants: [magic]", "unknown method magic"),
+        ("settings: [a]", "settings: expected names with values"),
+        ("data: {a: 5}", "data.a: expected names with values, got 5"),
+        ("data: {2024: {}}", "the name 2024 is no text: write it in quotes"),
+        ("snr_db: {a: 10}", "snr_db.a: expected a list, got 10"),
+        ("snr_db: {a: [.nan]}", ".nan is no number"),
+        ("ceilings: 1", "ceilings: expected true or false, got 1"),
+        ("draws: 1000000000", "draws is a number of masks"),
+        ("ablation_seeds: -1", "ablation_seeds must be 0 or more"),
+        ("seeds: [1]\nseeds: [2]", "seeds stands there twice"),
+        ("- a", "expected names with values, got a list of 1"),
+        ("a: [", "it is no YAML"),
+    ],
+)
+def test_a_study_that_is_none_gets_one_line(tmp_path, text, told):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"study\.yaml is not the YAML of a study: ") as error:
+        StudyConfig.from_yaml(path)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda read: read.pop("masks"), "masks is missing"),
+        (lambda read: read["rows"][0].pop("macs"), "rows[0].macs is missing"),
+        (lambda read: read["rows"][0].update(value="1"), "rows[0].value: expected a number"),
+        (lambda read: read["rows"][0].update(valeu=1), "rows[0].valeu is not known"),
+        (lambda read: read["rows"][0].update(value=float("nan")), "NaN is no number"),
+        (lambda read: read.update(masks={"files": "abc"}), "masks.files: expected a list"),
+        (lambda read: read.update(header=[]), "header: expected names with values"),
+        (lambda read: read.update(rows={}), "rows: expected a list"),
+    ],
+)
+def test_a_sweep_that_is_none_gets_one_line(tmp_path, change, told):
+    row = Row("full", 6, "accuracy", 0.5, 0.4, 0.6, 1e9, 1.0, None, None, 6.0, [1.0] * 6)
+    sweep = Sweep({"clips": 2}, [row], {"files": ["a", "b"], "labels": ["x", "y"]})
+    path = tmp_path / "s.json"
+    write_json(path, sweep.to_json())
+    assert Sweep.from_json(path) == sweep
+    read = json.loads(path.read_text())
+    change(read)
+    path.write_text(json.dumps(read))
+    with pytest.raises(ValueError, match="is not the JSON of a sweep: ") as error:
+        Sweep.from_json(path)
+    assert told in str(error.value)
 
 
 @pytest.mark.parametrize(

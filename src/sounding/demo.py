@@ -20,6 +20,7 @@ from .evaluation.classify import classify
 from .evaluation.report import write_sweep
 from .evaluation.sweep import Sweep, sweep
 from .evaluation.table import rich_table
+from .files import locked
 from .runtime import show
 from .training.config import TrainConfig
 from .training.train import train
@@ -40,7 +41,15 @@ def demo(out: Path, backbone: str = "whisper-base", seed: int = 0, *, quick: boo
 
     Args:
         quick: a tenth of the data and one epoch, to see that everything runs.
+
+    Raises:
+        ValueError: `out` is in use by another process.
     """
+    with locked(out):
+        return _demo(out, backbone, seed, quick=quick)
+
+
+def _demo(out: Path, backbone: str, seed: int, *, quick: bool) -> Sweep:
     console = Console()
     commands = CommandSet(seed=seed)
     config = TrainConfig(backbone=backbone, seed=seed, epochs=6)

@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST = 255  # bytes of a name, on nearly all file systems
 SHOWN = 60  # bytes of a target's name that a temporary name begins with
 DAY = 24 * 3600.0
+WRITING: set[str] = set()  # temporary names of this process
+MAKING = threading.Lock()  # while one is made
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.([0-9a-f]{8})-([0-9]+)\.[^.]{8}\.tmp", re.DOTALL)
 
 
@@ -55,9 +58,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     with _room(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _tidy(path.parent.absolute())
-        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
+        with MAKING:
+            handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=".tmp", dir=path.parent)
+            temporary = Path(name)
+            WRITING.add(temporary.name)
         os.close(handle)
-        temporary = Path(name)
         try:
             yield temporary
             with temporary.open("rb+") as file:
@@ -66,6 +71,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            WRITING.discard(temporary.name)
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def atomic_directory(path: Path | str, *, keep_others: bool = False) -> Iterator
     with temporary_directory(path) as temporary:
         recover(path)
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        _open_up(temporary)
         with _renaming(path.parent):
             _put_back(path)
             if keep_others and path.exists():
@@ -100,6 +106,14 @@ def atomic_directory(path: Path | str, *, keep_others: bool = False) -> Iterator
                 os.replace(temporary, path)
             finally:
                 _put_back(path)  # in case of an interrupt between the two
+
+
+def _open_up(directory: Path) -> None:
+    """Give all in a directory the rights of the umask: safetensors writes for its user alone."""
+    mask = _umask()
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
@@ -113,11 +127,14 @@ def temporary_directory(beside: Path | str) -> Iterator[Path]:
     with _room(beside):
         beside.parent.mkdir(parents=True, exist_ok=True)
         _tidy(beside.parent.absolute())
-        made = tempfile.mkdtemp(prefix=_prefix(beside), suffix=".tmp", dir=beside.parent)
+        with MAKING:
+            made = Path(tempfile.mkdtemp(prefix=_prefix(beside), suffix=".tmp", dir=beside.parent))
+            WRITING.add(made.name)
         try:
-            yield Path(made)
+            yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)
+            WRITING.discard(made.name)
 
 
 def remove_leftovers(path: Path | str) -> None:
@@ -152,6 +169,9 @@ def _may_live(host: str, pid: int, leftover: Path) -> bool:
             return time.time() - leftover.lstat().st_mtime < DAY
         except OSError:
             return True
+    if pid == os.getpid():  # or of one before us, as every first process of a container is 1
+        with MAKING:
+            return leftover.name in WRITING
     import psutil
 
     try:
@@ -370,6 +390,23 @@ def set_seal(data: bytes, place: int) -> bytes:
     """Put the checksum of some bytes to `place` in them, where `UNSET` stands."""
     digest = hashlib.sha256(data).hexdigest().encode()
     return data[:place] + digest + data[place + len(UNSET) :]
+
+
+def seal_file(path: Path | str) -> None:
+    """Put the checksum of a file to the first place where `UNSET` stands in it."""
+    with Path(path).open("rb+") as file, mmap.mmap(file.fileno(), 0) as data:
+        place, digest = data.find(UNSET.encode()), hashlib.sha256(data).hexdigest()
+        data[place : place + len(UNSET)] = digest.encode()
+
+
+def file_seal_holds(path: Path | str, digest: str, after: str = "") -> bool:
+    """Whether `digest`, which stands in a file somewhere behind `after`, is its checksum."""
+    with (
+        Path(path).open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        place = data.find(digest.encode(), max(0, data.find(after.encode())))
+        return place >= 0 and seal_holds(data, place, digest)
 
 
 def seal_holds(data: bytes | mmap.mmap, place: int, digest: str) -> bool:

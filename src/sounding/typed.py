@@ -39,7 +39,7 @@ EXPECTED = {
 }
 
 
-class Problem(ValueError):
+class _Problem(ValueError):
     """What is wrong with a file or a value, without its name."""
 
 
@@ -79,12 +79,12 @@ def read_json(
             f"{path} is not the file that was written (its sha256 differs): it is damaged or was "
             f"changed{end}"
         ) from None
-    except Problem as problem:
+    except _Problem as problem:
         raise _error(error, path, what, problem, advice) from None
 
 
 def parse_json(
-    text: str,
+    text: str | bytes,
     kind: type[T],
     name: Path | str,
     *,
@@ -94,10 +94,10 @@ def parse_json(
 ) -> T:
     """Read JSON text as `read_json` reads a file; `name` says in an error where it comes from."""
     try:
-        data = text.encode(errors="replace")
+        data = text.encode(errors="replace") if isinstance(text, str) else text
         _parse(data)
         return _validate(data, kind)
-    except Problem as problem:
+    except _Problem as problem:
         raise _error(error, name, what, problem, advice) from None
 
 
@@ -113,7 +113,7 @@ def check(
     """Give a value of `parse_json` or `read_yaml` a narrower type; arguments as there."""
     try:
         return _validate(_dumped(value), kind)
-    except Problem as problem:
+    except _Problem as problem:
         raise _error(error, name, what, problem, advice) from None
 
 
@@ -136,7 +136,7 @@ def read_yaml(
     try:
         value = _plain(_read(path, YAML_BYTES))
         return _validate(_dumped({} if value is None else value), kind)
-    except Problem as problem:
+    except _Problem as problem:
         raise _error(error, path, what, problem, advice) from None
 
 
@@ -145,7 +145,7 @@ class _Changed(Exception):
 
 
 def _error(
-    error: type[Exception], name: Path | str, what: str, problem: Problem, advice: str
+    error: type[Exception], name: Path | str, what: str, problem: _Problem, advice: str
 ) -> Exception:
     return error(f"{name} {what} ({problem}): {advice}" if advice else f"{name} {what}: {problem}")
 
@@ -155,11 +155,11 @@ def _read(path: Path | str, limit: int) -> bytes:
         with open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise Problem(error.strerror or str(error)) from None
+        raise _Problem(error.strerror or str(error)) from None
     except ValueError as error:  # a zero byte in the name
-        raise Problem(str(error)) from None
+        raise _Problem(str(error)) from None
     if len(data) > limit:
-        raise Problem(f"it is longer than the {limit:,} bytes that such a file has at most")
+        raise _Problem(f"it is longer than the {limit:,} bytes that such a file has at most")
     return data
 
 
@@ -188,7 +188,7 @@ def _dumped(value: Any) -> bytes:
     try:
         return json.dumps(value).encode()
     except RecursionError:
-        raise Problem("it is nested too deeply") from None
+        raise _Problem("it is nested too deeply") from None
 
 
 def _parse(data: bytes) -> Any:
@@ -202,11 +202,11 @@ def _parse(data: bytes) -> Any:
             parse_int=_whole,
         )
     except RecursionError:
-        raise Problem("it is nested too deeply") from None
+        raise _Problem("it is nested too deeply") from None
     except UnicodeDecodeError:
-        raise Problem("it is no UTF-8 text") from None
+        raise _Problem("it is no UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise Problem(f"it is no JSON: {error}") from None
+        raise _Problem(f"it is no JSON: {error}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -214,12 +214,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in made if names.count(name) > 1)
-        raise Problem(f"{_named(twice)} stands there twice")
+        raise _Problem(f"{_named(twice)} stands there twice")
     return made
 
 
 def _not_finite(text: str) -> float:
-    raise Problem(f"{text} is no number that can be used")
+    raise _Problem(f"{text} is no number that can be used")
 
 
 def _finite(text: str) -> float:
@@ -231,7 +231,7 @@ def _finite(text: str) -> float:
 
 def _whole(text: str) -> int:
     if len(text) > len(str(LARGEST)) or abs(int(text)) >= LARGEST:
-        raise Problem(f"the number {_short(text)} is too large")
+        raise _Problem(f"the number {_short(text)} is too large")
     return int(text)
 
 
@@ -245,7 +245,7 @@ def _validate(data: bytes, kind: Any) -> Any:
     try:
         return _adapter(kind).validate_json(b"[%b]" % data, strict=True)[0]
     except ValidationError as error:
-        raise Problem(_told(error)) from None
+        raise _Problem(_told(error)) from None
 
 
 def _told(error: ValidationError) -> str:
@@ -302,28 +302,39 @@ def _plain(data: bytes) -> Any:
     import yaml
 
     try:
-        root = yaml.compose(data.decode(), Loader=_loader())
+        root = yaml.compose(data.decode(), Loader=_yaml()[0])
         return None if root is None else _Values().of(root)
     except UnicodeDecodeError:
-        raise Problem("it is no UTF-8 text") from None
+        raise _Problem("it is no UTF-8 text") from None
     except yaml.YAMLError as error:
         told = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
-        raise Problem(f"it is no YAML: {told}") from None
+        raise _Problem(f"it is no YAML: {told}") from None
     except RecursionError:
-        raise Problem("it is nested too deeply") from None
+        raise _Problem("it is nested too deeply") from None
+
+
+def to_yaml(value: dict[str, Any]) -> str:
+    """Write values as YAML text that `read_yaml` gives back."""
+    import yaml
+
+    return yaml.dump(value, Dumper=_yaml()[1], sort_keys=False)
 
 
 @cache
-def _loader() -> Any:
-    """That of PyYAML, which knows 1e-4 for a number, as YAML 1.2 does."""
+def _yaml() -> tuple[Any, Any]:
+    """Loader and dumper of PyYAML that know 1e-4 for a number, as YAML 1.2 does."""
     import yaml
 
     class Loader(yaml.SafeLoader):
         pass
 
-    number = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return Loader
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    number = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+    for one in (Loader, Dumper):
+        one.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader, Dumper
 
 
 class _Values:
@@ -374,8 +385,8 @@ class _Values:
             yield from self.pairs(one, depth + 1)
 
 
-def _at(node: Any, problem: str) -> Problem:
-    return Problem(f"line {node.start_mark.line + 1}: {problem}")
+def _at(node: Any, problem: str) -> _Problem:
+    return _Problem(f"line {node.start_mark.line + 1}: {problem}")
 
 
 def _decimal(node: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.text import BLANK, SPACE, UNKNOWN, collapse, spelled
+from ..files import open_regular
 
 LM_WEIGHT = 1.5
 TOKENS = 40  # likeliest tokens of a frame that a beam goes on with
@@ -89,7 +91,11 @@ class BeamDecoder:
         if not spelled:
             raise ValueError(f"{path} has no word that can be spelled with the model's tokens")
         self.words = dictionary.create_word_dict({word: [[word]] for word in (*spelled, UNKNOWN)})
-        model = _kenlm()(str(path), self.words)
+        try:
+            model = _kenlm()(str(path), self.words)
+        except RuntimeError as error:  # its last line has the reason and the place
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"{path} is damaged as an ARPA language model: {reason}") from None
         trie = lib.Trie(len(self.tokens), self.tokens.index(SPACE))
         start = model.start(False)
         for word, spelling in spelled.items():
@@ -123,7 +129,7 @@ def _unigrams(path: Path) -> list[str]:
     """The words of an ARPA file."""
     found, inside = [], False
     try:
-        with path.open(encoding="utf-8") as file:
+        with open_regular(path) as raw, TextIOWrapper(raw, encoding="utf-8") as file:
             for line in file:
                 line = line.strip()
                 if line.startswith("\\"):

@@ -15,18 +15,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from ..data.corpora import open_corpus
 from ..data.features import read_clips
 from ..data.folder import SPLITS, AudioFolder
-from ..files import write_text
+from ..files import locked, write_text
 from ..progress import progress
 from ..training.config import METHODS, TrainConfig
 from ..training.fitting import check_words
 from ..training.train import train
+from ..typed import read_yaml
 from .html import write_report
 from .measure import measure
 from .plots import need_matplotlib
@@ -52,6 +52,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 VARIANTS = {**BASES, **ABLATIONS}
 START = "start"
+MOST_DRAWS = 10_000
 RATE = 16000  # at which test clips are tried
 
 Cell: TypeAlias = tuple[AudioFolder, str, int]  # variant and seed of a run
@@ -94,20 +95,19 @@ class StudyConfig:
             raise ValueError("a study needs one method and one seed at least")
         if "dld" in self.variants and "full" not in self.variants:
             raise ValueError("dld learns from the run of method full: add full")
-        if self.draws < 1:
+        if not 1 <= self.draws <= MOST_DRAWS:
             raise ValueError(f"draws is a number of masks from 1 on; got {self.draws!r}")
+        if self.ablation_seeds < 0:
+            raise ValueError(f"ablation_seeds must be 0 or more; got {self.ablation_seeds!r}")
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> StudyConfig:
-        """Raises ValueError for a file that is none, or unknown names in it."""
-        try:
-            read = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-            for name in ("variants", "seeds"):
-                if name in read:
-                    read[name] = tuple(read[name])
-            return cls(**read)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-            raise ValueError(f"{path} is not the YAML of a study: {error}") from None
+        """Read a study from YAML.
+
+        Raises:
+            ValueError: a file that is none, or an unknown name or a value of another type in it.
+        """
+        return read_yaml(path, cls, what="is not the YAML of a study")
 
     def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
         """Of one run; of the start of them all for the variant `START`."""
@@ -144,7 +144,7 @@ def compare(
         DataError, AudioError: a split that is missing, or clips that cannot be used: before the
             first training.
         ModuleNotFoundError: matplotlib is not installed, likewise.
-        ValueError: as `train` and `write_report`; two folders of one name.
+        ValueError: as `train` and `write_report`; two folders of one name; `out` is in use.
         Interrupted: on SIGINT or SIGTERM, in a training, after saving a checkpoint.
     """
     loaded = [open_corpus(folder) for folder in folders]
@@ -158,6 +158,13 @@ def compare(
     for folder in loaded:
         if any(not _measured(out, cell) for cell in cells if cell[0] is folder):
             _check_data(config, folder, out)
+    with locked(out):
+        _run(config, cells, out, keep_models=keep_models)
+        return report(out)
+
+
+def _run(config: StudyConfig, cells: Sequence[Cell], out: Path, *, keep_models: bool) -> None:
+    """Train and measure what is not measured yet."""
     console = Console(stderr=True)
     started, worked = monotonic(), 0
     for done, (folder, variant, seed) in enumerate(cells):
@@ -173,7 +180,6 @@ def compare(
         worked += 1
         if not keep_models:  # the start stays: a later study of more seeds goes on from it
             _drop_models(config, folder.root.name, variant, seed, out)
-    return report(out)
 
 
 def _measured(out: Path, cell: Cell) -> bool:

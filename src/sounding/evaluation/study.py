@@ -5,22 +5,23 @@ A row is named by its arm, that is variant and rule ("input", "shuffled"), and i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FailFast, Field
 
+from ..typed import check, read_json
 from .statistics import Interval, paired_bootstrap, speaker_groups, wilson
 
 FORMAT = 2  # and 1, which has "correct" as texts of digits in place of "errors"
 FILE = "measured.json"
 METHODS = ("full", "random", "early-exit", "static", "i3d", "dld", "input")
-OBJECTS = ("config", "seconds", "versions", "machine")
-HEADER = (*OBJECTS, "steps", "commit", "labels")
+HEADER = ("config", "seconds", "versions", "machine", "steps", "commit", "labels")
+MEGABYTES = 1000  # of a file at most: every clip under every rule
 
 Arm = tuple[str, str]  # variant, rule
 Point = tuple[Arm, float]  # and a budget
@@ -108,81 +109,141 @@ class Measured:
             ValueError: not such a file, or one that contradicts itself; the text says where.
         """
         path = Path(path)
+        what = f"is no {FILE}"
+        values: dict[str, Any] = read_json(path, dict[str, Any], what=what, megabytes=MEGABYTES)
+        made_in = values.get("format")
+        if isinstance(made_in, int) and made_in not in (1, FORMAT):
+            raise ValueError(f"{path} {what}: format {made_in}, this version reads 1 and {FORMAT}")
+        read = check(values, _File, path, what=what)
         try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-            if read["format"] not in (1, FORMAT):
-                raise ValueError(f"format {read['format']}, this version reads 1 and {FORMAT}")
-            if read["method"] not in METHODS:
-                raise ValueError(f"unknown method {read['method']!r}")
-            if any(not isinstance(read[key], dict) for key in OBJECTS):
-                raise ValueError(f"{', '.join(OBJECTS)} must be objects")
-            if not read["macs"]["full"] > 0:
-                raise ValueError("the MACs of full depth must be above 0")
-            layers = int(read["layers"])
-            return cls(
-                path=path,
-                method=read["method"],
-                variant=str(read["variant"]),
-                seed=int(read["seed"]),
-                layers=layers,
-                data=str(read["data"]["name"]),
-                digest=str(read["data"]["digest"]),
-                macs=float(read["macs"]["full"]),
-                metric=str(read.get("metric", "accuracy")),
-                sets={name: _clip_set(s, layers, name) for name, s in read["sets"].items()},
-                info={key: read[key] for key in HEADER},
-            )
-        except KeyError as error:
-            raise ValueError(f"{path} is no {FILE}: {error} is missing") from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no {FILE}: {error}") from None
+            sets = {name: _clip_set(s, read.layers, name) for name, s in read.sets.items()}
+        except (ValueError, MemoryError) as error:
+            raise ValueError(f"{path} {what}: {error}") from None
+        return cls(
+            path=path,
+            method=read.method,
+            variant=read.variant,
+            seed=read.seed,
+            layers=read.layers,
+            data=read.data.name,
+            digest=read.data.digest,
+            macs=read.macs.full,
+            metric=read.metric,
+            sets=sets,
+            info={key: getattr(read, key) for key in HEADER},
+        )
 
 
-def _clip_set(read: dict[str, Any], layers: int, name: str) -> ClipSet:
-    columns = read["clips"]
-    files = [str(file) for file in columns["file"]]
-    if not files or any(len(columns[c]) != len(files) for c in ("label", "speaker", "seconds")):
-        raise ValueError(f"set {name!r}: no clips, or columns of different lengths")
-    weight = np.array(columns.get("weight", [1] * len(files)), dtype=float)
-    if len(weight) != len(files) or weight.min() < 0 or not weight.any():
+# What a file holds; an unknown name would be a misspelled one, and another answer.
+ABSENT: Any = None
+
+
+@dataclass(frozen=True)
+class _Clips:
+    file: Annotated[list[str], Field(min_length=1), FailFast()]
+    label: Annotated[list[str | None], FailFast()]
+    speaker: Annotated[list[str | None], FailFast()]
+    seconds: Annotated[list[float], FailFast()]
+    weight: Annotated[list[float], FailFast()] = ABSENT
+
+
+@dataclass(frozen=True)
+class _Rule:
+    rule: str
+    budget: Annotated[float, Field(gt=0)]
+    macs: Annotated[float, Field(ge=0)]
+    masks: str | list[str]
+    errors: Annotated[list[Annotated[list[float], FailFast()]], FailFast()] = ABSENT
+    correct: list[str] = ABSENT
+    clips: Annotated[list[int], FailFast()] = ABSENT
+
+
+@dataclass(frozen=True)
+class _Set:
+    clips: _Clips
+    rows: list[_Rule]
+
+
+@dataclass(frozen=True)
+class _Data:
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Macs:
+    full: Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class _File:
+    format: int
+    method: Literal["full", "random", "early-exit", "static", "i3d", "dld", "input"]
+    variant: str
+    seed: int
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    data: _Data
+    macs: _Macs
+    sets: dict[str, _Set]
+    config: dict[str, Any]
+    seconds: dict[str, float | None]
+    versions: dict[str, Any]
+    machine: dict[str, Any]
+    steps: int | None
+    commit: str | None
+    labels: list[str]
+    metric: str = "accuracy"
+    precision: str | None = None
+    checked: dict[str, Any] | None = None
+
+
+def _clip_set(read: _Set, layers: int, name: str) -> ClipSet:
+    columns = read.clips
+    clips = len(columns.file)
+    if any(len(c) != clips for c in (columns.label, columns.speaker, columns.seconds)):
+        raise ValueError(f"set {name!r}: columns of different lengths")
+    weight = np.array([1] * clips if columns.weight is None else columns.weight, dtype=float)
+    if len(weight) != clips or weight.min() < 0 or not weight.any():
         raise ValueError(f"set {name!r}: weights that do not fit the clips")
     rows: dict[tuple[str, float], Row] = {}
-    for entry in read["rows"]:
+    for entry in read.rows:
         row = _row(entry, weight, layers, name)
         if (row.rule, row.budget) in rows:
             raise ValueError(f"set {name!r}: two rows {row.rule} {row.budget:g}")
         rows[row.rule, row.budget] = row
-    groups = {c: ["" if x is None else str(x) for x in columns[c]] for c in ("label", "speaker")}
-    return ClipSet(files, groups, np.array(columns["seconds"], dtype=float), weight, rows)
+    named = {"label": columns.label, "speaker": columns.speaker}
+    groups = {c: ["" if x is None else x for x in column] for c, column in named.items()}
+    return ClipSet(columns.file, groups, np.array(columns.seconds, dtype=float), weight, rows)
 
 
-def _row(read: dict[str, Any], weight: Floats, layers: int, name: str) -> Row:
+def _row(read: _Rule, weight: Floats, layers: int, name: str) -> Row:
     clips = len(weight)
-    rule, budget = str(read["rule"]), float(read["budget"])
-    where = f"set {name!r}, row {rule} {budget:g}"
-    measured = np.array(read.get("clips", range(clips)), dtype=int)
+    where = f"set {name!r}, row {read.rule} {read.budget:g}"
+    measured = np.array(range(clips) if read.clips is None else read.clips, dtype=int)
     if not len(measured) or measured.min() < 0 or measured.max() >= clips:
         raise ValueError(f"{where}: clips that are not in the set")
     draws = _right(read, weight[measured], where)
     correct = np.full(clips, np.nan)
     correct[measured] = draws.mean(0)
-    one = isinstance(read["masks"], str)
-    masks = _digits([read["masks"]] if one else read["masks"], layers, where)
+    one = isinstance(read.masks, str)
+    masks = _digits([read.masks] if isinstance(read.masks, str) else read.masks, layers, where)
     if not one and len(masks) != len(measured):
         raise ValueError(f"{where}: {len(masks)} masks for {len(measured)} clips")
     masks = np.broadcast_to(masks, (len(measured), layers))
     spread = float(draws.mean(1).std(ddof=1)) if len(draws) > 1 else None
-    return Row(rule, budget, correct, masks, float(read["macs"]), spread)
+    return Row(read.rule, read.budget, correct, masks, read.macs, spread)
 
 
-def _right(read: dict[str, Any], weight: Floats, where: str) -> Floats:
+def _right(read: _Rule, weight: Floats, where: str) -> Floats:
     """As `Row.correct`, for each draw. Shape: weight [measured] -> [draws, measured]."""
-    if "correct" in read:  # format 1
-        return _digits(read["correct"], len(weight), where).astype(float)
-    errors = np.array(read["errors"], dtype=float)
-    if errors.ndim != 2 or errors.shape[1] != len(weight) or not len(errors) or errors.min() < 0:
+    if read.correct is not None:  # format 1
+        return _digits(read.correct, len(weight), where).astype(float)
+    errors = read.errors or []
+    if not errors or any(len(draw) != len(weight) or min(draw) < 0 for draw in errors):
         raise ValueError(f"{where}: expected the errors of {len(weight)} clips in each draw")
-    return (weight - errors) / weight.mean()
+    if not weight.any():
+        raise ValueError(f"{where}: clips without a word to get right")
+    return (weight - np.array(errors)) / weight.mean()
 
 
 def _digits(texts: list[str], length: int, where: str) -> NDArray[np.bool_]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from ..training.fitting import check_words, tell_test, writes
 from ..training.methods import random_masks
 from ..training.runs import Run, provenance, trained_with
 from ..training.tasks import Goals, Tags
+from ..typed import read_json
 from .predict import RANDOM, say
 from .statistics import Interval, precision_interval, ratio_bootstrap, speaker_groups, wilson
 
@@ -93,11 +93,7 @@ class Sweep:
         Raises:
             ValueError: not such a file.
         """
-        try:
-            read = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(read["header"], [Row(**row) for row in read["rows"]], read["masks"])
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the JSON of a sweep: {error}") from None
+        return read_json(path, cls, what="is not the JSON of a sweep")
 
 
 def sweep(

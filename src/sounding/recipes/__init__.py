@@ -6,17 +6,17 @@ one. A copy of a file that was changed is given by its path: `--recipe mine.yaml
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
-import yaml
-
-from ..data.corpora import open_corpus
+from ..data.corpora import LAYOUTS, open_corpus
 from ..data.folder import AudioFolder
-from ..data.hub import is_hub_id
+from ..data.hub import hub_folder, is_hub_id
 from ..training.config import TrainConfig
+from ..typed import check, read_yaml
 
 DIRECTORY = Path(__file__).parent
 METRICS = ("accuracy", "wer", "map")
@@ -49,11 +49,15 @@ class Recipe:
     licence: str
     corpus: dict[str, Any]
     target: str
-    metric: str
+    metric: Literal["accuracy", "wer", "map"]
     measured: str
     settings: dict[str, Any]
     hub: dict[str, Any] = field(default_factory=dict)
     trained_by: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.corpus.get("layout"), str):
+            raise ValueError("corpus needs a layout")
 
     def config(self, changes: dict[str, Any] | None = None) -> TrainConfig:
         """The settings, with `changes` on top.
@@ -91,36 +95,45 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe by its name, or by the path of a YAML file.
+    """Read a recipe by its name, or by the path of a YAML file.
 
     Raises:
         ValueError: neither, or a file that is no recipe; the text says what it lacks.
     """
-    path = DIRECTORY / f"{name}.yaml" if name in recipe_names() else Path(name)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"{name!r} is no recipe ({' '.join(str(error).split())}): give the path of a YAML file "
-            f"or one of {', '.join(recipe_names())}"
-        ) from None
-    known = [f.name for f in dataclasses.fields(Recipe) if f.name != "name"]
-    needed = [name for name in known if name not in ("hub", "trained_by")]
-    if not isinstance(values, dict) or not set(needed) <= set(values) <= set(known):
-        given = ", ".join(map(str, values)) if isinstance(values, dict) else "no names"
-        raise ValueError(f"{path}: a recipe has {', '.join(known)}; this file has {given}")
-    recipe = Recipe(name=path.stem, **{**values, "hub": values.get("hub") or {}})
-    if "layout" not in recipe.corpus or recipe.metric not in METRICS:
-        raise ValueError(
-            f"{path}: corpus needs a layout, and metric is one of {', '.join(METRICS)}"
-        )
+    path = _path(name)
+    what = "is no recipe"
+    advice = "give the path of a YAML file or one of " + ", ".join(recipe_names())
+    values: dict[str, Any] = read_yaml(path, dict[str, Any], what=what, advice=advice)
+    if not values.get("hub", {}):  # null is as good as nothing
+        values.pop("hub", None)
+    if "name" in values:
+        raise ValueError(f"{path} {what} (name is not known): a recipe is named by its file")
+    recipe: Recipe = check({"name": path.stem, **values}, Recipe, path, what=what, advice=advice)
+    if recipe.corpus["layout"] in LAYOUTS:
+        _check_options(f"{path}: corpus", recipe.corpus, LAYOUTS[recipe.corpus["layout"]].read)
+    _check_options(f"{path}: hub", recipe.hub, hub_folder)
     return recipe
+
+
+def _check_options(where: str, given: dict[str, Any], reader: Callable[..., Any]) -> None:
+    """Refuse options that a reader has not, or has of another type."""
+    known, kinds = inspect.signature(reader).parameters, get_type_hints(reader)
+    options = [n for n, one in known.items() if one.kind is one.KEYWORD_ONLY]
+    for name, value in given.items():
+        if name in options:
+            check(value, kinds[name], f"{where}: {name}")
+        elif name not in ("layout", "id"):
+            raise ValueError(f"{where} has no option {name}; it has {', '.join(options) or 'none'}")
 
 
 def recipe_text(name: str) -> str:
     """The YAML of a recipe, to read or to copy."""
     load_recipe(name)
-    return (DIRECTORY / f"{name}.yaml").read_text(encoding="utf-8")
+    return _path(name).read_text(encoding="utf-8")
+
+
+def _path(name: str) -> Path:
+    return DIRECTORY / f"{name}.yaml" if name in recipe_names() else Path(name)
 
 
 def recipe_table() -> str:

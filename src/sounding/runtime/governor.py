@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.audio import Seconds
-from ..files import write_text
+from ..files import atomic_path, write_text
 from .answer import Answer
 from .profile import BudgetWarning
 from .signals import Signals, read_signals
@@ -267,4 +267,5 @@ def plot_log(steps: Sequence[Step], path: Path | str) -> None:
     axes[2].set_ylabel("load")
     axes[2].set_xlabel("seconds")
     axes[2].legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=120)

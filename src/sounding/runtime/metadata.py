@@ -7,7 +7,6 @@ bit in a weight is an error and not a wrong answer.
 from __future__ import annotations
 
 import json
-import mmap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from ..core.budget import kept_layers, mean_layers, threshold_for
 from ..data.folder import Task
-from ..files import UNSET, seal_holds, set_seal
+from ..files import UNSET, file_seal_holds, set_seal
 from ..typed import check, parse_json
 
 KEY = "sounding"  # of the JSON in `metadata_props`
@@ -153,10 +152,7 @@ def check_seal(path: Path, digest: str) -> None:
     Raises:
         ModelError: it is not the file that was exported.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        place = data.find(digest.encode(), max(0, data.find(CHECKSUM.encode())))
-        holds = place >= 0 and seal_holds(data, place, digest)
-    if not holds:
+    if not file_seal_holds(path, digest, CHECKSUM):
         raise ModelError(
             f"{path} is not the file that was exported (its sha256 differs): it is damaged or was "
             "changed; copy it again, or export it again"

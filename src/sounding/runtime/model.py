@@ -353,6 +353,10 @@ class Split(Model):
         read = _read_manifest(path)
         super().__init__(path, _metadata(path / MANIFEST, json.dumps(read["model"])))
         manifest = check(read, Manifest, path / MANIFEST, error=ModelError, **DAMAGED)
+        if not 0 <= manifest.after < self.meta.layers:
+            raise ModelError(
+                f"{path / MANIFEST} is damaged (after is {manifest.after}): export again"
+            )
         self.options, self.unload = options, unload
         self.loaded: dict[str, onnxruntime.InferenceSession] = {}
         self._used: set[str] = set()

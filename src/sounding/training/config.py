@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..typed import read_yaml, to_yaml
 
 METHODS = ("input", "static", "random", "dld", "i3d", "early-exit", "full")
 FREEZE = ("front-end", "encoder", "none")
@@ -20,6 +21,14 @@ RECOGNITION = ("ctc", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
 SHARES = ("lr_warmup", "random_share", "distill", "noise_share", "speed_change", "mask_share")
 MAY_BE_NONE = ("batch_seconds", "lr_head", "max_seconds")
+MAY_BE_NUMBERS = ("vocabulary",)  # texts that a number says as well
+MOST = {  # beyond these is a slip, which would take time or memory without end
+    "epochs": 10_000,
+    "batch_size": 1_000_000,
+    "seed": 2**32 - 1,
+    "candidates": 1000,
+    "selector_after": 1000,
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,13 @@ class TrainConfig:
                 raise ValueError(f"{name} must be above 0, or null; got {value!r}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more; got {self.seed!r}")
-        for name in ("candidates", "selector_after", "gate_penalty"):
+        for name in (
+            "candidates",
+            "selector_after",
+            "gate_penalty",
+            "weight_decay",
+            "checkpoint_seconds",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
         if (self.method == "dld") != bool(self.teacher):
@@ -148,12 +163,15 @@ class TrainConfig:
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{field.name} is a finite number; got {value!r}")
         if self.speed_change > 0.5:
             raise ValueError(f"speed_change is at most 0.5; got {self.speed_change!r}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite; got {value!r}")
+            if isinstance(value, str) and value.encode(errors="replace").decode() != value:
+                raise ValueError(f"{name} has to be UTF-8; got {value!r}: rename that")
+            if name in MOST and value > MOST[name]:
+                raise ValueError(f"{name} is at most {MOST[name]:,}; got {value:.3g}")
 
     @property
     def augments(self) -> bool:
@@ -179,53 +197,70 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `from_values` takes back."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+        return to_yaml(dataclasses.asdict(self))
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> TrainConfig:
-        """From a mapping, each value turned into its field's type.
+        """From a mapping; texts are read as numbers where a field has one, as on a command line.
 
         Raises:
             ValueError: an unknown name or a value of the wrong kind; the text lists the names.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
+        unknown = sorted(map(str, set(values) - set(fields)))
         if unknown:
             raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(fields)}")
         made: dict[str, Any] = {}
         for name, value in values.items():
             default: Any = fields[name].default
-            kind: Any = float if default is None else type(default)
-            if value is None and name in MAY_BE_NONE:
-                continue
-            if kind is bool:
-                made[name] = _truth(name, value)
-                continue
-            try:
-                made[name] = kind(value)
-                if kind is int and made[name] != float(value):
-                    raise ValueError
-            except (TypeError, ValueError):
-                article = "an" if kind is int else "a"
-                raise ValueError(f"{name} takes {article} {kind.__name__}; got {value!r}") from None
+            if value is not None or name not in MAY_BE_NONE:
+                made[name] = _typed(name, value, float if default is None else type(default))
         return cls(**made)
 
     @classmethod
     def from_yaml(cls, path: Path | str, **changes: Any) -> TrainConfig:
-        """From a YAML file, with `changes` on top."""
+        """From a YAML file, with `changes` on top.
+
+        Raises:
+            ValueError: a file that cannot be read, or as `from_values`.
+        """
+        what = "cannot be read as YAML of settings"
+        values: dict[str, Any] = read_yaml(path, dict[str, Any], what=what)
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} cannot be read as YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold settings as name: value")
-        return cls.from_values({**values, **changes})
+            return cls.from_values({**values, **changes})
+        except ValueError as error:
+            if str(error).split()[0] in changes:
+                raise
+            raise ValueError(f"{path}: {error}") from None
 
 
-def _truth(name: str, value: Any) -> bool:
-    """A setting that is true or false, also as a text of --set."""
-    known = {"true": True, "yes": True, "false": False, "no": False}
-    found = known.get(str(value).lower())
-    if found is None:
-        raise ValueError(f"{name} takes true or false; got {value!r}")
-    return found
+def _typed(name: str, value: Any, kind: type) -> Any:
+    """A value as its field has it: a number also from its text, nothing from a bool."""
+    if kind is str:
+        if name in MAY_BE_NUMBERS and type(value) is int:
+            return str(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{name} takes a text, in quotes; got {_shown(value)}")
+        return value
+    if kind is bool:
+        known = {"true": True, "yes": True, "false": False, "no": False}  # also as a text of --set
+        if str(value).lower() not in known:
+            raise ValueError(f"{name} takes true or false; got {_shown(value)}")
+        return known[str(value).lower()]
+    try:
+        if isinstance(value, bool):  # which is a number to Python
+            raise TypeError
+        made = kind(value)
+        if kind is int and isinstance(value, float) and made != value:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        article = "an" if kind is int else "a"
+        raise ValueError(f"{name} takes {article} {kind.__name__}; got {_shown(value)}") from None
+    return made
+
+
+def _shown(value: Any) -> str:
+    """With what YAML makes a bool of."""
+    if isinstance(value, bool):
+        return "true (or yes, or on)" if value else "false (or no, or off)"
+    return reprlib.repr(value)

@@ -10,19 +10,19 @@ RUN/checkpoint.safetensors  only while the training is not finished
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -39,14 +39,28 @@ from .. import __version__
 from ..core.heads import HEADS, EncoderForAudioClassification, EncoderForCTC
 from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
-from ..data.features import Change, FeatureSet, collate, extractor_layout, load_features
+from ..data.features import (
+    Change,
+    FeatureSet,
+    collate,
+    extract,
+    extractor_layout,
+    load_features,
+)
 from ..data.folder import Clip
+from ..data.folder import Task as TaskName
+from ..data.text import tokens_of
+from ..files import recover, sha256
 from ..machine import processor
 from ..progress import progress
-from ..weights import resolve
+from ..typed import check, read_json
+from ..weights import pretrained, pretrained_model, read_config, resolve
 from .config import TrainConfig
 from .randomness import seeded
 from .tasks import Batch, Classes, Dictation, Recognition, Tags, Task
+
+CONFIG = "config.yaml"
+LOWEST_RATE, HIGHEST_RATE = 4000, 768_000  # in Hz; any model of speech is between
 
 
 @dataclass
@@ -125,13 +139,33 @@ def new_run(
         if tokenizer is None:
             model = _classifier(str(path), labels, several=info.get("task") == "tags")
         elif config.recognition == "decoder":
-            model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=torch.float32)
+            model = pretrained_model(AutoModelForSpeechSeq2Seq, path, dtype=torch.float32)
         else:
             model = _recognizer(str(path), len(labels))
         dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
         dynamic.selector = _selector(config, dynamic)
-    extractor = AutoFeatureExtractor.from_pretrained(path)
+    extractor = _extractor(path)
     return Run(config, dynamic, extractor, {**info, "labels": labels}, tokenizer=tokenizer)
+
+
+def _extractor(path: Path | str) -> Any:
+    """The feature extractor in `path`, which makes features of half a second of noise.
+
+    Raises:
+        ValueError: it is damaged or missing.
+    """
+    extractor = pretrained(AutoFeatureExtractor, path)
+    rate = getattr(extractor, "sampling_rate", None)
+    try:
+        if not isinstance(rate, int) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise ValueError(f"a rate of {rate!r} Hz")
+        noise = np.random.default_rng(0).normal(0, 0.1, rate // 2).astype(np.float32)
+        if not np.isfinite(extract(noise, extractor)).all():
+            raise ValueError("features that are not finite")
+    except Exception as error:  # a damaged setting shows in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: preprocessor_config.json makes no features: {reason}") from None
+    return extractor
 
 
 def _classifier(path: str, labels: list[str], *, several: bool = False) -> Any:
@@ -146,10 +180,10 @@ def _classifier(path: str, labels: list[str], *, several: bool = False) -> Any:
         naming["problem_type"] = "multi_label_classification"
     loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "dtype": torch.float32, **naming}
     if _saved_by(path, EncoderForAudioClassification):
-        return EncoderForAudioClassification.from_pretrained(path, **loading)
-    if type(AutoConfig.from_pretrained(path)) in AutoModelForAudioClassification._model_mapping:
-        return AutoModelForAudioClassification.from_pretrained(path, **loading)
-    model = AutoModel.from_pretrained(path, dtype=torch.float32)
+        return pretrained_model(EncoderForAudioClassification, path, **loading)
+    if type(pretrained(AutoConfig, path)) in AutoModelForAudioClassification._model_mapping:
+        return pretrained_model(AutoModelForAudioClassification, path, **loading)
+    model = pretrained_model(AutoModel, path, dtype=torch.float32)
     return EncoderForAudioClassification.of(model, **naming)
 
 
@@ -160,10 +194,11 @@ def _saved_by(path: str, head: type) -> bool:
         ValueError: it has the other head of ours.
     """
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-        (name,) = config["architectures"]
-    except (OSError, ValueError, KeyError, TypeError):
+        (name,) = read_config(path)["architectures"]
+    except (ValueError, KeyError, TypeError):
         return False  # transformers says what is wrong with it
+    if not isinstance(name, str):
+        return False
     if name in HEADS and HEADS[name] is not head:
         raise ValueError(f"{path} holds an {name}, which this task cannot go on from")
     return name in HEADS
@@ -187,14 +222,19 @@ def _recognizer(path: str, tokens: int) -> Any:
     A CTC head of as many tokens goes on as it is.
     """
     if _saved_by(path, EncoderForCTC):
-        return EncoderForCTC.from_pretrained(
-            path, ignore_mismatched_sizes=True, dtype=torch.float32, vocab_size=tokens
+        return pretrained_model(
+            EncoderForCTC,
+            path,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            vocab_size=tokens,
         )
-    config = AutoConfig.from_pretrained(path)
+    config = pretrained(AutoConfig, path)
     if getattr(config, "add_adapter", False):
         raise ValueError(f"{path} has an adapter behind its layers: recognition needs one without")
     if type(config) in AutoModelForCTC._model_mapping:
-        return AutoModelForCTC.from_pretrained(
+        return pretrained_model(
+            AutoModelForCTC,
             path,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
@@ -203,7 +243,7 @@ def _recognizer(path: str, tokens: int) -> Any:
         )
     if config.model_type == "audio-spectrogram-transformer":
         raise ValueError(f"{path} has no frames in time to recognize a text from: take another")
-    model = AutoModel.from_pretrained(path, dtype=torch.float32)
+    model = pretrained_model(AutoModel, path, dtype=torch.float32)
     return EncoderForCTC.of(model, vocab_size=tokens)
 
 
@@ -227,6 +267,7 @@ def load_run(directory: Path | str) -> Run:
         ValueError: not a run, an unfinished one, or a damaged one.
     """
     directory = Path(directory)
+    recover(directory / "model")
     if not (directory / "model").is_dir():
         if (directory / "checkpoint.safetensors").exists():
             raise ValueError(
@@ -234,26 +275,67 @@ def load_run(directory: Path | str) -> Run:
                 "again to go on"
             )
         raise ValueError(f"{directory} is not a run: `sounding train --out {directory}` makes one")
-    try:
-        info = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-        config = TrainConfig.from_yaml(directory / "config.yaml")
-        if not isinstance(info["labels"], list):
-            raise ValueError("run.json names no classes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{directory} is damaged: {error}") from None
+    info, config = _read(directory)
     dynamic = load(directory / "model")
-    extractor = AutoFeatureExtractor.from_pretrained(directory / "model")
+    extractor = _extractor(directory / "model")
     tokenizer = None
     if info.get("task") == "text":
         own = config.recognition == "decoder"  # a tokenizer of the model, or one that we made
         kind = AutoTokenizer if own else PreTrainedTokenizerFast
-        tokenizer = kind.from_pretrained(directory / "model")
+        tokenizer = pretrained(kind, directory / "model")
+        if info["labels"] != tokens_of(tokenizer):
+            raise ValueError(f"{directory} is damaged: run.json names other tokens than its model")
+    elif len(info["labels"]) != dynamic.model.config.num_labels:
+        raise ValueError(
+            f"{directory} is damaged: run.json names {len(info['labels'])} classes, and its model "
+            f"knows {dynamic.model.config.num_labels}"
+        )
     return Run(config, dynamic, extractor, info, tokenizer=tokenizer)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What has to be in run.json; there may be more.
+
+    Attributes:
+        labels: the classes, or the tokens, in the order of the logits.
+        sha256: of the files beside it, by name.
+    """
+
+    labels: Annotated[list[str], Field(min_length=1)]
+    task: TaskName = "classification"
+    data: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    commit: str | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    precision: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
+    """The content of run.json, and that of config.yaml, which it has the checksum of.
+
+    Raises:
+        ValueError: either is damaged or was changed.
+    """
+    path = directory / "run.json"
+    says: Any = {"what": "is damaged", "advice": "restore it, or train again"}
+    info: dict[str, Any] = read_json(path, dict[str, Any], **says)
+    known = {name: info[name] for name in Info.__dataclass_fields__ if name in info}
+    expected = check(known, Info, path, **says).sha256.get(CONFIG)
+    config = TrainConfig.from_yaml(directory / CONFIG)
+    if expected is not None and sha256(directory / CONFIG) != expected:
+        raise ValueError(
+            f"{directory / CONFIG} is not the file that was trained with (its sha256 differs): it "
+            f"is damaged or was changed; {says['advice']}"
+        )
+    return info, config
 
 
 def trained_with(config: TrainConfig, info: dict[str, Any]) -> dict[str, Any]:
     """What a result keeps of the training of its model; `info` is that of its run."""
-    kept = {"data": info["data"], "commit": info["commit"], "steps": info.get("steps")}
+    kept = {key: info.get(key) for key in ("data", "commit", "steps")}
     return {"config": asdict(config), **kept}
 
 

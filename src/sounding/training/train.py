@@ -25,9 +25,24 @@ from ..data.features import FeatureSet, batches, clip_seconds, extract, read_cli
 from ..data.folder import AudioFolder, Clip
 from ..data.noise import add_noise, noise_for
 from ..data.text import build_tokenizer, plain, tokens_of
-from ..files import atomic_directory, atomic_path, write_json, write_text
+from ..files import (
+    LOCK,
+    SEAL,
+    UNSET,
+    atomic_directory,
+    atomic_path,
+    file_seal_holds,
+    locked,
+    open_regular,
+    remove_dead,
+    remove_leftovers,
+    seal_file,
+    sha256,
+    write_sealed_json,
+    write_text,
+)
 from ..progress import Interrupted, progress, stop_signals
-from ..weights import resolve
+from ..weights import pretrained, resolve
 from .answers import calibrate
 from .config import TrainConfig
 from .decay import matrices
@@ -39,7 +54,7 @@ from .methods import TRAIN, Step
 from .parallel import Processes, processes
 from .precision import autocast, uses_bf16
 from .randomness import seeded
-from .runs import Run, load_run, new_run, provenance
+from .runs import CONFIG, Run, load_run, new_run, provenance
 from .search import settle
 from .tasks import Goal, Goals
 
@@ -61,20 +76,21 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     first one writes the files.
 
     Raises:
-        ValueError: `out` holds another run, or the configuration does not fit the data: before
-            the first step, for the validation clips too.
+        ValueError: `out` holds another run or is in use, or the configuration does not fit the
+            data: before the first step, for the validation clips too.
+        WriteError: no room is left; there is a checkpoint to go on from.
         Interrupted: on SIGINT or SIGTERM, after saving a checkpoint.
     """
     with processes() as group, seeded(config.seed):
-        return _train(config, folder, Path(out), group)
+        if group.first:
+            check_words(folder, "train")
+        with _claimed(Path(out), config, folder, group):
+            return _train(config, folder, Path(out), group)
 
 
 def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes) -> Run:
-    if group.first:
-        check_words(folder, "train")
-        _claim(out, config, folder)
-        if folder.task == "text":
-            _tokenizer(config, folder, out)
+    if group.first and folder.task == "text":
+        _tokenizer(config, folder, out)
     group.wait()
     if (out / "model").is_dir():
         return load_run(out)
@@ -140,11 +156,11 @@ def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
         made = build_tokenizer(texts, config.vocabulary)
         with atomic_directory(directory) as temporary:
             made.save_pretrained(temporary)
-    return PreTrainedTokenizerFast.from_pretrained(directory)
+    return pretrained(PreTrainedTokenizerFast, directory)
 
 
 def _decoder_tokenizer(config: TrainConfig) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(resolve(config.backbone))
+    tokenizer = pretrained(AutoTokenizer, resolve(config.backbone))
     if hasattr(tokenizer, "set_prefix_tokens"):  # Whisper; without effect if it knows one language
         tokenizer.set_prefix_tokens(config.language, "transcribe", predict_timestamps=False)
     return tokenizer
@@ -196,38 +212,55 @@ class TrainState:
             tensors |= {f"optimizer.{name}.{k}": torch.as_tensor(v) for k, v in values.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"step": str(self.step)})
+            save_file(tensors, temporary, metadata={"step": str(self.step), SEAL: UNSET})
+            seal_file(temporary)
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: a truncated or foreign file.
+            ValueError: a file that is damaged, was changed, or is of another training.
         """
         try:
-            with safe_open(path, "pt") as file:
-                step = int(file.metadata()["step"])
+            with open_regular(path), safe_open(path, "pt") as file:
+                says = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            changing = self._changing()
-            for name, value in changing.items():
-                value.copy_(tensors[f"model.{name}"])
-            self._load_optimizer(tensors)
-            self.losses = tensors["losses"].tolist()
-        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            if set(says) - {"step"} and not file_seal_holds(path, says[SEAL]):  # older: none
+                raise ValueError("its sha256 differs: it is damaged or was changed")
+            self._restore(int(says["step"]), tensors)
+        except (
+            SafetensorError,
+            OSError,
+            LookupError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ) as error:
             raise ValueError(
                 f"{path} is not a checkpoint of this training ({error}): remove it to start anew"
             ) from None
-        self.step = step
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        """Give the optimizer its state back, parameter by parameter, whatever their order."""
-        prefix, trained = "optimizer.", dict(self._trained())
+    def _restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Take the tensors of a checkpoint, if all of them fit, whatever their order."""
+        losses, changing = tensors.pop("losses"), self._changing()
+        if not 0 <= step <= self.total or losses.shape != (step,):
+            raise ValueError(f"step {step} of {self.total} with losses {list(losses.shape)}")
+        trained = dict(self._trained())
         numbers = {id(p): i for i, p in enumerate(self._grouped())}
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(prefix):
-                parameter, key = name.removeprefix(prefix).rsplit(".", 1)
-                state.setdefault(numbers[id(trained[parameter])], {})[key] = value
+        for name, saved in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "model":
+                own, shapes = changing[rest], {changing[rest].shape}
+            else:
+                parameter, _, key = rest.rpartition(".")
+                own, shapes = trained[parameter], {trained[parameter].shape, torch.Size()}
+                state.setdefault(numbers[id(own)], {})[key] = saved
+            if saved.shape not in shapes or saved.is_floating_point() != own.is_floating_point():
+                raise ValueError(f"{name} is {list(saved.shape)}, expected {list(own.shape)}")
+        for name, value in changing.items():
+            value.copy_(tensors[f"model.{name}"])
+        self.losses, self.step = losses.tolist(), step
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
     def _grouped(self) -> list[Tensor]:
@@ -406,23 +439,48 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
     precision = "bf16" if uses_bf16(run.config.precision) else "fp32"
     run.info |= {"steps": state.total, "precision": precision}
-    write_json(out / "run.json", run.info)
+    write_sealed_json(out / "run.json", {**run.info, "sha256": {CONFIG: sha256(out / CONFIG)}})
     companions = [run.extractor] if run.tokenizer is None else [run.extractor, run.tokenizer]
     run.dynamic.save_pretrained(out / "model", companions=companions)
     (out / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
-def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
-    """Make `out` the directory of this training, or say why it cannot be."""
+@contextmanager
+def _claimed(
+    out: Path, config: TrainConfig, folder: AudioFolder, group: Processes
+) -> Iterator[None]:
+    """Make `out` the directory of this training alone, or say why it cannot be."""
+    if not group.first:  # the first process keeps it for all of them
+        yield
+        return
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a directory for the run")
+    _refuse_others(out)
+    if (out / "model").is_dir():  # finished: nothing will be written
+        _claim(out, config, folder)
+        yield
+        return
+    with locked(out):
+        _claim(out, config, folder)
+        yield
+
+
+def _refuse_others(out: Path) -> None:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = {name for name in names if name == LOCK or (name[0] == "." and name[-4:] == ".tmp")}
+    if CONFIG not in names and names - ours:
+        raise ValueError(f"{out} holds other files: choose another directory for the run")
+
+
+def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
+    """Begin a run in `out`, or go on with it if it is the same."""
     mark = f"# data {folder.digest}\n"
-    path = out / "config.yaml"
-    for leftover in out.glob(".*.tmp"):  # of a kill in the middle of a write
-        leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
+    path = out / CONFIG
+    remove_dead(out)
+    for name in (CONFIG, "run.json", "log.csv", "checkpoint.safetensors", "model", "tokenizer"):
+        remove_leftovers(out / name)
+    begun = (out / "checkpoint.safetensors").exists() or (out / "model").is_dir()
     if not path.exists():
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} holds other files: choose another directory for the run")
         write_text(path, config.to_yaml() + mark)
         return
     before = TrainConfig.from_yaml(path)
@@ -433,7 +491,10 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
     ]
     if not changed and mark not in path.read_text(encoding="utf-8"):
         changed = ["the data"]
-    if changed:
+    if changed and not begun:  # it was refused or stopped before there was anything to keep
+        shutil.rmtree(out / "tokenizer", ignore_errors=True)
+        write_text(path, config.to_yaml() + mark)
+    elif changed:
         raise ValueError(
             f"{out} holds a run with other settings ({', '.join(changed)}): choose another "
             "directory, or remove it"

@@ -14,7 +14,7 @@ from ..core.budget import Budget
 from ..core.model import CONFIG, DynamicModel, load, wrap
 from ..data.audio import Seconds
 from ..data.features import extract
-from ..weights import resolve
+from ..weights import pretrained, pretrained_model, resolve
 from .recognizer import Recognition, weights_digest
 
 REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
@@ -84,11 +84,14 @@ class WhisperRecognizer:
         if (Path(path) / CONFIG).is_file():
             dynamic = load(Path(path))
         else:
-            kind = AutoConfig.from_pretrained(path).model_type
+            kind = pretrained(AutoConfig, path).model_type
             if kind != "whisper":
                 raise ValueError(f"{model} is a {kind}, expected a Whisper: try whisper-base")
-            whisper, info = WhisperForConditionalGeneration.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            whisper, info = pretrained_model(
+                WhisperForConditionalGeneration,
+                path,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
             if info["missing_keys"]:
                 raise ValueError(
@@ -97,9 +100,9 @@ class WhisperRecognizer:
             dynamic = wrap(whisper, "first")
         _check_kind(dynamic, model)
         try:
-            extractor = WhisperFeatureExtractor.from_pretrained(path)
-            tokenizer = WhisperTokenizerFast.from_pretrained(path)
-        except (OSError, ValueError, TypeError):
+            extractor = pretrained(WhisperFeatureExtractor, path)
+            tokenizer = pretrained(WhisperTokenizerFast, path)
+        except ValueError:
             raise ValueError(
                 f"{model} lacks its tokenizer or feature extractor: copy tokenizer.json, "
                 "tokenizer_config.json and preprocessor_config.json to it"

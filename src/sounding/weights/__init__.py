@@ -13,8 +13,20 @@ from pathlib import Path
 from .cache import cache_dir, cached
 from .models import NAMED
 from .packages import PackageFile, Source, Weights, WeightsError
+from .pretrained import pretrained, pretrained_model, read_config
 
-__all__ = ["NAMED", "PackageFile", "Source", "Weights", "WeightsError", "cache_dir", "resolve"]
+__all__ = [
+    "NAMED",
+    "PackageFile",
+    "Source",
+    "Weights",
+    "WeightsError",
+    "cache_dir",
+    "pretrained",
+    "pretrained_model",
+    "read_config",
+    "resolve",
+]
 
 
 def resolve(name: str) -> Path | str:

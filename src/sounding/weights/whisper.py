@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..files import write_json
+from ..typed import check, parse_json
 from .ctranslate2 import Arrays, read_ctranslate2
-from .packages import WeightsError
+from .packages import WeightsError, conversion
 from .state import state_problem
 
 # Modules of CTranslate2's WhisperSpec, revision 3, and the modules of `transformers` that they hold
@@ -56,6 +57,7 @@ MULTILINGUAL_TOKENS = 51865  # a vocabulary of this size or more: not English on
 TIMESTAMP_STEP = 0.02  # seconds
 
 
+@conversion("Whisper")
 def convert_whisper(files: Mapping[str, bytes], directory: Path) -> None:
     """Write Whisper as CTranslate2 has it to `directory` as `transformers` has it.
 
@@ -74,8 +76,8 @@ def convert_whisper(files: Mapping[str, bytes], directory: Path) -> None:
     if spec != "WhisperSpec 3":
         raise WeightsError(f"the model file holds a {spec}, expected a WhisperSpec 3: use another")
     state = whisper_state(variables)
-    extra = json.loads(files["config.json"])
-    tokenizer = json.loads(files["tokenizer.json"])
+    extra = _extra(files["config.json"])
+    tokenizer = _tokenizer(files["tokenizer.json"])
     tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     common = _token_ids(tokens, extra)
     config = WhisperConfig(
@@ -96,6 +98,37 @@ def convert_whisper(files: Mapping[str, bytes], directory: Path) -> None:
     _complete_tokenizer(tokenizer, config.vocab_size)
     write_json(directory / "tokenizer.json", tokenizer)
     write_json(directory / "tokenizer_config.json", _tokenizer_config(tokens))
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What config.json has to say, beside other things."""
+
+    alignment_heads: list[list[int]]
+    suppress_ids: list[int]
+    suppress_ids_begin: list[int]
+
+
+def _extra(data: bytes) -> dict[str, Any]:
+    says: Any = {"error": WeightsError, "what": "is damaged", "advice": "get it again"}
+    read: dict[str, Any] = parse_json(data, dict[str, Any], "config.json", **says)
+    known = {name: read[name] for name in _Extra.__dataclass_fields__ if name in read}
+    return asdict(check(known, _Extra, "config.json", **says))
+
+
+def _tokenizer(data: bytes) -> dict[str, Any]:
+    """A tokenizer.json, of which the parts that the conversion changes have their types."""
+    says: Any = {"error": WeightsError, "what": "is damaged", "advice": "get it again"}
+    name = "tokenizer.json"
+    read: dict[str, Any] = parse_json(data, dict[str, Any], name, **says)
+    for token in check(read.get("added_tokens"), list[dict[str, Any]], name, **says):
+        check(token.get("id"), int, f"{name}: id", **says)
+        check(token.get("content"), str, f"{name}: content", **says)
+    model = check(read.get("model"), dict[str, Any], name, **says)
+    check(model.get("vocab"), dict[str, int], f"{name}: vocab", **says)
+    pairs: Any = list[str] | list[tuple[str, str]]
+    check(model.get("merges"), pairs, f"{name}: merges", **says)
+    return read
 
 
 def whisper_state(variables: Mapping[str, np.ndarray]) -> Arrays:
