@@ -15,12 +15,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from ..core.selector import InputSelector
 from ..data.augment import SPAN_SECONDS, change_speed, mask_spans
 from ..data.features import FeatureSet, batches, clip_seconds, extract, load_audio
 from ..data.folder import AudioFolder, Clip
+from ..data.language import known_languages, language_code
 from ..data.noise import add_noise, noise_for
 from ..data.text import build_tokenizer, plain, tokens_of
 from ..files import atomic_directory, atomic_path, write_json, write_text
@@ -117,9 +118,15 @@ def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
 
 
 def _decoder_tokenizer(config: TrainConfig) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(resolve(config.backbone))
+    path = resolve(config.backbone)
+    tokenizer = AutoTokenizer.from_pretrained(path)
     if hasattr(tokenizer, "set_prefix_tokens"):  # Whisper; without effect if it knows one language
-        tokenizer.set_prefix_tokens(config.language, "transcribe", predict_timestamps=False)
+        try:
+            known = known_languages(GenerationConfig.from_pretrained(path))
+        except OSError:  # a model without one
+            known = []
+        language = language_code(config.language, known)
+        tokenizer.set_prefix_tokens(language, "transcribe", predict_timestamps=False)
     return tokenizer
 
 
