@@ -59,7 +59,7 @@ sys.exit(main(sys.argv[2:]))"""
 
 def main() -> None:
     """Measure, print a table and write the JSON."""
-    options = parse()
+    options, about_us = parse(), provenance()
     trees = {"this": HERE, "other": options.against.resolve()}
     with TemporaryDirectory() as directory:
         audio = Path(directory) / "speech.flac"
@@ -75,7 +75,7 @@ def main() -> None:
             {
                 "command": f"python benchmarks/transcribe.py --against {against[:12]}",
                 "seed": options.seed, "rounds": options.rounds, "against": against,
-                "audio": about, "models": found, **provenance(),
+                "audio": about, "models": found, **about_us,
             },
         )  # fmt: skip
 

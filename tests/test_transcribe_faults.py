@@ -156,6 +156,29 @@ def test_an_interrupt_while_the_detector_listens_ends_it_at_once(
     assert run([path], Fake()) == []
 
 
+def test_an_interrupt_on_the_way_to_the_next_piece_ends_it_at_once(tmp_path, talk, monkeypatch):
+    """A run that goes on decodes what is done already, which may take minutes."""
+    path = write(tmp_path / "a.wav", talk)
+    blocks = module.audio_blocks
+    read = []
+
+    def slow(path, rate):
+        read.append(path)
+        if len(read) == 2:  # after the detector
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return blocks(path, rate=rate)
+
+    def long(path, rate):
+        yield from slow(path, rate)
+
+    monkeypatch.setattr(module, "audio_blocks", long)
+    fake = Fake()
+    with pytest.raises(Interrupted, match="while reading it"):
+        run([path], fake)
+    assert fake.calls == []
+
+
 def test_an_interrupt_while_a_file_is_read_ends_it_at_once(tmp_path, talk, monkeypatch):
     def slow(path):
         os.kill(os.getpid(), signal.SIGINT)

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -198,7 +198,7 @@ def _transcribe(source: Source, job: Job, watch: Watch) -> Journal:
         if journal is None or not journal.finished:
             journal = journal or _begin(source, audio, job, watch)
             watch.seen(journal)
-            for pieces in _recognize(source, journal, job):
+            for pieces in _recognize(source, journal, job, watch):
                 for piece in pieces:
                     journal.append(piece)
                 watch.seen(journal, len(pieces))
@@ -325,7 +325,7 @@ def _difference(journal: Journal, audio: str, job: Job) -> str:
     return ""
 
 
-def _recognize(source: Source, journal: Journal, job: Job) -> Iterator[list[Piece]]:
+def _recognize(source: Source, journal: Journal, job: Job, watch: Watch) -> Iterator[list[Piece]]:
     """The pieces that are not done yet, as many at once as the recognizer takes."""
     rate, size = job.recognizer.sampling_rate, job.recognizer.batch_size
     cuts = journal.cuts[len(journal.pieces) :]
@@ -334,7 +334,8 @@ def _recognize(source: Source, journal: Journal, job: Job) -> Iterator[list[Piec
     parts = slices(audio_blocks(source.path, rate=rate), cuts, rate)
     for first in range(0, len(cuts), size):
         batch = cuts[first : first + size]
-        audio = [next(parts) for _ in batch]
+        with watch.at_once("reading it"):  # from its start, where an earlier run has stopped
+            audio = [next(parts) for _ in batch]
         start = perf_counter()
         answers = job.recognizer(audio, job.budget)
         seconds = (perf_counter() - start) / len(batch)
@@ -387,9 +388,13 @@ class Watch:
         """Count a file whose header says that length."""
         self.before += length
 
+    def at_once(self, doing: str) -> AbstractContextManager[None]:
+        """Let a signal end at once what goes on between two pieces."""
+        return self.stop.at_once(f"stopped in {self.name} while {doing}; the same command goes on")
+
     @contextmanager
     def stage(self, doing: str) -> Iterator[Callable[[Seconds], None]]:
-        """Say what goes on before a piece is recognized; a signal ends it at once.
+        """Say what goes on before the first piece or behind the last; a signal ends it at once.
 
         Yields a function called with the seconds of audio that are done.
         """
@@ -397,7 +402,7 @@ class Watch:
         def told(seconds: Seconds) -> None:
             self._show(self.position or 0.0, f"{doing}, {seconds:.0f} s done")
 
-        with self.stop.at_once(f"stopped in {self.name} while {doing}; the same command goes on"):
+        with self.at_once(doing):
             self._show(self.position or 0.0, doing)
             yield told
 
