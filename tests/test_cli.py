@@ -351,6 +351,12 @@ def test_a_clip_that_is_shorter_than_a_window_is_not_passed_over(models, clips, 
     assert "a.wav: shorter than a window of 0.5 s" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("window", ["0", "-1", "nan", "inf"])
+def test_a_window_that_is_none_is_refused(models, clips, capsys, window):
+    command = ["run", str(models["exported"]), str(clips / "a.wav"), f"--stream={window}"]
+    assert "the hop is above 0" in error(capsys, *command)
+
+
 def test_a_warning_is_one_line_with_the_name_of_the_file(models, clips):
     silent = clips / "silent.wav"
     process = alone("run", models["exported"], silent, silent, clips / "z.wav")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import tiny
 import transformers
 
 from sounding.core.model import wrap
+from sounding.data.folder import load_folder
 from sounding.data.language import known_languages, language_code
 from sounding.evaluation import predict
 from sounding.training import train
@@ -48,6 +50,7 @@ def test_what_a_model_says_that_it_knows():
 def speaker(path, settings):
     tiny.save_speaker(path)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(path)
+    model.generation_config._from_model_config = False  # or else it is made anew when it is read
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(path)
@@ -74,32 +77,40 @@ class Tokenizer:
         self.language = language
 
 
-@pytest.mark.parametrize(
-    ("settings", "given", "expected"),
-    [(MANY, "German", "de"), (MANY, "EN", "en"), (ENGLISH, "English", "en"), (None, "fr-CA", "fr")],
-)
-def test_a_training_takes_the_same_names(tmp_path, monkeypatch, settings, given, expected):
+@pytest.mark.parametrize(("given", "code"), [("German", "de"), ("EN", "en"), ("fr-CA", "fr")])
+def test_a_training_takes_the_same_names(monkeypatch, given, code):
     made = Tokenizer()
     monkeypatch.setattr(train, "resolve", str)
-    monkeypatch.setattr(train.AutoTokenizer, "from_pretrained", lambda path: made)
-    if settings is not None:
-        transformers.GenerationConfig(**settings).save_pretrained(tmp_path)
-    train._decoder_tokenizer(TrainConfig(backbone=str(tmp_path), language=given))
-    assert made.language == expected
+    monkeypatch.setattr(train.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
+    train._decoder_tokenizer(TrainConfig(language=given))
+    assert made.language == code
+    with pytest.raises(ValueError, match="language 'Klingon' is not one"):
+        train._decoder_tokenizer(TrainConfig(language="Klingon"))
 
 
 @pytest.mark.parametrize(
-    ("settings", "given"), [(MANY, "fr"), (ENGLISH, "de"), (MANY, "Klingon"), (None, "Klingon")]
+    ("settings", "good", "bad"),
+    [(MANY, "German", "fr"), (ENGLISH, "English", "de"), ({}, "Klingon", None)],
 )
-def test_a_training_in_a_language_that_the_model_does_not_know(
-    tmp_path, monkeypatch, settings, given
-):
-    monkeypatch.setattr(train, "resolve", str)
-    monkeypatch.setattr(train.AutoTokenizer, "from_pretrained", lambda path: Tokenizer())
-    if settings is not None:
-        transformers.GenerationConfig(**settings).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"language '{given}' is not one of this model's"):
-        train._decoder_tokenizer(TrainConfig(backbone=str(tmp_path), language=given))
+def test_a_training_in_a_language_that_the_model_does_not_know_is_refused(settings, good, bad):
+    dynamic = SimpleNamespace(generation_config=SimpleNamespace(**settings))
+    train._check_language(SimpleNamespace(dynamic=dynamic, config=TrainConfig(language=good)))
+    if bad is not None:
+        run = SimpleNamespace(dynamic=dynamic, config=TrainConfig(language=bad))
+        with pytest.raises(ValueError, match=f"language '{bad}' is not one of this model's"):
+            train._check_language(run)
+
+
+def test_a_training_is_refused_before_its_first_step(tmp_path, tones):
+    """By the whole way: the backbone says that it knows English alone."""
+    speaker(tmp_path / "backbone", ENGLISH)
+    texts = shutil.copytree(tones, tmp_path / "texts")
+    metadata = texts / "metadata.csv"
+    metadata.write_text(metadata.read_text().replace("file_name,label", "file_name,text"))
+    settings = {"backbone": str(tmp_path / "backbone"), "recognition": "decoder"}
+    config = TrainConfig(**settings, language="German")
+    with pytest.raises(ValueError, match="language 'German' is not one of this model's: en"):
+        train.train(config, load_folder(texts), tmp_path / "run")
 
 
 def test_a_run_answers_in_the_language_that_it_was_trained_in(monkeypatch):

@@ -309,7 +309,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if not arguments.clips and not arguments.watch:
         raise ValueError("give audio files, or --watch DIR")
-    on_device = arguments.governor or arguments.watch or arguments.stream
+    on_device = arguments.governor or arguments.watch or arguments.stream is not None
     if on_device and not is_exported(arguments.run):
         raise ValueError("--governor, --watch and --stream are for exported models")
     answers = _exported_answers if is_exported(arguments.run) else _trained_answers

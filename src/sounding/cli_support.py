@@ -153,7 +153,7 @@ def each_answer(
         window: in seconds; None for whole clips.
     """
     for clip in clips:
-        if window:
+        if window is not None:
             yield from answers_or_why(clip, _windows(model, answer, clip, window))
         else:
             yield from answers_or_why(clip, map(answer, [clip]))

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..core.selector import InputSelector
 from ..data.augment import SPAN_SECONDS, change_speed, mask_spans
@@ -74,6 +74,8 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     if folder.task == "text":
         tokenizer = _tokenizer(config, folder, out)
         run = new_run(config, tokens_of(tokenizer), info, tokenizer)
+        if config.recognition == "decoder":
+            _check_language(run)
     else:
         run = new_run(config, list(folder.labels), info)
     if config.teacher:
@@ -118,16 +120,22 @@ def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
 
 
 def _decoder_tokenizer(config: TrainConfig) -> Any:
-    path = resolve(config.backbone)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(config.backbone))
     if hasattr(tokenizer, "set_prefix_tokens"):  # Whisper; without effect if it knows one language
-        try:
-            known = known_languages(GenerationConfig.from_pretrained(path))
-        except OSError:  # a model without one
-            known = []
-        language = language_code(config.language, known)
+        language = language_code(config.language)
         tokenizer.set_prefix_tokens(language, "transcribe", predict_timestamps=False)
     return tokenizer
+
+
+def _check_language(run: Run) -> None:
+    """Check that a decoder knows the language of the texts, as far as it says what it knows.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = known_languages(run.dynamic.generation_config)
+    if known:
+        language_code(run.config.language, known)
 
 
 def _for_fit(run: Run, folder: AudioFolder) -> tuple[FeatureSet, Goals]:
