@@ -78,3 +78,26 @@ def exports(tmp_path_factory):
         return Exports(run, parts, root / "m.onnx", root / "s")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def spoken():
+    """Two sentences of 2 to 3 s."""
+    pytest.importorskip("espeakng_loader", reason="needs the extra 'demo'")
+    from sounding.data.commands import speak
+
+    texts = ("the boat came in before the rain and nobody was there", "she was in the mountains")
+    how = {"rate": 170, "pitch": 50, "pitch_range": 50, "seed": 0}
+    return [speak(text, "gmw/en-US+Michael", **how).astype(np.float32) for text in texts]
+
+
+@pytest.fixture(scope="session")
+def talk(spoken):
+    """Three sentences with pauses of 0.5 and 2 s, 12 s in all."""
+    first, second = spoken
+
+    def pause(seconds):
+        return np.zeros(round(16000 * seconds), np.float32)
+
+    parts = [pause(1), first, pause(0.5), second, pause(2), first, pause(1)]
+    return np.concatenate(parts)

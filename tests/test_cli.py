@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
+from tiny_runs import RATE, clip
 
-from sounding.cli import main
+from sounding.cli import _parser, main
+from sounding.evaluation.predict import Said
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +216,229 @@ def test_interrupt_has_its_own_exit_code(run, capsys, monkeypatch):
     monkeypatch.setattr("sounding.core.model.load", interrupt)
     assert main(["inspect", str(run)]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+# What the commands share
+
+
+LISTS = {  # command -> (its list, what else it needs)
+    "run": ("clips", ["RUN"]),
+    "sweep": ("runs", []),
+    "report": ("runs", []),
+    "transcribe": ("inputs", []),
+}
+
+
+@pytest.mark.parametrize("command", LISTS)
+def test_options_stand_before_behind_and_between_the_files(command):
+    name, more = LISTS[command]
+    option = {"run": "--budget", "sweep": "--data", "report": "--out", "transcribe": "--budget"}
+    options = [option[command], "3"]
+    orders = (
+        [*more, "a", "b", *options],
+        [*options, *more, "a", "b"],
+        [*more, *options, "a", "b"],
+        [*more, "a", *options, "b"],
+        [*more, *options, "--", "a", "b"],
+    )
+    parsed = [_parser().parse_args([command, *order]) for order in orders]
+    assert all(vars(one) == vars(parsed[0]) for one in parsed)
+    assert getattr(parsed[0], name) == ["a", "b"]
+    dashed = _parser().parse_args([command, *more, *options, "--", "-a", "-"])
+    assert getattr(dashed, name) == ["./-a", "-"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["run", "RUN", "a", "--nonsense", "b"], ["transcribe", "--budget", "3"], ["run", "--json"]],
+)
+def test_what_cannot_be_parsed_still_is_an_error(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        _parser().parse_args(command)
+    assert stop.value.code == 2
+    assert "usage: sounding" in capsys.readouterr().err
+
+
+def alone(*command, stdin=None, **variables):
+    """A command in a process of its own, which pytest does not listen to."""
+    code = "import sys; from sounding.cli import main; sys.exit(main())"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")} | variables
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, command)],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Good ones, and bad ones among them."""
+    root = tmp_path_factory.mktemp("clips")
+    wave = clip(0.4)
+    sf.write(root / "a.wav", wave, RATE)
+    (root / "bad.wav").write_bytes(b"no audio")
+    sf.write(root / "silent.wav", 0 * wave, RATE)
+    sf.write(root / "cafe.flac", wave, RATE)
+    (root / "cafe.flac").rename(root / os.fsdecode(b"caf\xe9.flac"))
+    sf.write(root / "z.wav", wave, RATE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(run, exports):
+    """The same commands answer from a run, and from an exported model."""
+    return {"trained": run, "exported": exports("whisper").one}
+
+
+GOOD = ["a.wav", "caf\\udce9.flac", "z.wav"]
+
+
+@pytest.mark.parametrize("more", [[], ["--stream", "0.2"], ["--governor", "1e6ms"]])
+@pytest.mark.parametrize("kind", ["trained", "exported"])
+def test_a_bad_clip_does_not_stop_the_others(models, clips, kind, more, tmp_path, capsys):
+    if more and kind == "trained":
+        pytest.skip("for exported models")
+    if "--governor" in more:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(models[kind].read_bytes())
+        calibrate = ["calibrate", str(path), "--threads", "1", "--seconds", "0.4", "--rounds", "2"]
+        assert main(calibrate) == 0
+        models, more = {kind: path}, [*more, "--threads", "1"]
+    files = [str(clips / "a.wav"), str(clips / "bad.wav"), str(clips / "missing.wav")]
+    files += [str(clips / os.fsdecode(b"caf\xe9.flac")), str(clips / "z.wav")]
+    capsys.readouterr()
+    assert main(["run", str(models[kind]), *files, *more]) == 1
+    said = capsys.readouterr()
+    for name in GOOD:
+        assert f"{name}" in said.out
+    assert "bad" not in said.out
+    lines = said.err.splitlines()
+    assert [line.startswith("sounding: ") for line in lines] == [True, True]
+    assert "bad.wav: cannot be decoded" in lines[0]
+    assert "missing.wav: no such file" in lines[1]
+
+    assert main(["run", str(models[kind]), "--json", *files, *more]) == 1
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    failed = [one for one in said if "error" in one]
+    assert [set(one) for one in failed] == [{"file", "error"}] * 2
+    assert failed[0]["file"] == str(clips / "bad.wav")
+    assert main(["run", str(models[kind]), files[1], files[2], *more]) == 2  # no answer at all
+    assert capsys.readouterr().out == ""
+
+
+def test_a_budget_that_is_not_allowed_is_said_once_and_not_of_each_clip(models, clips, capsys):
+    for kind in models:
+        files = [str(clips / "bad.wav"), str(clips / "a.wav"), str(clips / "z.wav")]
+        assert "kept layers" in error(capsys, "run", str(models[kind]), *files, "--budget", "9")
+
+
+def test_an_answer_that_is_nan_is_an_error_and_never_json(run, clips, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "sounding.evaluation.classify.say",
+        lambda *_: Said(["low"], torch.ones(1, 4, dtype=torch.bool), torch.full((1, 2), np.nan)),
+    )
+    assert main(["run", str(run), str(clips / "a.wav"), "--json"]) == 2
+    out = capsys.readouterr().out
+    assert "NaN or infinite" in json.loads(out)["error"]
+    assert "NaN," not in out
+
+
+def test_a_clip_that_is_shorter_than_a_window_is_not_passed_over(models, clips, capsys):
+    command = ["run", str(models["exported"]), str(clips / "a.wav"), "--stream", "0.5"]
+    assert main(command) == 2
+    assert "a.wav: shorter than a window of 0.5 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("window", ["0", "-1", "nan", "inf"])
+def test_a_window_that_is_none_is_refused(models, clips, capsys, window):
+    command = ["run", str(models["exported"]), str(clips / "a.wav"), f"--stream={window}"]
+    assert "the hop is above 0" in error(capsys, *command)
+
+
+def test_a_warning_is_one_line_with_the_name_of_the_file(models, clips):
+    silent = clips / "silent.wav"
+    process = alone("run", models["exported"], silent, silent, clips / "z.wav")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert err.decode().splitlines() == [f"sounding: {silent}: the audio is silent"]
+    assert len(out.splitlines()) == 3
+
+
+def test_a_name_is_printed_whatever_the_encoding(models, clips):
+    name = os.fsencode(clips) + b"/caf\xe9.flac"
+    process = alone("run", models["exported"], os.fsdecode(name), PYTHONIOENCODING="ascii")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert b"caf\\udce9.flac: " in out
+
+
+def test_bad_files_in_a_watched_directory_do_not_end_it(models, tmp_path, capsys):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+
+    def bring():
+        time.sleep(0.3)
+        sf.write(inbox / "1.wav", clip(0.4), RATE)
+        (inbox / "2.wav").write_bytes(b"no audio")
+        sf.write(inbox / "3.wav", clip(31), RATE)
+        sf.write(inbox / "4.wav", clip(0.02), RATE)
+        (inbox / "5.wav").mkdir()
+        os.mkfifo(inbox / "6.wav")
+        time.sleep(2)
+        sf.write(inbox / "7.wav", clip(0.4), RATE)
+        time.sleep(2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=bring)
+    thread.start()
+    assert main(["run", str(models["exported"]), "--watch", str(inbox), "--json"]) == 130
+    thread.join()
+    said = capsys.readouterr()
+    answers = {Path(one["file"]).name: one for one in map(json.loads, said.out.splitlines())}
+    assert sorted(answers) == [f"{number}.wav" for number in range(1, 8)]
+    assert [name for name in answers if "label" in answers[name]] == ["1.wav", "7.wav"]
+    assert said.err.count("sounding: ") == 6  # five files, and the interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_the_governor_saw_is_written_at_any_end(models, tmp_path, number, capsys):
+    path, log = tmp_path / "model.onnx", tmp_path / "log.csv"
+    path.write_bytes(models["exported"].read_bytes())
+    main(["calibrate", str(path), "--threads", "1", "--seconds", "0.4", "--rounds", "2"])
+    sf.write(tmp_path / "a.wav", clip(0.4), RATE)
+    threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
+    command = ["run", str(path), str(tmp_path / "a.wav"), "--watch", str(tmp_path)]
+    command += ["--threads", "1", "--governor", "1e6ms", "--log", str(log)]
+    assert main([*command, "--plot", str(tmp_path / "plot.png")]) == 130
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_threads_wait_quietly_unless_the_user_says_otherwise():
+    code = "import os, sys; from sounding.cli import main; main(['recipes', 'esc50-ast'])\n"
+    code += "print('WAIT', os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+        out = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert out.stdout.splitlines()[-1] == f"WAIT {expected}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_output_that_cannot_be_written_is_an_error():
+    code = "import sys; from sounding.cli import main; sys.exit(main(['recipes']))"
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert process.returncode == 2
+    assert "sounding: " in process.stderr
+    assert "No space left" in process.stderr
+    assert "Traceback" not in process.stderr

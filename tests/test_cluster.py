@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+
 import numpy as np
 import pytest
 import soundfile as sf
 
-from sounding.transcribe.cluster import transcribe_on_cluster
+from sounding.data.audio import SilentAudioWarning
+from sounding.transcribe.cluster import _Worker, transcribe_on_cluster
 from sounding.transcribe.job import Job, transcribe
 from sounding.transcribe.recognizer import Recognition
 from sounding.transcribe.sources import find_sources
@@ -17,7 +21,7 @@ pytest.importorskip("silero_vad", reason="needs the extra 'transcribe'")
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Four files of speech, and one that is none."""
+    """Four files of speech, one of them with a name that is no UTF-8, and one that is none."""
     pytest.importorskip("espeakng_loader", reason="needs the extra 'demo'")
     from sounding.data.commands import speak
 
@@ -26,6 +30,7 @@ def recordings(tmp_path_factory):
     for index in range(4):
         wave = speak(f"this is recording number {index}", "gmw/en-US+Michael", **how)
         sf.write(root / f"{index}.wav", np.pad(wave, 8000), 16000)
+    (root / "3.wav").rename(root / os.fsdecode(b"caf\xe9.wav"))
     (root / "broken.wav").write_bytes(b"RIFF")
     return root
 
@@ -73,3 +78,24 @@ def test_two_workers_write_what_one_does_and_nothing_twice(recordings, tmp_path)
 def test_no_worker_is_refused(recordings):
     with pytest.raises(ValueError, match="0 workers"):
         transcribe_on_cluster(find_sources([recordings]), listener("log"), {}, workers=0)
+
+
+def test_a_worker_tells_what_would_end_all_of_them_and_what_was_warned_of(
+    recordings, tmp_path, monkeypatch
+):
+    sources = find_sources([recordings], tmp_path)
+    told = []
+    worker = _Worker(listener(tmp_path / "log"), {}, 1, sources)
+
+    def full(handle):
+        warnings.warn("nearly full", SilentAudioWarning, stacklevel=1)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        told = [worker({"id": index}) for index in (0, len(sources) - 1)]
+    assert [one["failure"] for one in told] == ["", ""]
+    assert all("make room there" in one["problem"] for one in told)
+    assert [one["warnings"] for one in told] == [["nearly full"]] * 2
+    assert told[1]["name"] == "caf\\udce9.wav"
+    assert worker({"id": 0})["problem"] == ""

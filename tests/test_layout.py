@@ -10,8 +10,8 @@ import sounding
 ROOT = Path(sounding.__file__).parent
 # a part may import from those to its right
 ORDER = [
-    "cli", "demo", "recipes", "transcribe", "export", "evaluation", "training", "runtime", "data",
-    "weights", "core",
+    "cli", "cli_support", "demo", "recipes", "transcribe", "export", "evaluation", "training",
+    "runtime", "data", "weights", "core",
     "progress", "machine", "typed", "files",
 ]  # fmt: skip
 

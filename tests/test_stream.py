@@ -38,7 +38,7 @@ def test_windows_do_not_depend_on_how_the_samples_are_cut(size):
 
 
 def test_a_single_window_does_not_change_the_label():
-    signs = [1, 1, -1, 1, 1, -1, -1, -1, 1, -1, 1, 1]
+    signs = [1.0, 1, -1, 1, 1, -1, -1, -1, 1, -1, 1, 1]
     stream = Stream(by_sign, 10, window=1, hop=1)
     heard = list(stream.feed(np.repeat(signs, 10)))
     assert [h.label for h in heard] == ["up"] * 6 + ["down"] * 5 + ["up"]

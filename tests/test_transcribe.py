@@ -23,6 +23,7 @@ import soundfile as sf
 import tiny
 import torch
 import transformers
+from tiny_transcribe import Fake, run, silence, tree, write
 
 from sounding import cli
 from sounding.core.model import wrap
@@ -30,7 +31,7 @@ from sounding.data.audio import AudioError, audio_blocks, read_audio
 from sounding.progress import Interrupted
 from sounding.transcribe.cut import cut, join, part, widen
 from sounding.transcribe.formats import FORMATS, Piece, Transcript
-from sounding.transcribe.job import Job, slices, transcribe, transcribe_stream
+from sounding.transcribe.job import Job, slices, transcribe_stream
 from sounding.transcribe.journal import Journal, OutputError
 from sounding.transcribe.recognizer import Recognition
 from sounding.transcribe.sources import find_sources
@@ -39,78 +40,6 @@ from sounding.transcribe.whisper import WhisperRecognizer, is_repetitive
 
 DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
 pytest.importorskip("silero_vad", reason="needs the extra 'transcribe'")
-
-
-def silence(seconds: float) -> np.ndarray:
-    return np.zeros(round(seconds * RATE), np.float32)
-
-
-@pytest.fixture(scope="session")
-def spoken():
-    """Two sentences of 2 to 3 s."""
-    pytest.importorskip("espeakng_loader", reason="needs the extra 'demo'")
-    from sounding.data.commands import speak
-
-    texts = ("the boat came in before the rain and nobody was there", "she was in the mountains")
-    how = {"rate": 170, "pitch": 50, "pitch_range": 50, "seed": 0}
-    return [speak(text, "gmw/en-US+Michael", **how).astype(np.float32) for text in texts]
-
-
-@pytest.fixture(scope="session")
-def talk(spoken):
-    """Three sentences with pauses of 0.5 and 2 s, 12 s in all."""
-    first, second = spoken
-    parts = [silence(1), first, silence(0.5), second, silence(2), first, silence(1)]
-    return np.concatenate(parts)
-
-
-class Fake:
-    """Its text is a checksum of the audio; writes one line a recognized piece to a log."""
-
-    sampling_rate = RATE
-    max_seconds = 30.0
-    layers = 4
-
-    def __init__(self, log: Path | None = None, batch_size=1, seconds=0.0, name="one"):
-        self.log, self.batch_size, self.seconds = log, batch_size, seconds
-        self.settings = {"model": "fake", "weights": name}
-        self.calls: list[int] = []
-
-    def __call__(self, pieces, budget=None):
-        self.calls.append(len(pieces))
-        time.sleep(self.seconds)
-        texts = [f"{zlib.crc32(piece.tobytes()):08x}" for piece in pieces]
-        if self.log is not None:
-            with self.log.open("a") as file:
-                file.write("".join(f"{text}\n" for text in texts))
-        return [Recognition(text, (0, 2)) for text in texts]
-
-
-def write(path: Path, samples: np.ndarray, rate: int = RATE, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, samples, rate, **options)
-    return path
-
-
-def run(inputs, recognizer, out=None, **settings) -> list[str]:
-    return transcribe(find_sources(inputs, out), Job(recognizer, **settings))
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """All texts below, without the seconds that the work took."""
-    found = {}
-    for path in sorted(root.rglob("*")):
-        if path.is_dir() or path.name == ".lock" or path.suffix in (".wav", ".flac"):
-            continue
-        content = path.read_bytes()
-        if path.suffix == ".json":
-            values = json.loads(content)
-            del values["real_time_factor"]
-            for piece in values["pieces"]:
-                del piece["seconds"]
-            content = json.dumps(values).encode()
-        found[str(path.relative_to(root))] = b"" if path.suffix == ".jsonl" else content
-    return found
 
 
 # Where someone speaks

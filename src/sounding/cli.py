@@ -5,10 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .cli_support import (
+    Failure,
+    Parser,
+    answers_or_why,
+    command_process,
+    each_answer,
+    standard_input,
+)
 
 if TYPE_CHECKING:
     from .runtime import Answer
@@ -39,13 +49,21 @@ CODES = {"Interrupted": 130, "EngineError": 2}  # by name: their modules load to
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0; 1 where some files failed; 2 for an error; 130 after an interrupt.
+    0; 1 where some files failed; 2 for an error, of all files too; 130 after an interrupt.
     """
     arguments = _parser().parse_args(argv)
+    with command_process():
+        return _run_command(arguments)
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
     try:
         if arguments.command not in (_run, _calibrate):  # which do without torch
             _quiet()
-        return arguments.command(arguments) or 0
+        code = arguments.command(arguments) or 0
+        if sys.stdout is not None:  # closed
+            sys.stdout.flush()  # a full disk is told here, and not by the interpreter at its end
+        return code
     except KeyboardInterrupt:
         print("sounding: interrupted", file=sys.stderr)
         return 130
@@ -79,28 +97,15 @@ def _quiet() -> None:
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
 
-    parser = _Parser("sounding", "Pretrained speech models that choose their own depth.", EPILOG)
+    parser = Parser("sounding", "Pretrained speech models that choose their own depth.", EPILOG)
     parser.add_argument("--version", action="version", version=f"sounding {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for add in (
         _add_train, _add_sweep, _add_run, _add_export, _add_calibrate, _add_inspect, _add_compare,
         _add_report, _add_recipes, _add_transcribe, _add_demo,
     ):  # fmt: skip
         add(commands)
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """Help that keeps its line breaks."""
-
-    def __init__(self, prog: str, description: str = "", epilog: str = "", **kwargs: Any) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **kwargs,
-        )
 
 
 def _add_train(commands: Any) -> None:
@@ -139,9 +144,6 @@ settings for --config and --set are the attributes of sounding.training.config.T
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    # Threads that spin while they wait hold up the ones they wait for where cores are shared.
-    # Read when torch loads, which it has not yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .core.macs import summary
     from .data.corpora import open_corpus
     from .recipes import load_recipe
@@ -258,7 +260,9 @@ def _add_run(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
         help="answer to clips at a budget: a class, or a text",
-        description="Answer to clips, and show the layers that ran. Exported models need no torch.",
+        description="Answer to clips, and show the layers that ran. Exported models need no torch."
+        "\nA clip that cannot be used is an error of its own, and the others are answered: the exit"
+        "\ncode is 1 then, and 2 where there was no answer at all.",
         epilog="""examples:
   sounding run RUN clip.wav --budget 3
   sounding run RUN *.wav --budget 50% --json
@@ -278,7 +282,11 @@ def _add_run(commands: Any) -> None:
     parser.add_argument(
         "--governor", metavar="50ms", help="keep this latency while the load changes (exported)"
     )
-    parser.add_argument("--watch", metavar="DIR", help="answer to each new file, until Ctrl-C")
+    parser.add_argument(
+        "--watch",
+        metavar="DIR",
+        help="answer to each new or changed file once it is whole, until Ctrl-C",
+    )
     parser.add_argument(
         "--stream",
         metavar="SECONDS",
@@ -289,80 +297,68 @@ def _add_run(commands: Any) -> None:
     parser.add_argument("--log", help="of the governor: latency, layers and load, as CSV")
     parser.add_argument("--plot", help="of the governor: the same as a picture")
     parser.add_argument("--max-seconds", type=float, help="use only the start of longer clips")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line, with file and error for a clip that cannot be used",
+    )
     _add_beam(parser)
     parser.set_defaults(command=_run)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     import json
 
     from .runtime import is_exported, show
 
     if not arguments.clips and not arguments.watch:
         raise ValueError("give audio files, or --watch DIR")
-    on_device = arguments.governor or arguments.watch or arguments.stream
+    on_device = arguments.governor or arguments.watch or arguments.stream is not None
     if on_device and not is_exported(arguments.run):
         raise ValueError("--governor, --watch and --stream are for exported models")
     answers = _exported_answers if is_exported(arguments.run) else _trained_answers
-    for answer in answers(arguments):
-        print(json.dumps(answer.to_json()) if arguments.json else show(answer), flush=True)
+    answered = failed = 0
+    for said in answers(arguments):
+        if arguments.json:
+            print(json.dumps(said.to_json(), allow_nan=False), flush=True)
+        if isinstance(said, Failure):
+            failed += 1
+            print(f"sounding: {said.error}", file=sys.stderr, flush=True)
+        else:
+            answered += 1
+            if not arguments.json:
+                print(show(said), flush=True)
+    return (1 if answered else 2) if failed else 0
 
 
-def _exported_answers(arguments: argparse.Namespace) -> Iterator[Answer]:
+def _exported_answers(arguments: argparse.Namespace) -> Iterator[Answer | Failure]:
     from .runtime import load
 
+    clips = _clips(arguments)  # what comes while the model is loaded counts too
     model = load(arguments.run, threads=arguments.threads)
     if arguments.governor:
-        yield from _governed_answers(model, arguments)
+        yield from _governed_answers(model, clips, arguments)
         return
     budget = _budget(arguments.budget)
 
     def answer(audio: Any) -> Answer:
         return model.run(audio, budget, max_seconds=arguments.max_seconds)
 
-    yield from _each(model, answer, arguments)
-
-
-def _each(
-    model: Any, answer: Callable[[Any], Answer], arguments: argparse.Namespace
-) -> Iterator[Answer]:
-    """An answer for each clip, or for each window of it."""
-    for clip in _clips(arguments):
-        if arguments.stream:
-            yield from _windows(model, answer, clip, arguments.stream)
-        else:
-            yield answer(clip)
-
-
-def _windows(
-    model: Any, answer: Callable[[Any], Answer], clip: Path | str, window: float
-) -> Iterator[Answer]:
-    from dataclasses import replace
-
-    from .data.audio import audio_blocks
-    from .runtime.stream import Stream, microphone
-
-    rate = model.meta.rate
-    blocks = microphone(model) if str(clip) == "mic" else audio_blocks(clip, rate=rate)
-    stream = Stream(answer, rate, window=window, hop=window / 2)
-    for block in blocks:
-        for heard in stream.feed(block):
-            name = f"{clip} {heard.start:.1f}-{heard.end:.1f} s"
-            yield replace(heard.answer, file=name, label=heard.label)
+    yield from each_answer(model, answer, clips, arguments.stream)
 
 
 def _clips(arguments: argparse.Namespace) -> Iterator[Path | str]:
-    """Those that are given, then those that come."""
+    """Those that are given, then those that come from now on."""
     from .data.audio import SUFFIXES
-    from .runtime.governor import watch
+    from .runtime.watch import watch
 
-    yield from arguments.clips
-    if arguments.watch:
-        yield from watch(arguments.watch, sorted(SUFFIXES))
+    coming = watch(arguments.watch, sorted(SUFFIXES)) if arguments.watch else iter(())
+    return chain(arguments.clips, coming)
 
 
-def _governed_answers(model: Any, arguments: argparse.Namespace) -> Iterator[Answer]:
+def _governed_answers(
+    model: Any, clips: Iterator[Path | str], arguments: argparse.Namespace
+) -> Iterator[Answer | Failure]:
     from .runtime.governor import Governed, plot_log, write_log
     from .runtime.profile import Limit
 
@@ -375,23 +371,26 @@ def _governed_answers(model: Any, arguments: argparse.Namespace) -> Iterator[Ans
         return governed.run(audio, max_seconds=arguments.max_seconds)
 
     try:
-        yield from _each(model, answer, arguments)
+        yield from each_answer(model, answer, clips, arguments.stream)
     finally:  # Ctrl-C too
         if arguments.log:
             write_log(list(governed.steps), arguments.log)
-        if arguments.plot:
+        if arguments.plot and governed.steps:
             plot_log(list(governed.steps), arguments.plot)
 
 
-def _trained_answers(arguments: argparse.Namespace) -> Iterator[Answer]:
+def _trained_answers(arguments: argparse.Namespace) -> Iterator[Answer | Failure]:
     _quiet()
     from .evaluation.classify import classify
     from .training.runs import load_run
 
     run = load_run(arguments.run)
     run.beam = _beam(arguments, run)
-    seconds = arguments.max_seconds or run.config.max_seconds
-    yield from classify(run, arguments.clips, _budget(arguments.budget), max_seconds=seconds)
+    budget, seconds = _budget(arguments.budget), arguments.max_seconds
+    if seconds is None:
+        seconds = run.config.max_seconds
+    for clip in arguments.clips:
+        yield from answers_or_why(clip, classify(run, [clip], budget, max_seconds=seconds))
 
 
 def _add_export(commands: Any) -> None:
@@ -599,7 +598,6 @@ attributes of sounding.evaluation.compare.StudyConfig.""",
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in _train
     from dataclasses import replace
 
     from .evaluation.compare import BASES, VARIANTS, StudyConfig, compare
@@ -659,7 +657,8 @@ def _add_transcribe(commands: Any) -> None:
         help="long audio as text, with layers chosen for each piece",
         description="Cut audio at silences, recognize each piece with the layers that the budget\n"
         "allows, and write text, subtitles or JSON with time stamps. Killed, it goes on where it\n"
-        "stopped; what is finished is not done again.",
+        "stopped; what is finished is not done again. A file that cannot be used is an error of\n"
+        "its own, told at the end, and the others are transcribed; the exit code is 1 then.",
         epilog="""examples:
   sounding transcribe talk.mp3                             writes talk.txt
   sounding transcribe talk.mp3 --format txt,srt,json --language en
@@ -679,7 +678,9 @@ def _add_transcribe(commands: Any) -> None:
         "--format", default="txt", help="txt (default), srt, vtt, json, with commas between them"
     )
     parser.add_argument("--out", help="directory of the texts; default: beside the audio")
-    parser.add_argument("--language", help="of the speech, as en; default: guessed for each piece")
+    parser.add_argument(
+        "--language", help="of the speech, as en or English; default: guessed for each piece"
+    )
     parser.add_argument(
         "--pad", action="store_true", help="pad each piece to 30 s, as Whisper was trained"
     )
@@ -696,6 +697,7 @@ def _add_transcribe(commands: Any) -> None:
 
 
 def _transcribe(arguments: argparse.Namespace) -> int:
+    from .transcribe.formats import format_names
     from .transcribe.job import Job, transcribe, transcribe_stream
     from .transcribe.sources import find_sources
     from .transcribe.vad import silero
@@ -704,9 +706,10 @@ def _transcribe(arguments: argparse.Namespace) -> int:
 
     stdin = "-" in arguments.inputs
     many = arguments.workers is not None or arguments.cluster is not None
-    formats = arguments.format.split(",")
+    formats = format_names(arguments.format)
     if stdin and (len(arguments.inputs) > 1 or arguments.out or len(formats) > 1 or many):
         raise ValueError("- is one input and writes one format to standard output, without --out")
+    stream = standard_input() if stdin else None
     sources = [] if stdin else find_sources(arguments.inputs, arguments.out)
     settings = {
         "budget": _budget(arguments.budget),
@@ -715,23 +718,27 @@ def _transcribe(arguments: argparse.Namespace) -> int:
         "overwrite": arguments.overwrite,
     }
     job = Job(_recognizer(arguments), **settings)  # what is wrong is said here, not by a worker
-    if stdin:
-        print(transcribe_stream(sys.stdin.buffer, job), end="")
+    if stream is not None:
+        print(transcribe_stream(stream, job), end="")
         return 0
-    if many:
-        from .transcribe.cluster import transcribe_on_cluster
+    failures: list[str] = []
+    try:
+        if many:
+            from .transcribe.cluster import transcribe_on_cluster
 
-        failures = transcribe_on_cluster(
-            sources,
-            partial(_recognizer, arguments),
-            settings,
-            workers=2 if arguments.workers is None else arguments.workers,
-            address=arguments.cluster,
-        )
-    else:
-        failures = transcribe(sources, job)
-    for failure in failures:
-        print(f"sounding: {failure}", file=sys.stderr)
+            transcribe_on_cluster(
+                sources,
+                partial(_recognizer, arguments),
+                settings,
+                workers=2 if arguments.workers is None else arguments.workers,
+                address=arguments.cluster,
+                failed=failures.append,
+            )
+        else:
+            transcribe(sources, job, failures.append)
+    finally:  # Ctrl-C too
+        for failure in failures:
+            print(f"sounding: {failure}", file=sys.stderr)
     done = len(sources) - len(failures)
     print(f"{done} of {len(sources)} files are transcribed")
     return 1 if failures else 0

@@ -41,11 +41,11 @@ def progress(title: str, total: int) -> Iterator[Advance]:
     if not console.is_terminal:
         yield _lines(title, total)
         return
-    columns = (
-        TextColumn("[bold]{task.description}"),
+    columns = (  # no markup: a file may be called "talk [/b].wav"
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
@@ -58,13 +58,16 @@ def _lines(title: str, total: int) -> Advance:
     start = time.monotonic()
     first: list[int] = []
     last = [start]
+    ended: list[bool] = []
 
     def advance(done: int, note: str) -> None:
         now = time.monotonic()
         if not first:  # a resumed run does not begin at zero
             first.append(done)
-        if done < total and now - last[0] < LINE_EVERY:
+        if (done < total or ended) and now - last[0] < LINE_EVERY:
             return
+        if done >= total:  # said once, also where there is more to say then
+            ended.append(True)
         last[0] = now
         new = done - first[0]
         left = (now - start) / new * (total - done) if new else 0.0
@@ -74,26 +77,53 @@ def _lines(title: str, total: int) -> Advance:
     return advance
 
 
+class Stop:
+    """Whether a signal asked to stop; false until then, and without handlers of ours for ever."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._reason = ""
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def at_once(self, reason: str) -> Iterator[None]:
+        """Let a signal end the work in here at once: there is nothing that would be lost.
+
+        Raises:
+            Interrupted: with `reason`; also where a signal came before.
+        """
+        before, self._reason = self._reason, reason
+        try:
+            if self.asked:
+                raise Interrupted(reason)
+            yield
+        finally:
+            self._reason = before
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if self._reason:
+            raise Interrupted(self._reason)
+
+
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Stop]:
     """SIGINT and SIGTERM only ask to stop, so that what is in progress ends and is saved.
 
     A second signal stops at once.
     """
-    asked: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
+    stop = Stop()
     try:
-        before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, stop._handle) for s in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: signals are not ours
-        yield lambda: False
+        yield stop
         return
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,6 +13,8 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from .text import printable
+
 Seconds: TypeAlias = float
 
 MIN_SECONDS: Seconds = 0.06  # every supported front end still gives a frame
@@ -106,11 +108,70 @@ def duration(path: Path | str) -> Seconds:
         return float(file.frames / file.samplerate)
 
 
+def announced_bytes(path: Path | str) -> int | None:
+    """Return how many bytes a WAV, AIFF, AU or W64 file has by its header, once it is whole.
+
+    Returns:
+        None where the header does not say.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(24)
+    except OSError:
+        return None
+    unknown = (0, 0xFFFFFFFF)
+    if head[:4] in (b"RIFF", b"FORM") and len(head) >= 8:
+        size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        return None if size in unknown else size + 8
+    if head[:4] == b".snd" and len(head) >= 12:
+        start, size = (int.from_bytes(head[at : at + 4], "big") for at in (4, 8))
+        return None if size in unknown else start + size
+    if head[:4] == b"riff" and len(head) == 24:
+        return int.from_bytes(head[16:24], "little") or None
+    return None
+
+
 def segment_name(path: Path | str, start: Seconds | None, end: Seconds | None) -> str:
     """A file, or a segment of it as FILE[START-END]."""
     if start is None and end is None:
         return str(path)
     return f"{path}[{start or 0:.2f}-{'end' if end is None else format(end, '.2f')}]"
+
+
+def as_float(samples: Any) -> np.ndarray:
+    """Convert samples of any PCM or floating-point type to float32, integers to about -1 to 1.
+
+    The scale follows from the type alone, never from the values: int8, int16 and int32 are
+    divided by 128, 32768 and 2^31, uint8 is centred on 128 as in WAV files. Floating-point
+    samples keep their values.
+
+    Args:
+        samples: an array, or what NumPy makes one of.
+
+    Shape: samples of any shape -> the same, float32; not copied where it is that already.
+
+    Raises:
+        AudioError: another type, such as bool, complex or int64, which no recorder gives.
+
+    >>> as_float(np.array([-32768, 0, 16384], np.int16)).tolist()
+    [-1.0, 0.0, 0.5]
+    """
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:  # rows of other lengths
+        raise AudioError(f"the audio: {error}: give an array of samples [samples]") from None
+    kind = (array.dtype.kind, array.dtype.itemsize)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinite in float32: `check_samples` names it
+            return array.astype(np.float32, copy=False)
+    if kind == ("u", 1):
+        return (array.astype(np.float32) - 128) / 128
+    if kind in (("i", 1), ("i", 2), ("i", 4)):
+        return array.astype(np.float32) / np.float32(2 ** (8 * kind[1] - 1))
+    raise AudioError(
+        f"the audio: samples of type {array.dtype}, expected floats of about -1 to 1 or PCM "
+        "(int16, int32, int8, uint8): convert them to one of these"
+    )
 
 
 def check_samples(samples: np.ndarray, rate: int, path: Path | str) -> None:
@@ -161,7 +222,8 @@ def check_length(
 def _open(path: Path | str) -> Any:
     _check_file(path)
     try:
-        file = sf.SoundFile(path)
+        name = os.fspath(path)
+        file = sf.SoundFile(name if printable(name) == name else os.fsencode(name))
     except (sf.SoundFileError, TypeError) as error:  # TypeError: headerless formats such as .raw
         raise _undecodable(path, error) from None
     problem = ""

@@ -48,6 +48,15 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character).startswith("M")
 
 
+def printable(name: str) -> str:
+    r"""Return the name of a file as valid Unicode: what is no UTF-8 in it is written as \udcXX.
+
+    >>> printable("caf\udce9.wav")
+    'caf\\udce9.wav'
+    """
+    return name.encode(errors="backslashreplace").decode()
+
+
 def build_tokenizer(texts: Iterable[str], vocabulary: str = CHARACTERS) -> Any:
     """A tokenizer of `transformers` for CTC, made from training texts; token 0 is the blank.
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
+
 from ..core.budget import Budget, kept_layers, mean_layers
 from ..core.plan import confidence
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
-from ..runtime.answer import Answer
+from ..runtime.answer import Answer, not_finite
 from ..training.runs import Run
 from .predict import say
 
@@ -27,7 +29,8 @@ def classify(
 
     Raises:
         ValueError: a budget that is not allowed.
-        AudioError: a file that cannot be used, when its turn comes.
+        AudioError: a file that cannot be used, or to which the answer is not finite, when its turn
+            comes; ask for the others again.
     """
     layers = run.dynamic.num_layers
     asked: int | str
@@ -39,9 +42,13 @@ def classify(
         features = load_features(
             [Clip(Path(file), "", "test")], run.extractor, max_seconds=max_seconds
         )
+        if not np.isfinite(features[0]).all():  # a decoder would say something all the same
+            raise not_finite(str(file))
         start = perf_counter()
         said = say(run, run.collate(features), asked)
         milliseconds = 1000 * (perf_counter() - start)
+        if said.logits is not None and not said.logits.isfinite().all():
+            raise not_finite(str(file))
         yield Answer(
             file=str(file),
             label=said.texts[0],

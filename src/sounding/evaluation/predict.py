@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.language import known_languages, language_code
 from ..training.methods import random_masks
 from ..training.runs import Batch, Run
 from ..training.tasks import Dictation
@@ -60,7 +61,8 @@ def say(run: Run, batch: Batch, k: int | str, random: Tensor | None = None) -> S
         return Said(run.task.answers(logits, run.frame_mask(batch, logits)), executed, logits)
     settings: dict[str, Any] = {}
     if getattr(run.dynamic.generation_config, "is_multilingual", False):
-        settings = {"language": run.config.language, "task": "transcribe"}
+        known = known_languages(run.dynamic.generation_config)
+        settings = {"language": language_code(run.config.language, known), "task": "transcribe"}
     settings |= {**batch, **_choice(run, k, random), "return_dict_in_generate": True}
     out = run.dynamic.generate(**settings)
     return Said(run.task.decode(out["sequences"].tolist()), out["executed_layers"], None)

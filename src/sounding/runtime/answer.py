@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.audio import AudioError
 from ..data.folder import Task
-from ..data.text import collapse, spelled
+from ..data.text import collapse, printable, spelled
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,17 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, without the logits."""
-        values = asdict(self)
+        values = asdict(self) | {"file": printable(self.file)}
         del values["logits"]
         return values
+
+
+def not_finite(name: str) -> AudioError:
+    """Return the error for a clip to which a model answers with NaN or infinity."""
+    return AudioError(
+        f"{name or 'the audio'}: the answer is NaN or infinite, of which no class and no text can "
+        "be told: look for samples far beyond -1 and 1, or else the model is damaged"
+    )
 
 
 def show(answer: Answer) -> str:

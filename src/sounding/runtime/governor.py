@@ -13,18 +13,18 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..data.audio import Seconds
+from ..data.audio import AudioError, Seconds
 from ..files import atomic_path, write_text
 from .answer import Answer
+from .inputs import file_name
 from .profile import BudgetWarning
 from .signals import Signals, read_signals
+from .watch import watch as watch  # for the inputs of a governed model
 
 if TYPE_CHECKING:
     from .model import Audio, Model
@@ -184,17 +184,20 @@ class Governed:
 
     def run(self, audio: Audio, *, max_seconds: Seconds | None = None) -> Answer:
         """As `Model.run`, with the layers that the target allows now."""
-        samples = self.model.samples(audio, max_seconds)
+        name, samples = file_name(audio), self.model.samples(audio, max_seconds)
         seconds = len(samples) / self.model.meta.rate
         start = time.perf_counter()
         if start - self._looked >= SIGNALS_SECONDS:
             self.now, self._looked = self.signals(), start
         k = self.governor.budget(seconds)
         self._say(seconds)
-        (answer,) = self.model.run_many([samples], k)
+        try:
+            (answer,) = self.model.run_many([samples], k)
+        except AudioError as error:  # in which the samples have no name
+            raise AudioError(str(error).replace("the audio", name or "the audio", 1)) from None
         taken = 1000 * (time.perf_counter() - start)
         self.steps.append(self.governor.observe(seconds, k, taken, self.now.busy))
-        return replace(answer, file="" if isinstance(audio, np.ndarray) else str(audio))
+        return replace(answer, file=name)
 
     def _say(self, seconds: Seconds) -> None:
         """Warn where the target begins to be out of reach."""
@@ -207,29 +210,6 @@ class Governed:
                 stacklevel=3,
             )
         self._fitted = fits
-
-
-def watch(directory: Path | str, suffixes: Sequence[str], *, pause: float = 0.05) -> Iterator[Path]:
-    """Files that appear in a directory from now on, each once it no longer grows; without end.
-
-    Raises:
-        ValueError: no directory.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such directory, expected one to watch for audio")
-    seen = {path.name for path in directory.iterdir()}
-    growing: dict[str, int] = {}
-    while True:
-        for path in sorted(directory.iterdir()):
-            if path.name in seen or path.suffix.lower() not in suffixes:
-                continue
-            size = path.stat().st_size
-            if size and growing.get(path.name) == size:
-                seen.add(path.name)
-                yield path
-            growing[path.name] = size
-        time.sleep(pause)
 
 
 def write_log(steps: Sequence[Step], path: Path | str) -> None:

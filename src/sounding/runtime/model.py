@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock, local
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -17,13 +18,14 @@ import numpy as np
 import onnxruntime
 
 from ..core.budget import Budget
-from ..data.audio import Seconds, check_length, check_samples
+from ..data.audio import MIN_SECONDS, Seconds, check_length, check_samples
 from ..data.features import load_audio
 from ..data.folder import Clip
 from ..files import recover, sha256
 from ..typed import check, read_json
-from .answer import Answer
+from .answer import Answer, not_finite
 from .features import extractor
+from .inputs import Samples, file_name, one_channel
 from .metadata import CHECKSUM, KEY, Metadata, ModelError, check_seal
 from .profile import LENGTHS, ROUNDS, Limit, Profile, Table, between, measure
 
@@ -32,7 +34,7 @@ LARGEST = 16  # inputs in a batch
 FLOAT, BOOL = "tensor(float)", "tensor(bool)"
 SPINNING = "session.intra_op.allow_spinning"  # of ONNX Runtime
 DAMAGED: dict[str, Any] = {"what": "is damaged", "advice": "copy it again, or export it again"}
-Audio: TypeAlias = Path | str | np.ndarray
+Audio: TypeAlias = str | os.PathLike[str] | Samples
 
 
 def load(
@@ -54,10 +56,13 @@ def load(
 
     Raises:
         ModelError: a missing, damaged or foreign file.
+        ValueError: no thread.
     """
     path = Path(path)
     if not path.exists():
         recover(path)
+    if threads is not None and threads < 1:
+        raise ValueError(f"{threads} threads: give at least 1")
     if options is None:
         options = onnxruntime.SessionOptions()
         # Threads that spin while they wait are somewhat faster on an idle device, but wait in the
@@ -135,14 +140,16 @@ class Model(ABC):
         """Classify one clip.
 
         Args:
-            audio: a file, or samples at `meta.rate`. Shape: [samples].
+            audio: a file, or samples at `meta.rate`, as `inputs.one_channel` takes them: floats of
+                about -1 to 1 or integer PCM. Shape: [samples].
             budget: kept layers: 3, 0.5, "50%", "mean:3"; None for full depth. With a profile of
                 this device also a time: "40ms" for the clip, "rtf:0.1"; and "1.5gmac": the most
                 layers that fit, one at least.
             max_seconds: use only the start of a longer clip.
 
         Raises:
-            AudioError: a clip that cannot be used.
+            AudioError: a clip that cannot be used, or to which the answer is not finite.
+            TypeError: no clip at all.
             ValueError: a budget that is not allowed.
         """
         return self.run_many([audio], budget, max_seconds=max_seconds)[0]
@@ -156,6 +163,8 @@ class Model(ABC):
         Nothing is padded, so that no answer depends on the other clips (within float noise). One
         file runs one clip at a time.
         """
+        if isinstance(clips, str | os.PathLike):
+            raise TypeError(f"run_many takes a list of clips, and run one: {clips}")
         limit = Limit.of(budget)
         asked = (0, None) if limit else self.meta.budget(budget)
         same: dict[Any, list[int]] = defaultdict(list)
@@ -173,12 +182,14 @@ class Model(ABC):
                 )
                 milliseconds = 1000 * (perf_counter() - began) / len(rows)
                 for row, own, ran in zip(rows, logits, executed, strict=True):
+                    if not np.isfinite(own).all():
+                        raise not_finite(file_name(clips[row]))
                     answers[row] = Answer.of(
                         own,
                         ran,
                         self.meta.labels,
                         task=self.meta.task,
-                        file=_name(clips[row]),
+                        file=file_name(clips[row]),
                         kept_layers=k if threshold is None else None,
                         milliseconds=milliseconds,
                     )
@@ -259,17 +270,18 @@ class Model(ABC):
         return self.extract(self.samples(audio, max_seconds))
 
     def samples(self, audio: Audio, max_seconds: Seconds | None = None) -> np.ndarray:
-        """Of one clip, checked and cut. Shape: [samples] where `audio` is no file -> [samples]."""
+        """Of one clip, checked and cut; `audio` as `run` takes it. Shape: -> [samples] float32."""
         rate, limit = self.meta.rate, self.meta.limit_seconds
         cut = self.meta.max_seconds if max_seconds is None else max_seconds
-        if isinstance(audio, np.ndarray):
-            check_samples(audio, rate, "the audio")
-            samples = audio.astype(np.float32, copy=False)
-            samples = samples if cut is None else samples[: math.ceil(cut * rate)]
-            check_length(samples, rate, limit, "the audio")
-        else:
+        if cut is not None and not MIN_SECONDS <= cut < math.inf:
+            raise ValueError(f"max_seconds is {cut}: give at least {MIN_SECONDS}, or None")
+        if isinstance(audio, str | os.PathLike):
             samples = load_audio(Clip(Path(audio), "", "test"), rate, cut)
-            check_length(samples, rate, limit, audio)
+        else:
+            samples = one_channel(audio)
+            check_samples(samples, rate, "the audio")
+            samples = samples if cut is None else samples[: math.ceil(cut * rate)]
+        check_length(samples, rate, limit, file_name(audio) or "the audio")
         return samples
 
     def check_answer(self, logits: np.ndarray, executed: np.ndarray, batch: int) -> None:
@@ -359,7 +371,10 @@ class Split(Model):
             )
         self.options, self.unload = options, unload
         self.loaded: dict[str, onnxruntime.InferenceSession] = {}
-        self._used: set[str] = set()
+        self._calls: dict[int, set[str]] = {}  # the parts that each call in progress has used
+        self._call = local()  # `used`: those of the call of this thread
+        self._loading: dict[str, Lock] = defaultdict(Lock)
+        self._lock = Lock()  # of the books, never held while a part is loaded or runs
         self.files, self.after = manifest.files, manifest.after
         self.per_input = manifest.per_input
         self.largest = LARGEST if manifest.batches else 1
@@ -367,8 +382,22 @@ class Split(Model):
     def predict(
         self, features: np.ndarray, k: int, threshold: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `Model.predict`."""
-        self._used = set()
+        """As `Model.predict`; may be called from several threads at once."""
+        used = self._call.used = set()
+        with self._lock:
+            self._calls[id(used)] = used
+        try:
+            return self._predict(features, k, threshold)
+        finally:
+            with self._lock:
+                del self._calls[id(used)]
+                if self.unload:
+                    needed = used.union(*self._calls.values())
+                    self.loaded = {n: s for n, s in self.loaded.items() if n in needed}
+
+    def _predict(
+        self, features: np.ndarray, k: int, threshold: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         state, *extras = self.run_part("front", {"features": features})
         stops = threshold is not None and self.meta.selector != "gates"
         layers, batch = self.meta.layers, len(state)
@@ -383,9 +412,6 @@ class Split(Model):
             state = self._layer(index, state, extras, mask[:, index])
         logits = self._answer(state, mask.sum(1))
         self.check_answer(logits, mask, batch)
-        if self.unload:
-            for name in self.loaded.keys() - self._used:
-                del self.loaded[name]
         return logits, mask
 
     def _choose(self, state: np.ndarray, k: int, threshold: float | None) -> np.ndarray:
@@ -455,10 +481,17 @@ class Split(Model):
         Raises:
             ModelError: its file is missing or damaged.
         """
-        self._used.add(name)
-        if name not in self.loaded:
-            self.loaded[name] = self._load(name)
-        return _run(self.loaded[name], self.path / f"{name}.onnx", None, feed)
+        with self._lock:
+            used: set[str] = getattr(self._call, "used", set())
+            used.add(name)
+            session, loading = self.loaded.get(name), self._loading[name]
+        if session is None:
+            with loading:  # one thread loads it, the others that need it wait
+                session = self.loaded.get(name) or self._load(name)
+                with self._lock:
+                    self.loaded[name] = session
+        # another thread may forget the part meanwhile
+        return _run(session, self.path / f"{name}.onnx", None, feed)
 
     def _fitting(
         self, name: str, made: np.ndarray, shape: tuple[int, ...], kind: type
@@ -560,7 +593,3 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if not isinstance(read.get("model"), dict):
         raise ModelError(f"{path} is damaged (model is missing): export it again")
     return read
-
-
-def _name(audio: Audio) -> str:
-    return "" if isinstance(audio, np.ndarray) else os.fspath(audio)

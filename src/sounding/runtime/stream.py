@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..data.audio import Seconds
+from ..data.audio import AudioError, Seconds
 from .answer import Answer
+from .inputs import Samples, one_channel
 from .model import Model
 
 PATIENCE = 2  # windows in a row that it takes to change the answer
@@ -58,7 +60,7 @@ class Stream:
         hop: Seconds = 0.5,
         patience: int = PATIENCE,
     ) -> None:
-        if not 0 < hop <= window or patience < 1:
+        if not 0 < hop <= window < math.inf or patience < 1:
             raise ValueError(
                 f"a window of {window} s, a hop of {hop} s, patience {patience}: the hop is above "
                 "0 and at most the window, and the patience at least 1"
@@ -69,15 +71,28 @@ class Stream:
         self._held, self._first = np.zeros(0, np.float32), 0  # samples, and where they begin
         self._other, self._times = "", 0
 
-    def feed(self, samples: np.ndarray) -> Iterator[Heard]:
-        """What the windows say that these samples complete. Shape: samples [samples]."""
-        self._held = np.concatenate([self._held, samples.astype(np.float32, copy=False)])
+    def feed(self, samples: Samples) -> Iterator[Heard]:
+        """Yield what the windows say that these samples complete.
+
+        Args:
+            samples: as `inputs.one_channel` takes them. Shape: [samples].
+
+        Raises:
+            AudioError: several channels, another type, NaN or infinity; the samples are left out.
+        """
+        new = one_channel(samples)
+        if new.ndim != 1:
+            raise AudioError(f"samples of shape {new.shape}, expected one channel: average them")
+        if not np.isfinite(new).all():
+            raise AudioError("samples that are NaN or infinite: check what they come from")
+        self._held = np.concatenate([self._held, new])
         while len(self._held) >= self.window:
-            answer = self.answer(self._held[: self.window])
-            start = self._first / self.rate
+            window, start = self._held[: self.window], self._first / self.rate
+            # before the answer: a window to which there is none does not come again
+            self._held, self._first = self._held[self.hop :], self._first + self.hop
+            answer = self.answer(window)
             changed = self._decide(answer.label)
             yield Heard(start, start + self.window / self.rate, answer, self.label, changed)
-            self._held, self._first = self._held[self.hop :], self._first + self.hop
 
     def _decide(self, label: str) -> bool:
         """Whether the label of the stream changes with this one."""

@@ -23,6 +23,7 @@ from ..core.selector import InputSelector
 from ..data.augment import SPAN_SECONDS, change_speed, mask_spans
 from ..data.features import FeatureSet, batches, clip_seconds, extract, read_clips
 from ..data.folder import AudioFolder, Clip
+from ..data.language import known_languages, language_code
 from ..data.noise import add_noise, noise_for
 from ..data.text import build_tokenizer, plain, tokens_of
 from ..files import (
@@ -99,6 +100,8 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     if folder.task == "text":
         tokenizer = _tokenizer(config, folder, out)
         run = new_run(config, tokens_of(tokenizer), info, tokenizer)
+        if config.recognition == "decoder":
+            _check_language(run)
     else:
         run = new_run(config, list(folder.labels), info)
     if config.teacher:
@@ -162,8 +165,20 @@ def _tokenizer(config: TrainConfig, folder: AudioFolder, out: Path) -> Any:
 def _decoder_tokenizer(config: TrainConfig) -> Any:
     tokenizer = pretrained(AutoTokenizer, resolve(config.backbone))
     if hasattr(tokenizer, "set_prefix_tokens"):  # Whisper; without effect if it knows one language
-        tokenizer.set_prefix_tokens(config.language, "transcribe", predict_timestamps=False)
+        language = language_code(config.language)
+        tokenizer.set_prefix_tokens(language, "transcribe", predict_timestamps=False)
     return tokenizer
+
+
+def _check_language(run: Run) -> None:
+    """Check that a decoder knows the language of the texts, as far as it says what it knows.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = known_languages(run.dynamic.generation_config)
+    if known:
+        language_code(run.config.language, known)
 
 
 def _for_fit(run: Run, clips: list[Clip], goals: Goals) -> tuple[FeatureSet, Goals]:

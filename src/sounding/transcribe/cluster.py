@@ -7,11 +7,13 @@ several machines the audio and the texts are on a shared file system.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from ..progress import progress
+from ..data.text import printable
+from ..progress import Interrupted, progress
 from .job import Job, transcribe_one
 from .recognizer import Recognizer
 from .sources import Source
@@ -25,6 +27,7 @@ def transcribe_on_cluster(
     workers: int,
     address: str | None = None,
     threads: int = 1,
+    failed: Callable[[str], None] = lambda failure: None,
 ) -> list[str]:
     """As `transcribe`, by several workers at once. What is finished is not done again.
 
@@ -33,13 +36,15 @@ def transcribe_on_cluster(
         settings: of `Job`.
         address: of a Ray cluster; None starts one on this machine.
         threads: of each worker.
+        failed: called with each failure as it comes.
 
     Returns:
         What went wrong, a line for each file that has no text now.
 
     Raises:
+        Interrupted: on SIGINT.
         ModuleNotFoundError: Ray is not installed.
-        ValueError: no worker.
+        ValueError: no worker; or a worker cannot go on with any file, as without room for texts.
     """
     if workers < 1:
         raise ValueError(f"{workers} workers: give at least 1")
@@ -50,41 +55,69 @@ def transcribe_on_cluster(
     ray.init(address=address, log_to_driver=False, logging_level="error", **local)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [
-            {"path": os.fspath(s.path.absolute()), "name": s.name,
-             "target": os.fspath(s.target.absolute())}
-            for s in sources
-        ]  # fmt: skip
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        results = ray.data.range(len(sources), override_num_blocks=len(sources)).map(
             _Worker,
-            fn_constructor_args=(recognizer, settings, threads),
+            fn_constructor_args=(recognizer, settings, threads, _absolute(sources)),
             concurrency=workers,
             num_cpus=threads,
         )
         failures = []
         with progress("transcribe files", len(sources)) as show:
             for done, row in enumerate(results.iter_rows(), start=1):
-                failures.append(row["failure"])
+                for text in row["warnings"]:
+                    warnings.warn(text, stacklevel=1)
+                if row["problem"]:
+                    raise ValueError(row["problem"])
+                if row["failure"]:
+                    failures.append(row["failure"])
+                    failed(row["failure"])
                 show(done, row["name"])
-        return [failure for failure in failures if failure]
+        return failures
+    except KeyboardInterrupt:  # the pieces that are done are in the journals
+        raise Interrupted("stopped; the same command goes on") from None
     finally:
         ray.shutdown()
 
 
+def _absolute(sources: Sequence[Source]) -> list[Source]:
+    """Sources that mean the same in a worker, which has a working directory of its own."""
+    return [replace(s, path=s.path.absolute(), folder=s.folder.absolute()) for s in sources]
+
+
 class _Worker:
-    """Transcribes a file a call."""
+    """Transcribes a file a call: rows are numbers, since Ray has no names that are no UTF-8."""
 
     def __init__(
-        self, recognizer: Callable[[], Recognizer], settings: dict[str, Any], threads: int
+        self,
+        recognizer: Callable[[], Recognizer],
+        settings: dict[str, Any],
+        threads: int,
+        sources: Sequence[Source],
     ) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self.job = Job(recognizer(), **settings)
+        self.sources = sources
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        source = Source(Path(row["path"]), row["name"], Path(row["target"]))
-        return {"name": row["name"], "failure": transcribe_one(source, self.job)}
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        source = self.sources[row["id"]]
+        failure = problem = ""
+        with warnings.catch_warnings(record=True) as caught:
+            try:
+                failure = transcribe_one(source, self.job)
+            except (ValueError, OSError) as error:  # of all files, and Ray would show a traceback
+                problem = str(error)
+        return {
+            "name": printable(source.name),
+            "failure": printable(failure),
+            "problem": printable(problem),
+            "warnings": [printable(str(one.message)) for one in caught if _is_ours(one.category)],
+        }
+
+
+def _is_ours(category: type[Warning]) -> bool:
+    return category.__module__.startswith("sounding.")
 
 
 def _ray() -> Any:

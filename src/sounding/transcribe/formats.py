@@ -7,9 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import ConfigDict, with_config
+
 from ..data.audio import Seconds
+from ..data.text import printable
+
+STRICT: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # of what is read
 
 
+@with_config(STRICT)
 @dataclass(frozen=True)
 class Piece:
     """What was said from `start` to `end`.
@@ -82,7 +88,7 @@ def to_vtt(transcript: Transcript) -> str:
 def to_json(transcript: Transcript) -> str:
     """Everything that is known, the seconds of work too."""
     values = {
-        "file": transcript.file,
+        "file": printable(transcript.file),
         "duration": transcript.duration,
         "text": " ".join(piece.text for piece in transcript.spoken),
         **transcript.settings,
@@ -98,6 +104,24 @@ FORMATS: dict[str, Callable[[Transcript], str]] = {
     "vtt": to_vtt,
     "json": to_json,
 }
+
+
+def format_names(text: str) -> list[str]:
+    """Return the formats that a text names: in any case, with or without a dot, each once.
+
+    Raises:
+        ValueError: an unknown format, or none.
+
+    >>> format_names("SRT, .txt,srt")
+    ['srt', 'txt']
+    """
+    names = [part.strip().lower().removeprefix(".") for part in text.split(",")]
+    names = list(dict.fromkeys(name for name in names if name))
+    if not names or set(names) - set(FORMATS):
+        raise ValueError(
+            f"formats {text!r}: use some of {', '.join(FORMATS)}, with commas between them"
+        )
+    return names
 
 
 def _clock(seconds: Seconds, point: str) -> str:

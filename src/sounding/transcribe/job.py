@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..core.budget import Budget, kept_layers, mean_layers
 from ..data.audio import AudioError, Seconds, audio_blocks, duration
 from ..files import remove_leftovers, sha256, write_text
-from ..progress import Advance, Interrupted, progress, stop_signals
+from ..progress import Advance, Interrupted, Stop, progress, stop_signals
 from .cut import LEAST_SECONDS, MAX_SECONDS, cut
 from .formats import FORMATS, Piece
 from .journal import Journal, OutputError
 from .recognizer import Recognizer
-from .sources import Source
+from .sources import LONGEST, Source
 from .vad import RATE, listen
 
 STDIN = "standard input"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for any other file either
 
 
 @dataclass(frozen=True)
@@ -67,67 +71,91 @@ class Job:
         return {**self.recognizer.settings, "budget": budget, "max_seconds": self.max_seconds}
 
 
-def transcribe(sources: Sequence[Source], job: Job) -> list[str]:
+def transcribe(
+    sources: Sequence[Source], job: Job, failed: Callable[[str], None] = lambda failure: None
+) -> list[str]:
     """Transcribe files one after the other; what is finished is not done again.
+
+    Args:
+        failed: called with each failure as it comes.
 
     Returns:
         What went wrong, a line for each file that has no text now.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after the piece in progress.
-        OSError: a text cannot be written.
+        OSError: there is no room for a text.
     """
     failures: list[str] = []
-    lengths = [_length(source) for source in sources]
-    with stop_signals() as stopped, progress("transcribe", round(sum(lengths))) as show:
-        watch = _Watch(show, stopped)
-        for source, length in zip(sources, lengths, strict=True):
-            watch.begin(source.name)
-            failures.append(transcribe_one(source, job, watch.seen))
-            watch.end(length)
-    return [failure for failure in failures if failure]
+    with stop_signals() as stop:
+        with stop.at_once("stopped before the first file; the same command goes on"):
+            lengths = [_length(source) for source in sources]
+        with progress("transcribe", round(sum(lengths))) as show:
+            watch = Watch(show, stop)
+            for source, length in zip(sources, lengths, strict=True):
+                watch.begin(source.name)
+                if failure := transcribe_one(source, job, watch):
+                    failures.append(failure)
+                    failed(failure)
+                watch.end(length)
+    return failures
 
 
-def transcribe_one(
-    source: Source, job: Job, after: Callable[[Journal, bool], None] = lambda journal, new: None
-) -> str:
+def transcribe_one(source: Source, job: Job, watch: Watch | None = None) -> str:
     """Transcribe a file, or what is left of it.
 
     Args:
-        after: called with what is done at the beginning, and again with what is new.
+        watch: is told what is done.
 
     Returns:
         What went wrong; empty where the file has its text.
 
     Raises:
-        OSError: a text cannot be written.
+        OSError: there is no room for a text.
     """
     try:
-        _transcribe(source, job, after)
+        _transcribe(source, job, watch or Watch())
     except (AudioError, OutputError) as error:
         return str(error)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        where = f"the texts of {source.path} cannot be written to {source.folder} ({reason})"
+        if error.errno not in NO_ROOM:
+            return f"{where}: check its rights, rename the file, or give another --out"
         raise OSError(
-            f"the texts of {source.path} cannot be written to {source.target.parent} "
-            f"({error.strerror}): make room there or give another --out; the same command goes on"
+            f"{where}: make room there or give another --out; the same command goes on"
         ) from None
     return ""
 
 
 def transcribe_stream(stream: BinaryIO, job: Job) -> str:
-    """The text of an audio file that is read from a stream, in the first of the formats.
+    """Return the text of an audio file that is read from a stream, in the first of the formats.
 
     Raises:
         AudioError: it cannot be used.
+        Interrupted: on SIGINT or SIGTERM, at once.
+        OSError: it cannot be read, or there is no room for it.
     """
-    with tempfile.TemporaryDirectory() as directory:
+    lost = f"stopped in {STDIN}, of which nothing is kept"
+    with stop_signals() as stop, stop.at_once(lost), tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "audio"
-        with path.open("wb") as file:
-            shutil.copyfileobj(stream, file)
         try:
-            journal = _transcribe(Source(path, STDIN, path), job)
+            with path.open("wb") as file:
+                shutil.copyfileobj(stream, file)
+        except OSError as error:
+            raise OSError(
+                f"{STDIN} cannot be copied to {tempfile.gettempdir()} ({error.strerror}): give the "
+                "name of a file, or set TMPDIR to a directory with more room"
+            ) from None
+        try:
+            with progress("transcribe", round(duration(path))) as show:
+                watch = Watch(show, stop)
+                watch.begin(STDIN)
+                journal = _transcribe(Source(path, STDIN, path.parent, path.name), job, watch)
         except AudioError as error:
             raise AudioError(str(error).replace(str(path), STDIN)) from None
+        except Interrupted:
+            raise Interrupted(lost) from None
         return FORMATS[job.formats[0]](journal.transcript(STDIN))
 
 
@@ -157,27 +185,69 @@ def _length(source: Source) -> Seconds:
         return 0.0
 
 
-def _transcribe(
-    source: Source, job: Job, after: Callable[[Journal, bool], None] = lambda journal, new: None
-) -> Journal:
+def _transcribe(source: Source, job: Job, watch: Watch) -> Journal:
+    if source.problem:
+        raise AudioError(source.problem)
     duration(source.path)  # it can be read
+    for name in job.formats:
+        _check_name(source, source.output(name))
     source.journal.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(source.journal.with_suffix(".lock")):  # another process may work on this file
-        journal = _open(source, job)
-        after(journal, False)
-        for pieces in _recognize(source, journal, job):
-            for piece in pieces:
-                journal.append(piece)
-            after(journal, True)
+    with _alone(source, watch):
+        audio = _sha256(source, watch)
+        journal = _known(source, audio, job)
+        if journal is None or not journal.finished:
+            journal = journal or _begin(source, audio, job, watch)
+            watch.seen(journal)
+            for pieces in _recognize(source, journal, job, watch):
+                for piece in pieces:
+                    journal.append(piece)
+                watch.seen(journal, len(pieces))
+            _check_unchanged(source, journal, watch)
         for name in job.formats:
             _write(source.output(name), FORMATS[name](journal.transcript(source.name)), job)
+        watch.seen(journal)
     return journal
 
 
-def _open(source: Source, job: Job) -> Journal:
-    """The journal of a file, begun where there is none or it is to be replaced."""
+def _check_name(source: Source, path: Path) -> None:
+    """Check what a text is to be called before there is any work for it.
+
+    Raises:
+        OutputError: a name that is too long, or that of the audio.
+    """
+    if (size := len(os.fsencode(path.name))) > LONGEST:
+        raise OutputError(
+            f"{source.path}: the name of its text, {path.suffix} at the end, would have {size} "
+            f"bytes, and {LONGEST} are allowed: rename the file"
+        )
+    if path.exists() and path.samefile(source.path):
+        raise OutputError(f"{path}: is the audio itself: rename it, or give another --out")
+
+
+@contextmanager
+def _alone(source: Source, watch: Watch) -> Iterator[None]:
+    """Keep other processes from this file, and wait for one that works on it."""
+    lock = FileLock(source.journal.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        with watch.stage("waiting for another process that transcribes it"):
+            lock.acquire()
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _known(source: Source, audio: str, job: Job) -> Journal | None:
+    """The journal of a file, None where there is none that is to be used.
+
+    Raises:
+        OutputError: one, or a text, that is in the way.
+    """
     journal = Journal.read(source.journal)
-    audio = _sha256(source.path)
     if journal is not None and (difference := _difference(journal, audio, job)):
         if (journal.pieces or journal.finished) and not job.overwrite:
             raise OutputError(
@@ -189,12 +259,16 @@ def _open(source: Source, job: Job) -> Journal:
         for name in job.formats:
             if source.output(name).exists():
                 raise _foreign(source.output(name))
-    if journal is not None:
-        return journal
+    return journal
+
+
+def _begin(source: Source, audio: str, job: Job, watch: Watch) -> Journal:
+    """A new journal: where someone speaks, and so where the audio is cut."""
     remove_leftovers(source.journal)
     start = perf_counter()
-    activity = listen(audio_blocks(source.path, rate=RATE))
-    cuts = cut(activity, job.max_seconds)
+    with watch.stage("looking for speech") as done:
+        activity = listen(_counted(audio_blocks(source.path, rate=RATE), done))
+        cuts = cut(activity, job.max_seconds)
     return Journal.begin(
         source.journal,
         audio=audio,
@@ -205,24 +279,53 @@ def _open(source: Source, job: Job) -> Journal:
     )
 
 
-def _sha256(path: Path) -> str:
+def _counted(blocks: Iterable[np.ndarray], done: Callable[[Seconds], None]) -> Iterator[np.ndarray]:
+    """The blocks, and a call with the seconds that they make up so far."""
+    samples = 0
+    for block in blocks:
+        yield block
+        samples += len(block)
+        done(samples / RATE)
+
+
+def _sha256(source: Source, watch: Watch) -> str:
     try:
-        return sha256(path)
+        with watch.stage("reading it"):
+            return sha256(source.path)
     except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror}): check its rights") from None
+        raise AudioError(
+            f"{source.path}: cannot be read ({error.strerror}): check that it is there, and its "
+            "rights"
+        ) from None
+
+
+def _check_unchanged(source: Source, journal: Journal, watch: Watch) -> None:
+    """Check that the pieces are of the file that is there now.
+
+    Raises:
+        AudioError: the file is not the one that was begun, and the journal is gone; or the file is
+            gone, and the journal stays.
+    """
+    if _sha256(source, watch) != journal.head.audio:
+        journal.path.unlink(missing_ok=True)
+        raise AudioError(
+            f"{source.path}: changed while it was transcribed, so that nothing was written: once "
+            "it is whole, the same command transcribes it anew"
+        )
 
 
 def _difference(journal: Journal, audio: str, job: Job) -> str:
     """What keeps a journal from being that of this job, for people; empty if nothing does."""
-    if journal.audio != audio:
+    head = journal.head
+    if head.audio != audio:
         return "when the file had another content"
     for name, value in job.settings.items():
-        if name != "model" and journal.settings.get(name) != value:  # its weights are compared
-            return f"with {name} {journal.settings.get(name)}, not {value}"
+        if name != "model" and head.settings.get(name) != value:  # its weights are compared
+            return f"with {name} {head.settings.get(name)}, not {value}"
     return ""
 
 
-def _recognize(source: Source, journal: Journal, job: Job) -> Iterator[list[Piece]]:
+def _recognize(source: Source, journal: Journal, job: Job, watch: Watch) -> Iterator[list[Piece]]:
     """The pieces that are not done yet, as many at once as the recognizer takes."""
     rate, size = job.recognizer.sampling_rate, job.recognizer.batch_size
     cuts = journal.cuts[len(journal.pieces) :]
@@ -231,7 +334,8 @@ def _recognize(source: Source, journal: Journal, job: Job) -> Iterator[list[Piec
     parts = slices(audio_blocks(source.path, rate=rate), cuts, rate)
     for first in range(0, len(cuts), size):
         batch = cuts[first : first + size]
-        audio = [next(parts) for _ in batch]
+        with watch.at_once("reading it"):  # from its start, where an earlier run has stopped
+            audio = [next(parts) for _ in batch]
         start = perf_counter()
         answers = job.recognizer(audio, job.budget)
         seconds = (perf_counter() - start) / len(batch)
@@ -244,7 +348,7 @@ def _recognize(source: Source, journal: Journal, job: Job) -> Iterator[list[Piec
 def _write(path: Path, text: str, job: Job) -> None:
     remove_leftovers(path)
     if path.exists():
-        if path.read_bytes() == text.encode():
+        if path.is_file() and path.read_bytes() == text.encode():
             return
         if not job.overwrite:
             raise _foreign(path)
@@ -258,40 +362,62 @@ def _foreign(path: Path) -> OutputError:
     )
 
 
-class _Watch:
+class Watch:
     """Progress in seconds of audio, the real-time factor of what is new, and the end by a signal.
 
     Args:
-        show: as `progress` gives it.
-        stopped: as `stop_signals` gives it.
+        show: as `progress` gives it; by default nothing is shown.
+        stop: as `stop_signals` gives it.
     """
 
-    def __init__(self, show: Advance, stopped: Callable[[], bool]) -> None:
-        self.show, self.stopped = show, stopped
+    def __init__(self, show: Advance = lambda done, note: None, stop: Stop | None = None) -> None:
+        self.show, self.stop = show, stop or Stop()
         self.started = perf_counter()
         self.name = ""  # of the file in progress
         self.before = 0.0  # seconds of audio of the files before it
-        self.position = 0.0  # seconds of it that are done
+        self.position: Seconds | None = None  # seconds of it that are done, once that is known
         self.new = 0.0  # seconds that were worked on
 
     def begin(self, name: str) -> None:
-        self.name, self.position = name, 0.0
-        if self.stopped():
+        """Go on to the next file."""
+        self.name, self.position = name, None
+        if self.stop():
             raise Interrupted(f"stopped before {name}; the same command goes on")
 
-    def seen(self, journal: Journal, new: bool) -> None:
-        position = journal.duration if journal.finished else journal.position
-        if new:
-            self.new += position - self.position
-        self.position = position
+    def end(self, length: Seconds) -> None:
+        """Count a file whose header says that length."""
+        self.before += length
+
+    def at_once(self, doing: str) -> AbstractContextManager[None]:
+        """Let a signal end at once what goes on between two pieces."""
+        return self.stop.at_once(f"stopped in {self.name} while {doing}; the same command goes on")
+
+    @contextmanager
+    def stage(self, doing: str) -> Iterator[Callable[[Seconds], None]]:
+        """Say what goes on before the first piece or behind the last; a signal ends it at once.
+
+        Yields a function called with the seconds of audio that are done.
+        """
+
+        def told(seconds: Seconds) -> None:
+            self._show(self.position or 0.0, f"{doing}, {seconds:.0f} s done")
+
+        with self.at_once(doing):
+            self._show(self.position or 0.0, doing)
+            yield told
+
+    def seen(self, journal: Journal, pieces: int = 0) -> None:
+        """Tell how far a file is, and how many pieces of it are new."""
+        if pieces:
+            self.new += journal.position - (self.position or 0.0)
+        self.position = journal.position
         factor = (perf_counter() - self.started) / self.new if self.new else 0.0
-        note = f"{self.name}, real-time factor {factor:.2f}" if self.new else self.name
-        self.show(round(self.before + position), note)
-        if self.stopped() and not journal.finished:
+        self._show(self.position, f"real-time factor {factor:.2f}" if self.new else "")
+        if self.stop() and not journal.finished:
             raise Interrupted(
                 f"stopped in {self.name} after {len(journal.pieces)} of {len(journal.cuts)} "
                 "pieces; the same command goes on"
             )
 
-    def end(self, length: Seconds) -> None:
-        self.before += length
+    def _show(self, seconds: Seconds, note: str) -> None:
+        self.show(round(self.before + seconds), f"{self.name}, {note}" if note else self.name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.audio import SUFFIXES
 
 JOURNALS = ".transcripts"  # the directory of the journals, beside the texts
+LONGEST = 255  # bytes of a name, on nearly all file systems
 
 
 @dataclass(frozen=True)
@@ -18,66 +20,95 @@ class Source:
 
     Attributes:
         name: for people: its path below the directory that was given.
-        target: path of its texts, without suffix.
+        folder, stem: of its texts, which are FOLDER/STEM.FORMAT. A stem may be "." or "..", so it
+            is never a path by itself.
+        problem: why it cannot be transcribed, where that is known before it is opened.
     """
 
     path: Path
     name: str
-    target: Path
+    folder: Path
+    stem: str
+    problem: str = ""
 
     def output(self, form: str) -> Path:
         """Where the text of that format goes."""
-        return self.target.with_name(f"{self.target.name}.{form}")
+        return self.folder / f"{self.stem}.{form}"
 
     @property
     def journal(self) -> Path:
-        """Where its journal is."""
-        return self.target.parent / JOURNALS / f"{self.path.name}.jsonl"
+        """Where its journal is; the end of a name that would be too long is a digest of it."""
+        name, suffix = self.path.name, ".jsonl"
+        if len(os.fsencode(name + suffix)) > LONGEST:
+            suffix = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix}"
+            while len(os.fsencode(name + suffix)) > LONGEST:
+                name = name[:-1]
+        return self.folder / JOURNALS / f"{name}{suffix}"
 
 
 def find_sources(inputs: Sequence[Path | str], out: Path | str | None = None) -> list[Source]:
-    """The files, and the audio files of the directories, in order.
+    """Find the files, and the audio files of the directories, in order.
+
+    An input that is not there, or has no audio, is a source with a problem, unless nothing else
+    was given.
 
     Args:
         out: directory of the texts, which mirrors a directory that is given; by default each text
             is beside its audio.
 
     Raises:
-        ValueError: an input that is not there, a directory without audio, or two files whose
-            texts would have the same name.
+        ValueError: nothing to transcribe, or two files whose texts would have the same name.
     """
+    if out == "" or "" in inputs:  # as of a variable that is not set; it is no name of "."
+        raise ValueError("the name of an input or of --out is empty: give one")
     sources = [source for given in inputs for source in _below(Path(given), out)]
-    claimed: dict[Path, Source] = {}
+    if sources and all(source.problem for source in sources):
+        raise ValueError("; ".join(source.problem for source in sources))
+    claimed: dict[tuple[Path, str], Source] = {}
     for source in sources:
-        other = claimed.setdefault(source.target.absolute(), source)
+        if source.problem:
+            continue
+        other = claimed.setdefault((source.folder.absolute(), source.stem), source)
         if other is not source:
             raise ValueError(
-                f"{other.path} and {source.path} would both be written to {source.target}: "
+                f"{other.path} and {source.path} would both be written to {source.output('*')}: "
                 "transcribe them one after the other, each with an --out of its own"
             )
     return sources
 
 
-def _below(given: Path, out: Path | str | None) -> Iterable[Source]:
-    if not given.exists():
-        raise ValueError(f"{given}: no such file or directory")
-    if not given.is_dir():
+def _below(given: Path, out: Path | str | None) -> Iterator[Source]:
+    if not os.path.exists(given):  # that of Path raises where a directory cannot be read
+        yield _problem(given, "no such file or directory")
+    elif not given.is_dir():
         yield _source(given, Path(given.name), given.parent if out is None else Path(out))
-        return
-    root = given if out is None else Path(out)
-    found = sorted(path for path in _walk(given) if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise ValueError(f"{given}: no audio in it, expected files such as {', '.join(SUFFIXES)}")
+    else:
+        yield from _inside(given, given if out is None else Path(out))
+
+
+def _inside(directory: Path, root: Path) -> Iterator[Source]:
+    """The audio files below a directory, and the directories below it that cannot be read."""
+    closed: list[OSError] = []
+    found = sorted(path for path in _walk(directory, closed) if path.suffix.lower() in SUFFIXES)
+    for error in closed:
+        yield _problem(Path(error.filename), f"cannot be read ({error.strerror}): check its rights")
+    if not found and not closed:
+        expected = ", ".join(sorted(SUFFIXES))
+        yield _problem(directory, f"no audio in it, expected files such as {expected}")
     for path in found:
-        yield _source(path, path.relative_to(given), root)
+        yield _source(path, path.relative_to(directory), root)
 
 
 def _source(path: Path, name: Path, root: Path) -> Source:
-    return Source(path, name.as_posix(), root / name.with_suffix(""))
+    return Source(path, name.as_posix(), root / name.parent, name.stem)
 
 
-def _walk(directory: Path) -> Iterable[Path]:
-    """All files below, but hidden ones."""
-    for parent, directories, files in os.walk(directory):
+def _problem(path: Path, text: str) -> Source:
+    return Source(path, str(path), path.parent, path.name, f"{path}: {text}")
+
+
+def _walk(directory: Path, closed: list[OSError]) -> Iterator[Path]:
+    """All files below, but hidden ones; directories that cannot be read are added to `closed`."""
+    for parent, directories, files in os.walk(directory, onerror=closed.append):
         directories[:] = [name for name in directories if not name.startswith(".")]
         yield from (Path(parent) / name for name in files if not name.startswith("."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import numpy as np
 from ..core.budget import Budget, kept_layers, mean_layers
 from ..data.audio import Seconds
 from ..data.features import LIMIT_SECONDS, extract
+from ..data.text import printable
 from ..evaluation.predict import say
 from ..training.runs import Run
+from ..training.tasks import Dictation
 from .recognizer import Recognition, weights_digest
+from .threads import one_thread
 
 
 class RunRecognizer:
@@ -36,7 +40,7 @@ class RunRecognizer:
         self.max_seconds: Seconds = LIMIT_SECONDS
         self.layers = run.dynamic.num_layers
         digest = weights_digest(run.dynamic)
-        self.settings = {"model": str(name), "weights": digest, "decoding": decoding}
+        self.settings = {"model": printable(str(name)), "weights": digest, "decoding": decoding}
 
     def __call__(self, pieces: Sequence[np.ndarray], budget: Budget = None) -> list[Recognition]:
         """The text of each piece, [samples] float32.
@@ -51,8 +55,15 @@ class RunRecognizer:
             (asked,) = kept_layers(budget, layers=self.layers, batch=1)
         return [self._recognize(piece, asked) for piece in pieces]
 
+    def _threads(self) -> AbstractContextManager[None]:
+        if not isinstance(self.run.task, Dictation):
+            return nullcontext()
+        dynamic = self.run.dynamic  # a decoder says a token at a time, which is no work to share
+        return one_thread(but=dynamic.backbone.owner(dynamic.base))
+
     def _recognize(self, piece: np.ndarray, asked: int | str) -> Recognition:
         batch = self.run.collate([extract(piece, self.run.extractor)])
-        said = say(self.run, batch, asked)
+        with self._threads():
+            said = say(self.run, batch, asked)
         executed = said.executed[0].nonzero().squeeze(1).tolist()
         return Recognition(said.texts[0], tuple(executed))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .threads import one_thread
+
 RATE = 16000
 FRAME = 512  # samples: 32 ms
 
@@ -51,7 +53,7 @@ def listen(blocks: Iterable[np.ndarray]) -> Activity:
     power: list[float] = []
     samples = 0
     rest = np.zeros(0, np.float32)
-    with torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         for block in blocks:
             samples += len(block)
             rest = np.concatenate([rest, block])

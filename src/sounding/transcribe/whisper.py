@@ -12,10 +12,13 @@ import torch
 
 from ..core.budget import Budget
 from ..core.model import CONFIG, DynamicModel, load, wrap
-from ..data.audio import Seconds
+from ..data.audio import AudioError, Seconds
 from ..data.features import extract
+from ..data.language import known_languages, language_code
+from ..data.text import printable
 from ..weights import pretrained, pretrained_model, resolve
 from .recognizer import Recognition, weights_digest
+from .threads import one_thread
 
 REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
 TAIL_SECONDS: Seconds = 2.0  # of silence behind a piece
@@ -34,7 +37,8 @@ class WhisperRecognizer:
     Args:
         dynamic: a wrapped `WhisperForConditionalGeneration`.
         extractor, tokenizer: of the same model.
-        language: of the speech, such as "en"; None lets a multilingual model guess, piece by piece.
+        language: of the speech, such as "en" or "English"; None lets a multilingual model guess,
+            piece by piece.
         pad: each piece with silence to the window of 30 s, as Whisper was trained.
         name: of the model, for people.
 
@@ -57,12 +61,21 @@ class WhisperRecognizer:
         _check_kind(dynamic, name)
         self.dynamic, self.extractor, self.tokenizer = dynamic.eval(), extractor, tokenizer
         self.language, self.pad = _language(dynamic, language), pad
+        self._spoken: dict[str, Any] = {}  # for `generate`
+        if getattr(dynamic.generation_config, "lang_to_id", None):
+            # without its task, a model that guesses the language babbles
+            self._spoken = {"language": self.language, "task": "transcribe"}
         self.sampling_rate = int(extractor.sampling_rate)
         self.layers = dynamic.num_layers
         window = dynamic.backbone.window(dynamic.base)
         self.max_seconds: Seconds = window * extractor.hop_length / extractor.sampling_rate
         digest = weights_digest(dynamic)
-        self.settings = {"model": name, "weights": digest, "language": language, "pad": pad}
+        self.settings = {
+            "model": printable(name),
+            "weights": digest,
+            "language": self.language,
+            "pad": pad,
+        }
 
     @classmethod
     def load(
@@ -113,6 +126,7 @@ class WhisperRecognizer:
         """The text of each piece, [samples] float32.
 
         Raises:
+            AudioError: a piece of which no finite features can be made.
             ValueError: a piece above the window, or a budget that is not allowed.
         """
         return [self._recognize(piece, budget) for piece in pieces]
@@ -140,20 +154,29 @@ class WhisperRecognizer:
             )
         tail = window if pad else len(piece) + round(TAIL_SECONDS * self.sampling_rate)
         piece = np.pad(piece, (0, min(tail, window) - len(piece)))
-        return torch.from_numpy(extract(piece, self.extractor).T[None].copy())
+        features = extract(piece, self.extractor)
+        if not np.isfinite(features).all():  # the decoder would say something all the same
+            raise AudioError(
+                "a piece of the audio has features that are NaN or infinite: look for samples far "
+                "beyond -1 and 1"
+            )
+        return torch.from_numpy(features.T[None].copy())
 
     def _generate(
         self, piece: np.ndarray, budget: Budget, pad: bool, **limits: Any
     ) -> tuple[str, tuple[int, ...]]:
-        out = self.dynamic.generate(
-            self._features(piece, pad).to(self.dynamic.device),
-            budget=budget,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-            **self.language,
-            **limits,
-        )
+        features = self._features(piece, pad).to(self.dynamic.device)
+        encoder = self.dynamic.backbone.owner(self.dynamic.base)
+        with one_thread(but=encoder):  # a token at a time is no work to share
+            out = self.dynamic.generate(
+                features,
+                budget=budget,
+                do_sample=False,
+                num_beams=1,
+                return_dict_in_generate=True,
+                **self._spoken,
+                **limits,
+            )
         text = self.tokenizer.decode(out["sequences"][0], skip_special_tokens=True)
         executed = out["executed_layers"][0].nonzero().squeeze(1).tolist()
         return text.strip(), tuple(executed)
@@ -173,17 +196,16 @@ def _check_kind(dynamic: DynamicModel, name: str) -> None:
         )
 
 
-def _language(dynamic: DynamicModel, language: str | None) -> dict[str, Any]:
-    """What `generate` takes."""
-    known = getattr(dynamic.generation_config, "lang_to_id", None)
-    if not known:
-        if language is not None:
-            raise ValueError("this model knows one language: leave --language out")
-        return {}
-    task = {"task": "transcribe"}  # without it, a model that guesses the language babbles
+def _language(dynamic: DynamicModel, language: str | None) -> str | None:
+    """The code of the language that is asked for; None to guess it, or where there is one only.
+
+    Raises:
+        ValueError: it is not one of the model's.
+    """
+    known = known_languages(dynamic.generation_config)
     if language is None:
-        return task
-    if f"<|{language}|>" not in known:
-        codes = ", ".join(sorted(name.strip("<|>") for name in known))
-        raise ValueError(f"language {language!r} is not one of this model's: {codes}")
-    return {"language": language, **task}
+        return None
+    if not known:
+        raise ValueError("this model knows one language: leave --language out")
+    code = language_code(language, known)
+    return code if len(known) > 1 else None
