@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import soundfile as sf
 import torch
 import transformers as t
 from tiny_runs import CASES, LAYERS, RATE, STOPS, clip, close, make_run
@@ -22,6 +23,7 @@ import sounding
 from sounding import runtime
 from sounding.core.budget import mean_layers, threshold_for
 from sounding.core.selector import GateSelector, StaticSelector
+from sounding.evaluation.classify import classify
 from sounding.export import ExportError, build, export
 from sounding.export.parts import DYNAMIC, OPSET, export_selector
 from sounding.export.products import SMALLEST, as_products
@@ -82,6 +84,21 @@ def test_mean_budgets_stop_where_pytorch_stops(exported):
                 close(logits, expected)
                 depths.add(int(executed.sum()))
     assert len(depths) > 1
+
+
+def test_how_sure_an_answer_is_does_not_hang_on_what_gives_it(exported, tmp_path):
+    """Of several classes each is a yes or no: 0.525 in torch was 0.953 in the runtime."""
+    run, *paths = exported
+    sf.write(tmp_path / "clip.wav", clip(0.5), RATE, subtype="FLOAT")
+    for budget in (1, 2, LAYERS):
+        (answer,) = classify(run, [tmp_path / "clip.wav"], budget)
+        for model in map(runtime.load, paths):
+            found = model.run(tmp_path / "clip.wav", budget)
+            assert found.label == answer.label
+            assert found.probability == pytest.approx(answer.probability, abs=1e-4)
+        if run.info.get("task") == "tags":
+            highest = torch.tensor(answer.logits.max()).sigmoid()
+            assert answer.probability == pytest.approx(float(highest), abs=1e-5)
 
 
 def test_a_mixed_batch_answers_as_each_clip_alone(exported):

@@ -18,6 +18,7 @@ RATE, LAYERS = 16000, 4
 LABELS = ["a", "b", "c", "d", "e"]
 TOKENS = ["<pad>", "<unk>", "▁", *"abcdefghi"]
 STOPS = [(1.0, 0.2), (2.0, 0.35), (3.0, 0.5), (4.0, 1.1)]  # confidences
+YESES = [(1.0, 0.2), (2.0, 0.75), (3.0, 0.9), (4.0, 1.1)]  # confidences of the likeliest tag
 GATES = [(1.0, 0.9), (2.0, 0.2), (4.0, -9.0)]  # logits of gates
 WHISPER = t.WhisperFeatureExtractor(feature_size=16, chunk_length=1)
 WAVE = t.Wav2Vec2FeatureExtractor(do_normalize=True)
@@ -54,6 +55,7 @@ CASES = {
     ),
     "wav2vec2": ("wav2vec2-post", WAVE, library, "norm", False, []),
     "ast": ("ast", BANK, lambda: InputSelector(32, LAYERS, hidden=8), "adapter", True, STOPS),
+    "tags": ("ast", BANK, lambda: InputSelector(32, LAYERS, hidden=8), "identity", True, YESES),
     "wavlm": ("wavlm-pre", WAVE, lambda: GateSelector(32, LAYERS), "identity", False, GATES),
 }  # fmt: skip
 
@@ -70,6 +72,9 @@ def make_run(case, method="input"):
     dynamic.mean_budgets = means
     info = {"labels": LABELS, "data": {"name": "made up", "digest": "abc"}}
     run = Run(TrainConfig(backbone="whisper-tiny.en", method=method), dynamic, extractor, info)
+    if case == "tags":
+        model.config.problem_type = "multi_label_classification"
+        run.info["task"] = "tags"
     if case == "ctc":
         run.info |= {"labels": TOKENS, "task": "text"}
         run.tokenizer = build_tokenizer(["abcdefghi"])

@@ -7,9 +7,9 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from torch import Tensor
 
 from ..core.budget import Budget, kept_layers, mean_layers
-from ..core.plan import confidence
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
@@ -52,10 +52,15 @@ def classify(
         yield Answer(
             file=str(file),
             label=said.texts[0],
-            probability=None if said.logits is None else float(confidence(said.logits)),
+            probability=_probability(run, said.logits),
             kept_layers=asked if isinstance(asked, int) else int(said.executed.sum()),
             executed_layers=said.executed[0].nonzero().squeeze(1).tolist(),
             layers=layers,
             milliseconds=milliseconds,
             logits=None if said.logits is None else said.logits[0].float().numpy(),
         )
+
+
+def _probability(run: Run, logits: Tensor | None) -> float | None:
+    """As `Answer.probability`. Shape: logits [1, ...]."""
+    return None if logits is None else float(run.task.confidence(logits, None))

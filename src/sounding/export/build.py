@@ -178,6 +178,7 @@ def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
         commit=provenance()["commit"],
         versions={name: version(name) for name in names},
         opset=OPSET,
+        confidence="sigmoid" if run.dynamic.several else "softmax",
     )
 
 
@@ -233,7 +234,10 @@ def write(parts: Parts, meta: Metadata, path: Path, *, split: bool) -> None:
         _save(static_graph(parts, meta.mask), path, meta)
     else:
         mean = bool(meta.mean_budgets)
-        _save(dynamic_graph(parts, mean=mean, kind=meta.selector), path, meta)
+        graph = dynamic_graph(
+            parts, mean=mean, kind=meta.selector, several=meta.confidence == "sigmoid"
+        )
+        _save(graph, path, meta)
 
 
 def _write_split(parts: Parts, meta: Metadata, directory: Path) -> None:

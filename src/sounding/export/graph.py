@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -118,12 +119,13 @@ def branch_output(output: str, branch: str) -> str:
     return f"{output}/{branch}/out"
 
 
-def dynamic_graph(parts: Parts, *, mean: bool, kind: str) -> onnx.ModelProto:
+def dynamic_graph(parts: Parts, *, mean: bool, kind: str, several: bool = False) -> onnx.ModelProto:
     """The graph that chooses its own layers.
 
     Args:
         mean: whether it has an input `threshold` for mean budgets; infinite means off.
         kind: of the selector.
+        several: whether an input may have several classes, each a yes or no by itself.
     """
     graph, layers = Graph(), len(parts.layers)
     stops = mean and kind != "gates"  # by the confidence of its answers, without the selector
@@ -131,7 +133,7 @@ def dynamic_graph(parts: Parts, *, mean: bool, kind: str) -> onnx.ModelProto:
     for index in range(layers):
         if index == parts.after:
             nodes.append(_mask(graph, parts, mean=mean, stops=stops))
-        nodes += _whether(graph, parts, index, stops=stops)
+        nodes += _whether(graph, parts, index, stops=stops, several=several)
         nodes.append(_layer(graph, parts, index))
     nodes += _executed(graph, layers)
     nodes += _heads(graph, parts, f"state_{layers}")
@@ -202,7 +204,9 @@ def _mask(graph: Graph, parts: Parts, *, mean: bool, stops: bool) -> NodeProto:
     return choose("chooses", "mask", then, other)
 
 
-def _whether(graph: Graph, parts: Parts, index: int, *, stops: bool) -> list[NodeProto]:
+def _whether(
+    graph: Graph, parts: Parts, index: int, *, stops: bool, several: bool
+) -> list[NodeProto]:
     """Whether layer `index` runs: by the mask, before the mask by k, and by earlier answers."""
     run = f"run_{index}"
     exact = f"{run}/exact" if stops else run
@@ -221,7 +225,7 @@ def _whether(graph: Graph, parts: Parts, index: int, *, stops: bool) -> list[Nod
         return nodes
     if index > 0:
         before = "mean" if index == 1 else f"going_{index - 1}"
-        nodes.append(_going(graph, parts, index, before))
+        nodes.append(_going(graph, parts, index, before, several))
     going = "mean" if index == 0 else f"going_{index}"
     return [*nodes, helper.make_node("Or", [exact, going], [run], name=run)]
 
@@ -252,7 +256,7 @@ def _pass(
     return graph.part(parts.skips[index], f"skip_{index}", {"state": state}, {"out": output}, scope)
 
 
-def _going(graph: Graph, parts: Parts, index: int, before: str) -> NodeProto:
+def _going(graph: Graph, parts: Parts, index: int, before: str, several: bool) -> NodeProto:
     """Whether an input goes on after `index` layers, under a mean budget."""
     output, scope = f"going_{index}", f"stop_{index}/"
     nodes: list[NodeProto] = []
@@ -265,8 +269,10 @@ def _going(graph: Graph, parts: Parts, index: int, before: str) -> NodeProto:
     nodes += graph.part(head, name, {"state": state}, {"logits": logits}, scope)
     probabilities, highest, sure = (f"{scope}{n}" for n in ("probabilities", "highest", "sure"))
     last = graph.constant("last_axis", [-1])
+    axis: dict[str, Any] = {} if several else {"axis": -1}
+    kind = "Sigmoid" if several else "Softmax"
     nodes += [
-        helper.make_node("Softmax", [logits], [probabilities], name=probabilities, axis=-1),
+        helper.make_node(kind, [logits], [probabilities], name=probabilities, **axis),
         helper.make_node("ReduceMax", [probabilities, last], [highest], name=highest, keepdims=0),
         # over the frames, where there is an answer a frame
         helper.make_node("ReduceMean", [highest], [sure], name=sure, keepdims=0),

@@ -58,20 +58,17 @@ class Answer:
         Shape: logits [labels], of a text [frames, labels]; executed [layers] bool.
         """
         ran = np.flatnonzero(executed).tolist()
-        exponents = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-        highest = 1 / exponents.sum(-1)
         if task == "text":
             label = spelled([labels[i] for i in collapse(logits.argmax(-1).tolist())])
         elif task == "tags":
             chosen = (logits > 0) | (logits == logits.max())
             label = ";".join(labels[i] for i in np.flatnonzero(chosen).tolist())
-            highest = 1 / (1 + np.exp(-logits.astype(np.float64).max()))
         else:
             label = labels[int(logits.argmax())]
         return cls(
             file=file,
             label=label,
-            probability=float(highest.mean()),
+            probability=float(confidence(logits[None], several=task == "tags")[0]),
             kept_layers=len(ran) if kept_layers is None else kept_layers,
             executed_layers=ran,
             layers=len(executed),
@@ -84,6 +81,22 @@ class Answer:
         values = asdict(self) | {"file": printable(self.file)}
         del values["logits"]
         return values
+
+
+def confidence(logits: np.ndarray, *, several: bool) -> np.ndarray:
+    """Return how sure answers are, as `core.plan.confidence`.
+
+    Args:
+        several: whether an input may have several classes, each a yes or no by itself.
+
+    Shape: [batch, labels] or [batch, frames, labels] -> [batch].
+    """
+    logits = logits.astype(np.float64)
+    highest = logits.max(-1, keepdims=True)
+    # over the exponents of all classes, or of the yes and the no of the likeliest one
+    exponents = np.exp(np.minimum(-highest, 700)) if several else np.exp(logits - highest)
+    sure = 1 / (exponents.sum(-1) + several)
+    return sure if sure.ndim == 1 else sure.mean(-1)
 
 
 def not_finite(name: str) -> AudioError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -55,6 +55,8 @@ class Metadata:
         backbone, licence: whose weights these are, and their licence where it is known.
         data: name and digest of the training data.
         commit, versions, opset: of what made it.
+        confidence: by what an input under a mean budget is sure of its likeliest class: "sigmoid"
+            where it may have several. Earlier exports stop by "softmax" there too.
     """
 
     format: int
@@ -76,6 +78,7 @@ class Metadata:
     commit: str | None
     versions: dict[str, str]
     opset: int
+    confidence: Literal["softmax", "sigmoid"] = "softmax"
 
     def __post_init__(self) -> None:
         if self.mask is not None and (len(self.mask) != self.layers or not any(self.mask)):

@@ -23,7 +23,7 @@ from ..data.features import load_audio
 from ..data.folder import Clip
 from ..files import recover, sha256
 from ..typed import check, read_json
-from .answer import Answer, not_finite
+from .answer import Answer, confidence, not_finite
 from .features import extractor
 from .inputs import Samples, file_name, one_channel
 from .metadata import CHECKSUM, KEY, Metadata, ModelError, check_seal
@@ -435,7 +435,8 @@ class Split(Model):
             for later in range(index, self.meta.layers):
                 left = self._skip(later, left)
             logits = self._answer(left, np.full(len(rows), index))
-            going[rows] = _confidence(logits) < np.float32(threshold)
+            sure = confidence(logits, several=self.meta.confidence == "sigmoid")
+            going[rows] = sure.astype(np.float32) < np.float32(threshold)
         return going
 
     def _layer(
@@ -518,13 +519,6 @@ class Split(Model):
         if len(session.get_outputs()) != outputs:
             raise ModelError(f"{path} has not the {outputs} outputs of its part: export it again")
         return session
-
-
-def _confidence(logits: np.ndarray) -> np.ndarray:
-    """As `core.plan.confidence`. Shape: [batch, labels] or [batch, frames, labels] -> [batch]."""
-    exponents = np.exp(logits - logits.max(-1, keepdims=True))
-    highest = 1 / exponents.sum(-1)
-    return highest if highest.ndim == 1 else highest.mean(-1)
 
 
 def _session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

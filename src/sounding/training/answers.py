@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.plan import certainty, confidence
 from ..core.selector import GateSelector, pool
 from ..data.features import FeatureSet, batches
 from ..progress import progress
@@ -64,8 +63,8 @@ def answers(
             losses[:, rows] = run.task.losses(out.logits, valid, some)
             errors[:, rows] = run.task.errors(out.logits, valid, some)
         for index, logits in enumerate(out.logits):
-            sure[index, rows] = confidence(logits, valid)
-            certain[index, rows] = certainty(logits, valid)
+            sure[index, rows] = run.task.confidence(logits, valid)
+            certain[index, rows] = run.task.certainty(logits, valid)
         found = pool(out.features.float(), out.frame_mask)
         read = torch.zeros(len(features), found.shape[-1]) if read is None else read
         read[rows] = found

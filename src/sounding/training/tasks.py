@@ -15,6 +15,7 @@ from torch.nn.functional import (
     kl_div,
 )
 
+from ..core.plan import certainty, confidence
 from ..data.folder import AudioFolder, Clip
 from ..data.text import collapse, plain, word_errors
 
@@ -79,6 +80,15 @@ class Task(Protocol):
     def answers(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
         """As text. Shape: logits [batch, ...]."""
 
+    def confidence(self, logits: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """How sure answers are, as `core.plan.confidence`; a mean budget stops by it.
+
+        Shape: logits [batch, ...] -> [batch].
+        """
+
+    def certainty(self, logits: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """The same as `core.plan.certainty`."""
+
     def errors(self, logits: Tensor, frame_mask: Tensor | None, goals: Goals) -> Tensor:
         """How many: 0 or 1, a share, words, or tokens of a decoder. Shape: as `losses`, float."""
 
@@ -86,7 +96,19 @@ class Task(Protocol):
         """How many errors are in answers: wrong classes or wrong words."""
 
 
-class _Short:
+class _Sure:
+    """How sure an answer is: of the likeliest class, or of all that it tells."""
+
+    several = False  # whether an input may have several classes, each a yes or no by itself
+
+    def confidence(self, logits: Tensor, frame_mask: Tensor | None) -> Tensor:
+        return confidence(logits, frame_mask, several=self.several)
+
+    def certainty(self, logits: Tensor, frame_mask: Tensor | None) -> Tensor:
+        return certainty(logits, frame_mask, several=self.several)
+
+
+class _Short(_Sure):
     """Answers for which a clip of one frame is long enough."""
 
     def frames(self, goal: Goal) -> int:
@@ -137,6 +159,7 @@ class Classes(_Short):
 class Tags(_Short):
     """Several classes a clip, each by itself: yes or no."""
 
+    several = True
     metric = "lrap"  # label-ranking average precision: that of the right classes, clip by clip
     by_frame = False
 
