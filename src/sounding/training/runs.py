@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from .. import __version__
+from ..core.backbones import find_backbone
 from ..core.heads import HEADS, EncoderForAudioClassification, EncoderForCTC
 from ..core.model import DynamicModel, load, selector_width, wrap
 from ..core.selector import GateSelector, InputSelector, StaticSelector, depth_prior
@@ -60,6 +61,7 @@ from .randomness import seeded
 from .tasks import Batch, Classes, Dictation, Recognition, Tags, Task
 
 CONFIG = "config.yaml"
+MASKED = "masked_spec_embed"  # stands for masked spans in pretraining; fine-tuned models lack it
 LOWEST_RATE, HIGHEST_RATE = 4000, 768_000  # in Hz; any model of speech is between
 
 
@@ -139,7 +141,7 @@ def new_run(
         if tokenizer is None:
             model = _classifier(str(path), labels, several=info.get("task") == "tags")
         elif config.recognition == "decoder":
-            model = pretrained_model(AutoModelForSpeechSeq2Seq, path, dtype=torch.float32)
+            model = _whole(AutoModelForSpeechSeq2Seq, path, dtype=torch.float32)
         else:
             model = _recognizer(str(path), len(labels))
         dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
@@ -180,11 +182,31 @@ def _classifier(path: str, labels: list[str], *, several: bool = False) -> Any:
         naming["problem_type"] = "multi_label_classification"
     loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "dtype": torch.float32, **naming}
     if _saved_by(path, EncoderForAudioClassification):
-        return pretrained_model(EncoderForAudioClassification, path, **loading)
+        return _whole(EncoderForAudioClassification, path, **loading)
     if type(pretrained(AutoConfig, path)) in AutoModelForAudioClassification._model_mapping:
-        return pretrained_model(AutoModelForAudioClassification, path, **loading)
-    model = pretrained_model(AutoModel, path, dtype=torch.float32)
+        return _whole(AutoModelForAudioClassification, path, **loading)
+    model = _whole(AutoModel, path, dtype=torch.float32)
     return EncoderForAudioClassification.of(model, **naming)
+
+
+def _whole(kind: Any, path: Path | str, **loading: Any) -> Any:
+    """A pretrained model whose head may be new, but not its encoder.
+
+    Raises:
+        ValueError: weights of the encoder are not there or do not fit: they would be random ones.
+    """
+    model, info = pretrained_model(kind, path, output_loading_info=True, **loading)
+    _, base = find_backbone(model)
+    name = next(name for name, module in model.named_modules() if module is base)
+    encoder = {f"{name}.{part}".lstrip(".") for part, _ in base.named_parameters()}
+    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lost = sorted(key for key in missing & encoder if not key.endswith(MASKED))
+    if lost:
+        raise ValueError(
+            f"{path} lacks {len(lost)} of {len(encoder)} weights of its encoder, such as "
+            f"{lost[0]}, or has them in other shapes: copy it again, or take another"
+        )
+    return model
 
 
 def _saved_by(path: str, head: type) -> bool:
@@ -222,7 +244,7 @@ def _recognizer(path: str, tokens: int) -> Any:
     A CTC head of as many tokens goes on as it is.
     """
     if _saved_by(path, EncoderForCTC):
-        return pretrained_model(
+        return _whole(
             EncoderForCTC,
             path,
             ignore_mismatched_sizes=True,
@@ -233,7 +255,7 @@ def _recognizer(path: str, tokens: int) -> Any:
     if getattr(config, "add_adapter", False):
         raise ValueError(f"{path} has an adapter behind its layers: recognition needs one without")
     if type(config) in AutoModelForCTC._model_mapping:
-        return pretrained_model(
+        return _whole(
             AutoModelForCTC,
             path,
             ignore_mismatched_sizes=True,
@@ -243,7 +265,7 @@ def _recognizer(path: str, tokens: int) -> Any:
         )
     if config.model_type == "audio-spectrogram-transformer":
         raise ValueError(f"{path} has no frames in time to recognize a text from: take another")
-    model = pretrained_model(AutoModel, path, dtype=torch.float32)
+    model = _whole(AutoModel, path, dtype=torch.float32)
     return EncoderForCTC.of(model, vocab_size=tokens)
 
 
