@@ -416,7 +416,7 @@ def test_what_the_governor_saw_is_written_at_any_end(models, tmp_path, number, c
 
 
 def test_threads_wait_quietly_unless_the_user_says_otherwise():
-    code = "import os, sys; from sounding.cli import main; main(['recipes', 'esc50-ast'])\n"
+    code = "import os, sys; from sounding.cli import main; main(['run', 'none.onnx', 'a.wav'])\n"
     code += "print('WAIT', os.environ['OMP_WAIT_POLICY'])"
     for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
         environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
@@ -432,13 +432,13 @@ def test_threads_wait_quietly_unless_the_user_says_otherwise():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
-def test_output_that_cannot_be_written_is_an_error():
-    code = "import sys; from sounding.cli import main; sys.exit(main(['recipes']))"
+def test_output_that_cannot_be_written_is_an_error(models, clips):
+    code = "import sys; from sounding.cli import main; sys.exit(main())"
+    command = ["run", str(models["exported"]), str(clips / "a.wav")]
     with open("/dev/full", "w") as full:
         process = subprocess.run(
-            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, *command], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert process.returncode == 2
-    assert "sounding: " in process.stderr
-    assert "No space left" in process.stderr
+    assert "sounding: [Errno 28] No space left on device" in process.stderr
     assert "Traceback" not in process.stderr

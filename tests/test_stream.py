@@ -14,7 +14,7 @@ from tiny_runs import RATE, clip
 from sounding import runtime
 from sounding.cli import main
 from sounding.runtime import Answer, Stream
-from sounding.runtime.stream import microphone
+from sounding.runtime.stream import LostAudioWarning, microphone
 
 
 def by_sign(samples):
@@ -95,6 +95,17 @@ def test_the_microphone_gives_samples_of_one_channel(exports, monkeypatch):
     fake = types.SimpleNamespace(InputStream=InputStream, PortAudioError=Broken)
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     assert next(microphone(model)).shape == (RATE // 10,)
+
+    monkeypatch.setattr(InputStream, "read", lambda self, size: (np.ones((size, 1), "f4"), True))
+    with pytest.warns(LostAudioWarning, match="audio of the microphone is lost"):
+        next(microphone(model))
+
+    def unplugged(self, size):
+        raise Broken("unplugged")
+
+    monkeypatch.setattr(InputStream, "read", unplugged)
+    with pytest.raises(OSError, match="the microphone is gone"):
+        next(microphone(model))
 
     def none(**settings):
         raise Broken("no device")

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -269,6 +268,23 @@ def test_a_second_interrupt_does_not_wait(tmp_path, talk):
 
     with pytest.raises(KeyboardInterrupt):
         run([write(tmp_path / "a.wav", talk)], Stuck())
+
+
+def test_many_files_are_counted_with_progress_and_an_interrupt_ends_it(tmp_path, monkeypatch):
+    seen, notes = [], []
+
+    def length(source):
+        seen.append(source.name)
+        if len(seen) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    monkeypatch.setattr(module, "_length", length)
+    monkeypatch.setattr("sounding.progress._lines", lambda *_: lambda _, note: notes.append(note))
+    sources = [Source(tmp_path / f"{i}.wav", f"{i}.wav", tmp_path, str(i)) for i in range(200)]
+    with pytest.raises(Interrupted, match="stopped before the first file"):
+        transcribe(sources, Job(Fake()))
+    assert notes == seen[:6]
 
 
 # --- names ----------------------------------------------------------------------------------
@@ -593,24 +609,16 @@ def test_formats_that_are_none(given, capsys):
     assert "use some of txt, srt, vtt, json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["<&-", "< /dev/tty"])
-def test_standard_input_that_is_none_is_said(how):
-    code = "import sys; from sounding.cli import main; sys.exit(main(['transcribe', '-']))"
-    command = f"exec '{sys.executable}' -c \"{code}\" {how}"
-    if "tty" in how:
-        script = pytest.importorskip("pty", reason="no terminals here")
-        outer, inner = script.openpty()
-        process = subprocess.run(
-            [sys.executable, "-c", code], stdin=inner, capture_output=True, text=True, timeout=60
-        )
-        os.close(outer)
-        os.close(inner)
-    else:
-        process = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
-    assert process.returncode == 2
-    (line,) = process.stderr.splitlines()
-    assert "- is standard input, " in line
-    assert ("nothing is piped" if "tty" in how else "is closed") in line
+def test_standard_input_that_is_none_is_said(monkeypatch, capsys):
+    pty = pytest.importorskip("pty", reason="no terminals here")
+    outer, inner = pty.openpty()
+    with os.fdopen(outer, "rb"), os.fdopen(inner) as terminal:
+        for stdin, problem in ((None, "is closed"), (terminal, "nothing is piped into it")):
+            monkeypatch.setattr(sys, "stdin", stdin)  # None is how Python has it after <&-
+            assert cli.main(["transcribe", "-"]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("sounding: - is standard input, ")
+            assert problem in line
 
 
 def test_json_of_any_transcript_is_json():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from .inputs import Samples, one_channel
 from .model import Model
 
 PATIENCE = 2  # windows in a row that it takes to change the answer
+
+
+class LostAudioWarning(UserWarning):
+    """A part of a stream has no answer, since it came faster than it was taken."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,10 @@ def microphone(model: Model, block: Seconds = 0.1) -> Iterator[np.ndarray]:
 
     Raises:
         ModuleNotFoundError: sounddevice is not installed.
-        OSError: there is no microphone that can be used.
+        OSError: there is no microphone that can be used, or no longer.
+
+    Warns:
+        LostAudioWarning: more was said than was taken, so that a part of it is missing.
     """
     try:
         import sounddevice
@@ -127,5 +135,15 @@ def microphone(model: Model, block: Seconds = 0.1) -> Iterator[np.ndarray]:
         raise OSError(f"no microphone can be used ({error}): connect one") from None
     with recorder:
         while True:
-            samples, _ = recorder.read(size)
+            try:
+                samples, lost = recorder.read(size)
+            except sounddevice.PortAudioError as error:
+                raise OSError(f"the microphone is gone ({error}): connect it again") from None
+            if lost:
+                warnings.warn(
+                    "audio of the microphone is lost, since the answers take longer than it: give "
+                    "a smaller budget, or longer windows",
+                    LostAudioWarning,
+                    stacklevel=2,
+                )
             yield samples[:, 0]

@@ -28,6 +28,7 @@ from .sources import LONGEST, Source
 from .vad import RATE, listen
 
 STDIN = "standard input"
+MANY = 100  # files
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for any other file either
 
 
@@ -89,7 +90,7 @@ def transcribe(
     failures: list[str] = []
     with stop_signals() as stop:
         with stop.at_once("stopped before the first file; the same command goes on"):
-            lengths = [_length(source) for source in sources]
+            lengths = _lengths(sources)
         with progress("transcribe", round(sum(lengths))) as show:
             watch = Watch(show, stop)
             for source, length in zip(sources, lengths, strict=True):
@@ -175,6 +176,18 @@ def slices(
             passed = min(start - first, len(held))
             held, first = np.concatenate([held[passed:], block]), first + passed
         yield held[start - first : end - first]
+
+
+def _lengths(sources: Sequence[Source]) -> list[Seconds]:
+    """Of all files; an mp3 without a header is counted through, so that many take a while."""
+    if len(sources) < MANY:
+        return [_length(source) for source in sources]
+    found = []
+    with progress("read lengths", len(sources)) as show:
+        for done, source in enumerate(sources, start=1):
+            found.append(_length(source))
+            show(done, source.name)
+    return found
 
 
 def _length(source: Source) -> Seconds:
