@@ -12,6 +12,7 @@ from sounding.data.audio import (
     MIN_SECONDS,
     AudioError,
     SilentAudioWarning,
+    as_float,
     check_length,
     duration,
     read_audio,
@@ -207,3 +208,51 @@ def test_quiet_audio_is_not_called_silent(write):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_audio(write(tone(0.5) * 1e-4, subtype="FLOAT"))
+
+
+# --- samples in memory ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "i1", "i4", "u1"])
+def test_integer_pcm_is_scaled_by_its_type(kind):
+    wave = tone(0.1)
+    info = np.iinfo(kind)
+    middle, most = (128, 128) if kind == "u1" else (0, -info.min)
+    pcm = np.round(wave.astype("f8") * (most - 1) + middle).astype(kind)
+    np.testing.assert_allclose(as_float(pcm), wave, atol=2 / most + 1e-7)
+    assert as_float(pcm).dtype == np.float32
+    ends = as_float(np.array([info.min, info.max], kind))
+    assert ends[0] == -1
+    assert 0.99 < ends[1] <= 1
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f4"])
+def test_floats_keep_their_values_whatever_they_are(kind):
+    values = [-1.5, 0.25, 0.0, 2.0]
+    made = as_float(np.array(values, kind))
+    assert made.dtype == np.float32
+    assert made.dtype.isnative
+    assert made.tolist() == values == as_float(values).tolist()
+
+
+def test_float32_is_not_copied():
+    wave = tone(0.1)
+    assert as_float(wave) is wave
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.zeros(8, bool),
+        np.zeros(8, complex),
+        np.zeros(8, np.int64),
+        np.zeros(8, np.uint16),
+        np.array(["0.1"] * 8),
+        np.array([None] * 8),
+        [[0.1], [0.1, 0.2]],
+    ],
+    ids=lambda samples: str(getattr(samples, "dtype", "ragged")),
+)
+def test_samples_of_a_type_that_is_no_audio_are_refused(samples):
+    with pytest.raises(AudioError, match="the audio: "):
+        as_float(samples)

@@ -515,6 +515,15 @@ def test_audio_that_no_model_can_use(name, audio, match):
         extract(audio, EXTRACTORS[name]())
 
 
+def test_features_of_integer_pcm_are_those_of_the_same_audio_as_floats():
+    pcm = np.round(noise(16000) * 32767).astype(np.int16)
+    for make in EXTRACTORS.values():
+        as_floats = extract(pcm.astype(np.float32) / 32768, make())
+        np.testing.assert_array_equal(extract(pcm, make()), as_floats)
+    with pytest.raises(AudioError, match="samples of type bool"):
+        extract(pcm > 0, EXTRACTORS["whisper"]())
+
+
 @pytest.fixture
 def clips(tmp_path):
     made = []

@@ -113,6 +113,42 @@ def segment_name(path: Path | str, start: Seconds | None, end: Seconds | None) -
     return f"{path}[{start or 0:.2f}-{'end' if end is None else format(end, '.2f')}]"
 
 
+def as_float(samples: Any) -> np.ndarray:
+    """Convert samples of any PCM or floating-point type to float32, integers to about -1 to 1.
+
+    The scale follows from the type alone, never from the values: int8, int16 and int32 are
+    divided by 128, 32768 and 2^31, uint8 is centred on 128 as in WAV files. Floating-point
+    samples keep their values.
+
+    Args:
+        samples: an array, or what NumPy makes one of.
+
+    Shape: samples of any shape -> the same, float32; not copied where it is that already.
+
+    Raises:
+        AudioError: another type, such as bool, complex or int64, which no recorder gives.
+
+    >>> as_float(np.array([-32768, 0, 16384], np.int16)).tolist()
+    [-1.0, 0.0, 0.5]
+    """
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:  # rows of other lengths
+        raise AudioError(f"the audio: {error}: give an array of samples [samples]") from None
+    kind = (array.dtype.kind, array.dtype.itemsize)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinite in float32: `check_samples` names it
+            return array.astype(np.float32, copy=False)
+    if kind == ("u", 1):
+        return (array.astype(np.float32) - 128) / 128
+    if kind in (("i", 1), ("i", 2), ("i", 4)):
+        return array.astype(np.float32) / np.float32(2 ** (8 * kind[1] - 1))
+    raise AudioError(
+        f"the audio: samples of type {array.dtype}, expected floats of about -1 to 1 or PCM "
+        "(int16, int32, int8, uint8): convert them to one of these"
+    )
+
+
 def check_samples(samples: np.ndarray, rate: int, path: Path | str) -> None:
     """Check that `samples` can go through a model.
 

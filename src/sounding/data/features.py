@@ -11,6 +11,7 @@ import numpy as np
 
 from .audio import (
     Seconds,
+    as_float,
     check_length,
     check_samples,
     duration,
@@ -47,7 +48,7 @@ def extract(audio: np.ndarray, extractor: Any) -> np.ndarray:
     AST alone has one fixed length: its extractor pads, or cuts after 10.24 s.
 
     Args:
-        audio: at the extractor's sampling rate.
+        audio: at the extractor's sampling rate; integer PCM is scaled, as by `as_float`.
         extractor: a feature extractor of `transformers`.
 
     Shape: audio [samples] -> [frames, bins] float32; [samples] where the model takes a waveform.
@@ -56,6 +57,7 @@ def extract(audio: np.ndarray, extractor: Any) -> np.ndarray:
         AudioError: audio that is too short, not one channel, or not finite.
     """
     rate = extractor.sampling_rate
+    audio = as_float(audio)
     check_samples(audio, rate, "the audio")
     name, layout = extractor_layout(extractor)
     made = extractor(audio, sampling_rate=rate, padding=False, truncation=False)
