@@ -16,6 +16,7 @@ import soundfile as sf
 import torch
 import transformers
 
+from sounding.data import decode
 from sounding.data.audio import AudioError
 from sounding.data.features import (
     batches,
@@ -383,12 +384,69 @@ def test_segments_of_one_file_are_clips_of_their_own(tmp_path):
 
 
 def test_an_hour_is_no_limit_for_its_segments(tmp_path):
-    sf.write(tmp_path / "hour.flac", np.zeros(3600 * 800), 800)
+    sf.write(tmp_path / "hour.flac", np.zeros(3600 * 4000), 4000)
     clip = Clip(tmp_path / "hour.flac", "x", "test", start=3000, end=3030)
     with pytest.warns(UserWarning, match=r"hour.flac\[3000.00-3030.00\]: the audio is silent"):
-        assert len(load_audio(clip, 800, None)) == 30 * 800
+        assert len(load_audio(clip, 4000, None)) == 30 * 4000
     with pytest.raises(AudioError, match=r"\[3000.00-end\]: 600.0 s"):
-        load_audio(replace(clip, end=None), 800, None)
+        load_audio(replace(clip, end=None), 4000, None)
+
+
+class Decoded:
+    """Counts the seconds that are decoded."""
+
+    def __init__(self, monkeypatch):
+        self.seconds, real = 0, decode._Sound._read
+
+        def read(sound, count):
+            block = real(sound, count)
+            self.seconds += len(block) / sound.rate
+            return block
+
+        monkeypatch.setattr(decode._Sound, "_read", read)
+
+
+def test_an_hour_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    sf.write(tmp_path / "hour.flac", np.full(3600 * 4000, 0.1), 4000)
+    clip, decoded = Clip(tmp_path / "hour.flac", "x", "test"), Decoded(monkeypatch)
+    for max_seconds, limit in ((None, None), (4000, 30.0), (31, 30.0), (None, 10.24)):
+        with pytest.raises(AudioError, match=r"hour.flac: 3600\.0 s, expected at most 30|10"):
+            load_audio(clip, 4000, max_seconds, limit)
+    with pytest.raises(AudioError, match=r"hour.flac: 3600\.0 s, expected at most 30 s"):
+        load_features([clip], EXTRACTORS["whisper"](), max_seconds=4000)
+    assert decoded.seconds == 0
+    assert len(load_audio(clip, 4000, 2.0, 30.0)) == 8000
+    assert decoded.seconds <= 3
+
+
+def test_no_more_than_the_limit_is_decoded_where_the_header_is_wrong(tmp_path, monkeypatch):
+    sf.write(tmp_path / "hour.flac", np.full(3600 * 4000, 0.1), 4000)
+    clip, decoded = Clip(tmp_path / "hour.flac", "x", "test"), Decoded(monkeypatch)
+    monkeypatch.setattr("sounding.data.features.duration", lambda path: 12.0)
+    with pytest.raises(AudioError, match="expected at most 30 s"):
+        load_audio(clip, 4000, None)
+    assert 30 < decoded.seconds < 33
+
+
+def test_a_limit_above_30_seconds_is_what_max_seconds_says(tmp_path):
+    sf.write(tmp_path / "a.flac", np.full(50 * 4000, 0.1), 4000)
+    clip = Clip(tmp_path / "a.flac", "x", "test")
+    assert len(load_audio(clip, 4000, 60)) == 50 * 4000
+    assert len(load_audio(clip, 4000, 36)) == 36 * 4000
+    with pytest.raises(AudioError, match=r"50\.0 s, expected at most 30 s"):
+        load_audio(clip, 4000, None)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(float("nan"), 1), (0, float("nan")), (-0.5, 1), (1, 0.5), (0, float("inf"))],
+)
+def test_a_segment_that_cannot_be_one_is_refused_by_its_length_and_its_audio(tmp_path, start, end):
+    sf.write(tmp_path / "a.flac", noise(32000), 16000)
+    clip = Clip(tmp_path / "a.flac", "x", "test", start=start, end=end)
+    for read in (clip_seconds, lambda clip: load_audio(clip, 16000, None)):
+        with pytest.raises(AudioError, match=r"a\.flac: a segment from .*: correct the segment"):
+            read(clip)
 
 
 def test_folder_of_names_what_is_missing_or_there_twice(tmp_path):
