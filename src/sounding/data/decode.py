@@ -371,7 +371,7 @@ def _links(path: Path | str, file: BinaryIO, pages: Pages) -> tuple[list[_Part],
         raise undecodable(path, "it ends within a page, so that audio is missing")
     note = "the last page of the stream is missing, and maybe audio with it"
     notes = [] if pages.ended else [note]
-    if len(pages.links) == 1:
+    if len(pages.links) < 2:
         return [_Part(_system_name(path))], notes
     ends = [*pages.links[1:], _size(file)]
     pairs = zip(pages.links, ends, strict=True)
@@ -401,7 +401,7 @@ def _with_size(file: BinaryIO, samples: Samples, size: int) -> _Part:
     assert samples.field is not None
     place, form = samples.field
     most = (1 << 8 * struct.calcsize(form)) - 1
-    length = min(size - samples.start + samples.counted, most)
+    length = min(max(0, size - samples.start) + samples.counted, most)
     return _Part(_Excerpt(file, [(0, size)], patch=(place, struct.pack(form, length))))
 
 

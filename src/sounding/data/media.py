@@ -24,7 +24,6 @@ import numpy as np
 
 from .errors import FORMATS, AudioError, missing_reason, undecodable
 from .mpeg import behind_tags
-from .samples import as_float
 
 CONTAINERS = (  # suffixes; not .ts, which mostly is TypeScript
     "3g2 3gp aac ac3 amr ape asf avi awb eac3 flv m2ts m4a m4b m4r m4v mka mkv mov mp4 mpc mpeg "
@@ -99,6 +98,7 @@ class _Av:
     def __init__(self, path: Path | str, notes: Sequence[str]) -> None:
         self.path, self.notes = path, list(notes)
         self.rate = self.channels = 0  # as the first frame has them: HE-AAC announces half
+        self._packed: Any = None  # makes floats of any form; arrays of planes can crash PyAV
         self.container, self.stream = self._open()
         self._pieces = self._in_time()
         try:
@@ -123,6 +123,9 @@ class _Av:
             container.close()
             raise no_audio(self.path)
         audio = streams.audio[0]
+        if audio.codec_context is None:
+            container.close()
+            raise undecodable(self.path, "its audio has a codec that FFmpeg does not know")
         audio.codec_context.options = {"err_detect": "crccheck"}
         return container, audio
 
@@ -158,7 +161,7 @@ class _Av:
         container, stream = self._open()
         with container, self._named():
             times = [(p.pts, p.duration or 0) for p in container.demux(stream) if p.size]
-        if any(pts is None or not length for pts, length in times):
+        if not times or any(pts is None or not length for pts, length in times):
             return sum(len(block) for block in self.blocks(0, None, self.rate)) / self.rate
         begin = min(times)[0] if self.container.start_time is None else 0
         return float((sum(max(times)) - begin) * stream.time_base) - self._begin()
@@ -222,16 +225,21 @@ class _Av:
             raise undecodable(self.path, _reason(error)) from None
 
     def _samples(self, frame: Any) -> np.ndarray:
-        values, channels = as_float(frame.to_ndarray()), len(frame.layout.channels)
-        if not self.rate:
-            self.rate, self.channels = frame.sample_rate, channels
-        if (frame.sample_rate, channels) != (self.rate, self.channels):
+        import av
+
+        if self._packed is None:
+            self.rate, self.channels = frame.sample_rate, len(frame.layout.channels)
+            self._packed = av.AudioResampler("flt", frame.layout, frame.sample_rate)
+        try:
+            made = [one.to_ndarray() for one in self._packed.resample(frame)]
+        except (av.FFmpegError, ValueError):
             raise undecodable(
                 self.path,
-                f"it changes from {self.rate} to {frame.sample_rate} Hz, or from {self.channels} "
-                f"to {channels} channels",
-            )
-        return values.T if frame.format.is_planar else values.reshape(-1, channels)
+                f"it changes from {self.rate} Hz and {self.channels} channels to "
+                f"{frame.sample_rate} Hz and {len(frame.layout.channels)}",
+            ) from None
+        empty = np.zeros((1, 0), np.float32)
+        return np.concatenate([empty, *made], axis=1).reshape(-1, self.channels)
 
 
 class _Ffmpeg:

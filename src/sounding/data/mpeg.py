@@ -136,13 +136,13 @@ def find_frames(file: File) -> list[Stream]:
         return []
     at, header = first
     streams = [Stream(header.kind, header.samples)]
-    free = _free_length(file, at, header)
+    free = 0 if header.length else _free_length(file, at, header)
     while at + 4 <= size:
         stream = streams[-1]
         file.seek(at)
         head = file.read(40)
         found = parse_header(head[:4])
-        if found is None or found.kind != stream.kind:
+        if found is None or found.kind != stream.kind or not (found.length or free):
             behind = behind_tags(file, at, size)
             following = _next_frame(file, behind, size, size)
             if following is None:
@@ -153,7 +153,7 @@ def find_frames(file: File) -> list[Stream]:
                 stream.lost += at - behind
             if found.kind != stream.kind:
                 streams.append(Stream(found.kind, found.samples))
-                free = _free_length(file, at, found)
+            free = free if found.length else _free_length(file, at, found)
             continue
         length = found.length or free + found.padding
         if at + length > size:
@@ -219,8 +219,6 @@ def _followed(file: File, at: int, header: Header, size: int, times: int) -> boo
 
 def _free_length(file: File, at: int, header: Header) -> int:
     """Bytes of a frame of a free format without its padding, by where the next two begin; or 0."""
-    if header.length:
-        return 0
     file.seek(at)
     window = file.read(2 * LONGEST + 8)
     for place in range(24, min(LONGEST, len(window) - 4)):
