@@ -16,6 +16,7 @@ import yaml
 from ..data.corpora import open_corpus
 from ..data.folder import AudioFolder
 from ..data.hub import is_hub_id
+from ..data.rows import has_metadata
 from ..training.config import TrainConfig
 
 DIRECTORY = Path(__file__).parent
@@ -79,7 +80,7 @@ class Recipe:
         if is_hub_id(str(data)) and not path.exists():
             options = {name: value for name, value in self.hub.items() if name != "id"}
             return open_corpus(data, "hub", **options)
-        if layout == "folder" or (path / "metadata.csv").is_file():
+        if layout == "folder" or has_metadata(path):
             return open_corpus(data)
         options = {name: value for name, value in self.corpus.items() if name != "layout"}
         return open_corpus(data, layout, **options)
