@@ -787,7 +787,11 @@ def test_a_limit_above_30_seconds_is_what_max_seconds_says(tmp_path):
 def test_a_segment_that_cannot_be_one_is_refused_by_its_length_and_its_audio(tmp_path, start, end):
     sf.write(tmp_path / "a.flac", noise(32000), 16000)
     clip = Clip(tmp_path / "a.flac", "x", "test", start=start, end=end)
-    for read in (clip_seconds, lambda clip: load_audio(clip, 16000, None)):
+    for read in (
+        clip_seconds,
+        lambda clip: load_audio(clip, 16000, None),
+        lambda clip: folder_of(tmp_path, "text", [clip]),
+    ):
         with pytest.raises(AudioError, match=r"a\.flac: a segment from .*: correct the segment"):
             read(clip)
 

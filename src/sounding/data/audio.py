@@ -133,7 +133,7 @@ def audio_blocks(path: Path | str, *, rate: int = 16000) -> Iterator[np.ndarray]
             first, peak = first + len(samples), max(peak, float(np.abs(samples).max()))
             yield samples if own_rate == rate else stream.resample_chunk(samples, last=last)
     if peak < SILENT_PEAK:
-        warnings.warn(f"{path}: the audio is silent", SilentAudioWarning, stacklevel=2)
+        warnings.warn(f"{path}: the audio is silent", SilentAudioWarning, stacklevel=1)
 
 
 def duration(path: Path | str) -> Seconds:
@@ -239,7 +239,7 @@ def _mono(
     size = MIX_SECONDS * decoder.rate
     if stop is not None and decoder.channels > 1:
         stop += -stop % size
-    cancelled = False
+    cancelled = False  # warned of from one place, so that a file that is read twice is told once
     for block in decoder.blocks(begin, stop, size):
         samples, cancels = mix(block)
         if cancels and not cancelled:
@@ -248,11 +248,11 @@ def _mono(
                 f"{path}: the channels cancel one another, so that the loudest is used alone: look "
                 "whether one is upside down",
                 CancellingChannelsWarning,
-                stacklevel=4,
+                stacklevel=1,
             )
         yield samples
     for note in decoder.notes:
-        warnings.warn(f"{path}: {note}", IncompleteAudioWarning, stacklevel=4)
+        warnings.warn(f"{path}: {note}", IncompleteAudioWarning, stacklevel=1)
 
 
 def _joined(path: Path | str, decoder: Decoder) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..files import sha256
-from .audio import Seconds, segment_name
+from .audio import Seconds, check_segment, segment_name
 from .errors import DataError
 from .names import Places, escapes, folded, name_in, normal, some
 from .rows import (
@@ -177,6 +177,7 @@ def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
 
     Raises:
         DataError: files that are missing or elsewhere, or clips that cannot be trained on.
+        AudioError: a segment that cannot be one.
 
     Warns:
         UserWarning: labels that differ in case or white space only.
@@ -204,7 +205,8 @@ def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
 
 
 def _normal(clip: Clip) -> Clip:
-    """The clip with its texts in one form."""
+    """The clip with its texts in one form, checked as far as that goes without its audio."""
+    check_segment(clip.path, clip.start, clip.end)
     target, speaker = normal(clip.target), normal(clip.speaker)
     if (target, speaker) == (clip.target, clip.speaker):
         return clip
