@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -291,6 +292,23 @@ def test_an_mp3_with_its_header_is_as_long_as_what_was_encoded(tmp_path):
         assert duration(path) == pytest.approx(count / rate, abs=0.0011)
         if rate == 16000:
             np.testing.assert_allclose(read_audio(path)[800:-800], tone(1.0)[800:-800], atol=0.05)
+
+
+def test_an_mp3_whose_header_counts_itself_keeps_its_start(tmp_path):
+    path = mp3(tmp_path / "a.mp3", tone(2.0))
+    whole, content = read_audio(path), path.read_bytes()
+    place = max(content.find(b"Xing"), content.find(b"Info")) + 8
+    count = int.from_bytes(content[place : place + 4], "big")
+    path.write_bytes(content[:place] + (count + 1).to_bytes(4, "big") + content[place + 4 :])
+    np.testing.assert_array_equal(read_audio(path)[: len(whole)], whole)
+
+
+def test_much_junk_behind_an_mp3_is_passed_over_fast(tmp_path):
+    path = mp3(tmp_path / "a.mp3", tone(1.0), header=False)
+    path.write_bytes(path.read_bytes() + b"\xff" * (32 << 20))
+    start = time.perf_counter()
+    lasts(path, 1.0, extra=0.25)
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize(

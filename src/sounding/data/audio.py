@@ -132,6 +132,8 @@ def audio_blocks(path: Path | str, *, rate: int = 16000) -> Iterator[np.ndarray]
                 check_values(samples, own_rate, path, first)
             first, peak = first + len(samples), max(peak, float(np.abs(samples).max()))
             yield samples if own_rate == rate else stream.resample_chunk(samples, last=last)
+    if first == 0:
+        check_samples(np.zeros(0, np.float32), own_rate, path)
     if peak < SILENT_PEAK:
         warnings.warn(f"{path}: the audio is silent", SilentAudioWarning, stacklevel=1)
 

@@ -387,7 +387,8 @@ def _mpeg(path: Path | str, file: BinaryIO | _Excerpt, streams: Sequence[Stream]
             if stream.lost:
                 reason += f", from {stream.lost_at * stream.samples / stream.rate:.2f} s on"
             raise undecodable(path, reason)
-        if stream.info is not None and stream.announced == stream.frames:
+        # a header that counts itself too, or a last frame that was cut, is no reason to doubt it
+        if stream.info is not None and (stream.announced or 0) - stream.frames in (0, 1):
             parts.append(_Part(_Excerpt(file, [stream.info, *stream.runs])))
             continue
         # libsndfile divides the size by that of the first frame: claim enough for all of them

@@ -9,6 +9,7 @@ the headers of all frames are read (ISO 11172-3, 2.4.1; 0.3 s for an hour).
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
@@ -22,6 +23,7 @@ KBITS = {  # (MPEG-1, layer) -> by index; 0 is the free format, whose frames do 
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 RATES = (44100, 48000, 32000)  # halved in MPEG-2, and again in MPEG-2.5
+SYNC = re.compile(rb"(?=\xff[\xe2-\xff][\x00-\xef])")  # how any frame begins
 WINDOW = 1 << 16  # bytes in which the next frame is looked for at a time
 LONGEST = 4096  # bytes of a frame of a free format
 
@@ -192,12 +194,11 @@ def _next_frame(file: File, at: int, end: int, size: int) -> tuple[int, Header] 
     while at < end:
         file.seek(at)
         window = file.read(WINDOW + 3)
-        place = window.find(b"\xff")
-        while 0 <= place < WINDOW and at + place < end:
+        for match in SYNC.finditer(window, 0, min(WINDOW, end - at) + 2):
+            place = match.start()
             found = parse_header(window[place : place + 4])
             if found is not None and _followed(file, at + place, found, size, 2):
                 return at + place, found
-            place = window.find(b"\xff", place + 1)
         at += WINDOW
     return None
 
