@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -218,6 +219,138 @@ def test_a_damaged_list_is_named(copies, tmp_path, layout, file, text, match):
     with pytest.raises(DataError, match=match) as error:
         open_corpus(copy)
     assert Path(file).name in str(error.value)
+
+
+LISTS = {
+    "librispeech": ("dev-clean/19/121123/19-121123.trans.txt", "{} HELLO\n"),
+    "tedlium3": ("legacy/dev/stm/SpeakerDev0_2010.stm", "{} 1 x 0.1 0.9 <a> b\n"),
+    "speech-commands": ("testing_list.txt", "{}\n"),
+    "esc50": ("meta/esc50.csv", "filename,fold,category\n{},1,x\n"),
+    "fluent": (
+        "data/valid_data.csv",
+        "path,speakerId,transcription,action,object,location\n{},s3,Do it,a,b,c\n",
+    ),
+    "folder": ("metadata.csv", "file_name,label\n{},x\n"),
+}
+
+
+@pytest.mark.parametrize("layout", LISTS)
+@pytest.mark.parametrize("kind", ["above", "absolute", "windows"])
+def test_a_name_that_leads_out_of_a_corpus_is_refused(copies, tmp_path, layout, kind):
+    copy = shutil.copytree(copies[layout], tmp_path / "inside" / layout)
+    suffix = {"librispeech": "", "tedlium3": ""}.get(layout, ".wav")
+    for place in (tmp_path / "secret", tmp_path / "inside" / "secret"):
+        corpora.audio(place.with_suffix(".wav"))
+        for other in (".flac", ".sph"):
+            shutil.copy(place.with_suffix(".wav"), place.with_suffix(other))
+    name = {
+        "above": "../" * (len((copy / LISTS[layout][0]).parts) - len(tmp_path.parts)) + "secret",
+        "absolute": str(tmp_path / "secret"),
+        "windows": "..\\..\\secret",
+    }[kind]
+    if layout == "speech-commands" and kind != "windows":
+        name = "../secret"
+    file, line = LISTS[layout]
+    (copy / file).write_text(line.format(f"{name}{suffix}"))
+    with pytest.raises(DataError, match=r"would be outside of|is not WORD/FILE") as error:
+        open_corpus(copy, layout)
+    assert str(copy / file) in str(error.value)
+    assert "metadata.csv" in file or "line " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [
+        ("esc50", "audio/1-100030-A-0.wav"),
+        ("fluent", "wavs/speakers/s1/train-0-4474.wav"),
+        ("librispeech", "dev-clean/19/121123/19-121123-0000.flac"),
+        ("speech-commands", "no/a1_nohash_0.wav"),
+        ("ravdess", "Actor_01/03-01-01-01-01-01-01.wav"),
+        ("folder", "audio/train0.wav"),
+    ],
+)
+def test_a_link_that_leads_out_of_a_corpus_is_refused(copies, tmp_path, layout, file):
+    copy = shutil.copytree(copies[layout], tmp_path / layout)
+    (copy / file).rename(tmp_path / "secret")
+    (copy / file).symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match=r"would be outside of .* or by a symbolic"):
+        open_corpus(copy)
+
+
+@pytest.mark.parametrize(("layout", "disk"), [("esc50", "A"), ("fluent", "B")])
+def test_names_of_a_corpus_are_found_in_other_forms(copies, tmp_path, layout, disk):
+    copy = shutil.copytree(copies[layout], tmp_path / layout)
+    file = LISTS[layout][0]
+    plain = open_corpus(copy).digest
+    text = (copy / file).read_text(encoding="utf-8")
+    if layout == "fluent":  # as it was written on Windows
+        (copy / file).write_text(text.replace("/s3/", "\\s3\\").replace("wavs/", "wavs\\"))
+        assert open_corpus(copy).digest == plain
+        return
+    old = "1-100030-A-0.wav"
+    (copy / "audio" / old).rename(copy / "audio" / "e\u0301.wav")
+    (copy / file).write_text(text.replace(old, "\u00e9.wav"), encoding="utf-8")
+    folder = open_corpus(copy)
+    assert "audio/\u00e9.wav" in map(folder.name, folder.clips)
+    (copy / file).write_text(text.replace(old, "E\u0301.WAV"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"there is 'audio/\u00e9.wav', which differs in upper"):
+        open_corpus(copy)
+
+
+BAD_LISTS = [
+    ("esc50", "filename,fold,category\na.wav,1e999,x\n", "line 2: the fold is '1e999', expected"),
+    ("esc50", "filename,fold,category\na.wav,one,x\n", "line 2: the fold is 'one'"),
+    ("esc50", "filename,fold,category\na.wav,1,x,y\n", "line 2 is cut, or has more values"),
+    ("esc50", "filename,fold,category\n,1,x\n", "line 2: no name would be outside"),
+    ("esc50", "filename,fold,category\na.wav,1," + "x" * 200000, "line 2: field larger than"),
+    ("esc50", "filename,fold,category\na\0.wav,1,x\n", "line 2: a NUL byte"),
+    ("esc50", b"filename,fold,category\n\xff.wav,1,x\n", "line 2: not UTF-8"),
+    ("esc50", 'filename,fold,category\n"a.wav,1,x\n', "line 3?2?: unexpected end|line 2"),
+    ("fluent", "path,speakerId\na.wav,b\n", "no column transcription, action"),
+    ("tedlium3", "x 1 y nan 1 <a> b\n", "line 1: .* its start is 'nan', expected a number"),
+    ("tedlium3", "x 1 y 0 inf <a> b\n", "line 1: .* its end is 'inf'"),
+    ("tedlium3", ";; x\nx 1 y -1 1 <a> b\n", "line 2: .* its start is '-1'"),
+    ("tedlium3", "x 1 y 0 1e300 <a> b\n", "line 1: .* its end is '1e300'"),
+    ("tedlium3", "x 1 y 2 1 <a> b\n", "line 1: .* it ends at 1 s, before its start"),
+    ("tedlium3", "\n\nx 1 y\n", "line 3: not a segment of STM"),
+    ("librispeech", "19-121123-0000 A\n\n19-121123-0001\n", "line 3: no text for 19-121123-0001"),
+    ("speech-commands", "d4_nohash_0.wav\n", "line 1: 'd4_nohash_0.wav' is not WORD/FILE"),
+    ("speech-commands", b"no/\xff.wav\n", "line 1: not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("layout", "content", "match"), BAD_LISTS)
+def test_a_list_with_anything_in_it_is_one_error_that_names_the_line(
+    copies, tmp_path, layout, content, match
+):
+    copy = shutil.copytree(copies[layout], tmp_path / layout)
+    path = copy / LISTS[layout][0]
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=match) as error:
+        open_corpus(copy, layout)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("layout", LISTS)
+def test_a_list_that_is_a_pipe_or_a_directory_is_an_error(copies, tmp_path, layout):
+    copy = shutil.copytree(copies[layout], tmp_path / layout)
+    path = copy / LISTS[layout][0]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="not a regular file"):
+        open_corpus(copy, layout)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="not a regular file"):
+        open_corpus(copy, layout)
+
+
+def test_labels_of_audioset_have_no_semicolon(copies, tmp_path):
+    copy = shutil.copytree(copies["audioset"], tmp_path / "audioset")
+    path = copy / "class_labels_indices.csv"
+    path.write_text(path.read_text().replace("Gush", "Gush; flow"))
+    with pytest.raises(DataError, match=r"class_labels_indices\.csv: line 4: 'Gush; flow' cannot"):
+        open_corpus(copy)
 
 
 def test_no_layout_says_what_was_looked_for(tmp_path):
@@ -468,3 +601,26 @@ def test_rows_of_the_table_are_as_csv_reads_them(hub, monkeypatch):
     assert folder.clips[1].target == 'a "b",\nc 1'
     with (folder.root / "metadata.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100000, '{"source": NaN}', "\0"])
+def test_a_damaged_mark_of_a_copy_is_an_error_that_names_it(hub, tmp_path, content):
+    hub(label=labels(hub.datasets)).save_to_disk(tmp_path / "set")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "set")]
+    assert subprocess.run(command, capture_output=True).returncode == -9
+    (mark,) = (tmp_path / "cache" / "corpora").glob(".*.partial/source.json")
+    mark.write_text(content)
+    with pytest.raises(
+        DataError, match=r"source\.json: .*, or remove .*\.partial to begin"
+    ) as error:
+        open_corpus(tmp_path / "set")
+    assert str(mark) in str(error.value)
+    shutil.rmtree(mark.parent)
+    assert len(open_corpus(tmp_path / "set").clips) == 8
+
+
+def test_labels_and_texts_of_the_hub_are_taken_in_one_form(hub, monkeypatch):
+    forms = ["caf\u00e9", "cafe\u0301", "tea", " tea "]
+    kinds = (hub.datasets.Value("string"), lambda count: [forms[i % 4] for i in range(count)])
+    served(hub, monkeypatch, hub(label=kinds), [])
+    assert open_corpus("some/speech").labels == ("caf\u00e9", "tea")

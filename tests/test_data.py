@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import mmap
 import os
 import random
@@ -16,7 +17,9 @@ import soundfile as sf
 import torch
 import transformers
 
+from sounding.data import decode
 from sounding.data.audio import AudioError
+from sounding.data.corpora import open_corpus
 from sounding.data.features import (
     batches,
     clip_seconds,
@@ -33,6 +36,7 @@ from sounding.data.folder import (
     load_folder,
     subset,
 )
+from sounding.data.text import character_errors, plain, tidy, whisper_plain, word_errors
 
 EXTRACTORS = {
     "whisper": lambda: transformers.WhisperFeatureExtractor(),
@@ -305,6 +309,346 @@ def test_not_utf8(tmp_path):
     refused(tmp_path, "not UTF-8")
 
 
+# --- names and texts in other forms -----------------------------------------------------------
+
+COMPOSED, APART = "caf\u00e9", "cafe\u0301"
+
+
+def renamed(root: Path, old: str, new: str) -> Path:
+    """The table with another text in place of one."""
+    path = root / "metadata.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(("disk", "table"), [(APART, COMPOSED), (COMPOSED, APART)])
+def test_a_file_is_found_in_either_unicode_form_and_the_digest_is_the_same(make, disk, table):
+    rows = [{**row, "file_name": f"{disk}/{disk}-{row['file_name']}"} for row in all_splits()]
+    found = load_folder(renamed(make(rows), disk, table))
+    assert [clip.path.exists() for clip in found.clips] == [True] * 12
+    assert found.name(found.clips[0]) == f"{COMPOSED}/{COMPOSED}-test0.wav"
+    other = [{**row, "file_name": row["file_name"].replace(disk, table)} for row in rows]
+    same = load_folder(make(other, name="other"))
+    assert (found.digest, found.labels) == (same.digest, same.labels)
+    assert [c.split for c in found.clips] == [c.split for c in same.clips]
+    assert subset(found, "train", 3, 0) != []
+
+
+def test_windows_slashes_are_slashes_unless_a_name_has_them(make):
+    rows = [{**row, "file_name": f"audio/{row['file_name']}"} for row in all_splits()]
+    plain = load_folder(make(rows))
+    found = load_folder(renamed(make(rows, name="windows"), "audio/", "audio\\"))
+    assert found.digest == plain.digest
+    assert found.name(found.clips[0]) == "audio/test0.wav"
+    rows = [{**row, "file_name": row["file_name"].replace("0", "\\0")} for row in all_splits()]
+    named = load_folder(make(rows, name="backslash"))
+    assert "test\\0.wav" in map(named.name, named.clips)
+
+
+def test_one_file_in_two_forms_is_twice_the_same(make):
+    rows = [{**row, "file_name": f"{COMPOSED}/{row['file_name']}"} for row in rows_of(4)]
+    for again in (f"{APART}/train0.wav", f"{COMPOSED}\\train0.wav", f"./{COMPOSED}//train0.wav"):
+        root = make(rows, name=f"folder{len(again)}{again[-12]!r}")
+        with (root / "metadata.csv").open("a", encoding="utf-8") as table:
+            table.write(f"{again},no,train\n")
+        refused(root, f"more than one row for {COMPOSED}/train0.wav")
+
+
+def test_another_case_is_an_error_that_names_the_file(make):
+    root = renamed(make(rows_of(4)), "train2.wav", "Train2.WAV")
+    if not (root / "Train2.WAV").exists():
+        refused(
+            root, "1 are missing: Train2.WAV: there is 'train2.wav', which differs in upper and"
+        )
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".wav", "b/" * 2000 + "c.wav"])
+def test_a_name_that_no_file_can_have_is_missing(make, name):
+    root = renamed(make(rows_of(4)), "train2.wav", name)
+    with pytest.raises(DataError, match="of 4 audio files 1 are missing") as error:
+        load_folder(root)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("layout", ["table", "clips"])
+def test_texts_labels_and_speakers_are_taken_in_one_form(make, layout):
+    forms = [COMPOSED, APART, f" {COMPOSED} ", f"\ufeff{APART}\u200b"]
+    rows = rows_of(8)
+    for index, row in enumerate(rows):
+        row["label"] = forms[index % 4] if index < 6 else "tea"
+        row["speaker"] = forms[index % 4]
+    root = make(rows)
+    folder = load_folder(root)
+    if layout == "clips":
+        made = [Clip(root / r["file_name"], r["label"], " Train ", r["speaker"]) for r in rows]
+        folder = folder_of(root, "classification", made)
+    assert folder.labels == (COMPOSED, "tea")
+    assert {clip.speaker for clip in folder.clips} == {COMPOSED}
+    assert {clip.split for clip in folder.clips} == {"train"}
+
+
+def test_tags_are_taken_in_one_form(make):
+    rows = [{"file_name": f"{i}.wav", "labels": f"{APART};x{i}; {COMPOSED}"} for i in range(3)]
+    folder = load_folder(make([{**row, "split": "train"} for row in rows]))
+    assert folder.labels == (COMPOSED, "x0", "x1", "x2")
+
+
+@pytest.mark.parametrize(
+    "alike", [("Dog", "dog"), ("hot dog", "hot  dog"), ("hot dog", "hotdog"), ("dog", "d\u200bog")]
+)
+def test_labels_that_look_alike_are_told_of(make, alike):
+    with pytest.warns(UserWarning, match="differ in case or white space only") as told:
+        folder = load_folder(make(rows_of(4, labels=alike)))
+    assert len(folder.labels) == 2
+    assert all(repr(label) in str(told[0].message) for label in alike)
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_of_their_own_are_not_told_of(make):
+    load_folder(make(rows_of(6, labels=("dog", "dogs", "hot dog"))))
+
+
+@pytest.mark.parametrize(
+    "header", ["File Name,LABEL,Split", "file-name,Label ,SPLIT", "\ufeff filename ,label,split"]
+)
+def test_columns_are_known_in_any_case(make, header):
+    root = make(all_splits())
+    expected = load_folder(root)
+    assert load_folder(renamed(root, "file_name,label,split", header)).digest == expected.digest
+
+
+def test_a_column_of_the_very_name_comes_first(make):
+    rows = [{**row, "Text": "hello", "Split": "test"} for row in all_splits()]
+    folder = load_folder(make(rows))
+    assert folder.task == "classification"
+    assert folder.clips[0].extra == {"Text": "hello", "Split": "test"}
+    assert len(folder.split("train")) == 6
+    rows = [{"file_name": f"{i}.wav", "text": "hi", "Label": "a", "split": "test"} for i in "ab"]
+    assert load_folder(make(rows, name="text")).task == "text"
+    rows = [{"file_name": "a.wav", "Label": "a", "LABEL": "b"}]
+    refused(make(rows, name="twice"), "the column 'label' is there twice")
+
+
+# --- the forms of AudioFolder -----------------------------------------------------------------
+
+
+def write_audio(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sf.write(path, noise(1600, seed), 16000)
+
+
+def split_dirs(root: Path, names=("train", "validation", "test"), table="metadata.csv") -> Path:
+    for split in names:
+        lines = []
+        for index in range(6):
+            write_audio(root / split / f"{index}.wav", index)
+            row = {"file_name": f"{index}.wav", "label": ("no", "yes")[index % 2]}
+            lines.append(json.dumps(row) if table.endswith("l") else ",".join(row.values()))
+        head = [] if table.endswith("l") else ["file_name,label"]
+        (root / split / table).write_text("\n".join([*head, *lines]) + "\n")
+    return root
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("table", ["metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize("alias", ["validation", "valid", "val", "dev", "eval", "Val"])
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_a_table_in_the_directory_of_each_split(tmp_path, table, alias, inside):
+    split_dirs(tmp_path / inside, ("train", alias, "test"), table)
+    folder = open_corpus(tmp_path)
+    assert {s: len(folder.split(s)) for s in ("train", "validation", "test")} == {
+        "train": 6, "validation": 6, "test": 6
+    }  # fmt: skip
+    assert folder.name(folder.split("test")[0]) == "test/0.wav"
+    assert folder.labels == ("no", "yes")
+    assert folder == load_folder(tmp_path / inside)
+
+
+def test_splits_of_directories_without_validation_get_one(tmp_path):
+    folder = load_folder(split_dirs(tmp_path, ("train", "test")))
+    assert {clip.path.parent.name for clip in folder.split("validation")} == {"train"}
+    assert len(folder.split("test")) == 6
+
+
+def test_a_column_that_contradicts_its_directory_is_an_error(tmp_path):
+    split_dirs(tmp_path, ("train", "test"))
+    path = tmp_path / "test" / "metadata.csv"
+    for split, fine in (("test", True), ("", True), ("train", False), ("tset", False)):
+        path.write_text(f"file_name,label,split\n0.wav,no,test\n1.wav,yes,{split}\n")
+        if fine:
+            with pytest.warns(UserWarning, match="4 audio files"):
+                assert len(load_folder(tmp_path).split("test")) == 2
+        else:
+            refused(tmp_path, r"test/metadata\.csv: line 3: .*split")
+
+
+def test_tables_of_splits_have_the_same_columns(tmp_path):
+    split_dirs(tmp_path, ("train", "test"))
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,text\n0.wav,hello\n")
+    refused(tmp_path, "a column 'text', but .*train/metadata.csv has 'label'|differ|need the same")
+
+
+def test_json_lines_are_read_by_type(tmp_path):
+    rows = [
+        {"file_name": "0.wav", "label": 3, "speaker": "ann", "split": "train"},
+        {"file_name": "1.wav", "label": "x", "age": 2.5, "split": "train", "note": None},
+    ]
+    for row in rows:
+        write_audio(tmp_path / row["file_name"])
+    text = "\n\n".join(json.dumps(row) for row in rows)
+    (tmp_path / "metadata.jsonl").write_text(text)
+    folder = load_folder(tmp_path)
+    assert folder.labels == ("3", "x")
+    assert folder.clips[0].speaker == "ann"
+    assert folder.clips[1].extra == {"age": "2.5", "note": ""}
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"file_name": "0.wav", "labels": ["a", "b"], "split": "train"}\n'
+        '{"file_name": "1.wav", "labels": ["b\\u2028"], "split": "train"}\n'
+    )
+    assert load_folder(tmp_path).clips[0].tags == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ('{"file_name": "1.wav", "label": ', "no JSON that can be read"),
+        ('["1.wav", "x"]', "a list, expected an object"),
+        ("7", "a number, expected an object"),
+        ('{"file_name": "1.wav", "label": {"a": 1}}', "'label' is an object, expected a text"),
+        ('{"file_name": "1.wav", "label": true}', "'label' is true or false"),
+        ('{"file_name": "1.wav", "label": ["a;b"]}', "'label' is a list"),
+        ('{"file_name": "1.wav", "label": NaN}', "NaN is no number"),
+        ('{"file_name": "1.wav", "label": 1e999}', "'label' is"),
+        ('{"file_name": "1.wav", "label": "a", "label": "b"}', "the name 'label' is there twice"),
+        ('{"a": ' + "[" * 100000 + "]" * 100000 + "}", "nested too deep|no JSON"),
+        ('{"file_name": "1.wav", "label": ' + "9" * 5000 + "}", "no JSON that can be read"),
+    ],
+)
+def test_a_line_of_json_that_is_no_row_is_named(tmp_path, line, match):
+    write_audio(tmp_path / "1.wav")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.wav", "label": "x"}\n' + line)
+    refused(tmp_path, rf"metadata\.jsonl: line 2: .*({match})")
+
+
+def test_tables_that_are_not_read_say_what_to_write(tmp_path):
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1")
+    refused(tmp_path, r"metadata\.parquet: a table as Parquet, expected metadata\.csv: write it as")
+    with pytest.raises(DataError, match="as Parquet"):
+        open_corpus(tmp_path)
+    (tmp_path / "metadata.csv").touch()
+    refused(tmp_path, "metadata.csv, metadata.parquet say what is in it: keep one")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("inside", ["", "data"])
+@pytest.mark.parametrize("splits", [(), ("train", "test")])
+def test_directories_are_the_labels_where_there_is_no_table(tmp_path, inside, splits):
+    for split in splits or ("",):
+        for index in range(12):
+            label = ("dog", "train", f" {APART}")[index % 3]  # a train may be a sound
+            write_audio(tmp_path / inside / split / label / f"{index}.wav", index)
+    folder = open_corpus(tmp_path)
+    assert folder.labels == (COMPOSED, "dog", "train")
+    assert len(folder.clips) == 12 * max(1, len(splits))
+    assert {clip.split for clip in folder.clips} == {"train", "validation", "test"}
+    names = {folder.name(clip).split("/")[0] for clip in folder.split("test")}
+    assert names == {"test"} if splits else names <= {"dog", "train", f" {COMPOSED}"}
+    assert folder == load_folder(tmp_path / inside)
+
+
+def test_one_directory_is_no_label(tmp_path):
+    write_audio(tmp_path / "audio" / "0.wav")
+    refused(tmp_path, r"no metadata\.csv, expected a table .* or audio in directories that are")
+    with pytest.raises(DataError, match="no known layout"):
+        open_corpus(tmp_path)
+
+
+def test_audio_that_no_row_names_is_told_of(make, tmp_path):
+    root = make(all_splits())
+    for name in ("more.wav", "deep/er.flac", "deep/other.OGG", ".hidden.wav", "notes.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"3 audio files in the folder are in no row .*more\.wav"):
+        assert len(load_folder(root).clips) == 12
+    for index, label in enumerate(("a", "b", "a", "b")):
+        write_audio(tmp_path / "labels" / label / f"{index}.wav")
+    write_audio(tmp_path / "labels" / "stray.wav")
+    write_audio(tmp_path / "labels" / "a" / "deeper" / "stray.wav")
+    with pytest.warns(UserWarning, match=r"2 audio files in the folder are in no row"):
+        assert len(load_folder(tmp_path / "labels").clips) == 4
+
+
+def test_splits_in_file_names_that_no_column_gives_are_told_of(make):
+    rows = [
+        {"file_name": f"{split}/{i}.wav", "label": "ab"[i % 2]}
+        for split in ("train", "test")
+        for i in range(10)
+    ]
+    with pytest.warns(UserWarning, match="the files are in test, train, but there is no column"):
+        load_folder(make(rows))
+
+
+# --- what could leave the folder, or never end ------------------------------------------------
+
+
+@pytest.mark.parametrize("link", ["file", "directory", "chain"])
+def test_a_link_that_leads_out_of_the_folder_is_refused(make, tmp_path, link):
+    write_audio(tmp_path / "secret" / "train0.wav")
+    rows = [{**row, "file_name": f"in/{row['file_name']}"} for row in rows_of(4)]
+    root = make(rows)
+    (root / "in" / "train0.wav").unlink()
+    if link == "file":
+        (root / "in" / "train0.wav").symlink_to(tmp_path / "secret" / "train0.wav")
+    elif link == "chain":
+        (root / "in" / "train0.wav").symlink_to("step")
+        (root / "in" / "step").symlink_to(tmp_path / "secret" / "train0.wav")
+    else:
+        (root / "in").rename(tmp_path / "moved")
+        write_audio(tmp_path / "moved" / "train0.wav")
+        (root / "in").symlink_to(tmp_path / "moved")
+    refused(root, "in/train0.wav.* would be outside of the folder, by .* symbolic link")
+
+
+def test_links_within_the_folder_and_to_the_folder_are_followed(make, tmp_path):
+    root = make(rows_of(4))
+    (root / "train0.wav").rename(root / "train0.old")
+    (root / "train0.wav").symlink_to("train0.old")
+    (tmp_path / "link").symlink_to(root)
+    assert len(load_folder(tmp_path / "link").clips) == 4
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "train/metadata.csv"])
+def test_a_table_that_is_a_pipe_or_a_directory_is_an_error(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    refused(tmp_path, "not a regular file")
+    path.unlink()
+    path.mkdir()
+    refused(tmp_path, "not a regular file")
+
+
+def test_a_pipe_in_place_of_audio_is_missing(make):
+    root = make(rows_of(4))
+    (root / "train0.wav").unlink()
+    os.mkfifo(root / "train0.wav")
+    refused(root, "of 4 audio files 1 are missing: train0.wav")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"file_name,label\na.wav,x\0y\n", "line 2: a NUL byte"),
+        (b"file_name,label\n\na.wav,f\xfcr\n", "line 3: not UTF-8"),
+        (b"file_name,label\na.wav," + b"x" * 200000 + b"\n", "line 2: field larger than"),
+        ("file_name,label\na.wav,x\n".encode("utf-16"), "line 1: not UTF-8"),
+    ],
+)
+def test_a_table_that_is_none_says_in_which_line(tmp_path, content, match):
+    (tmp_path / "metadata.csv").write_bytes(content)
+    refused(tmp_path, rf"metadata\.csv: {match}")
+
+
 # --- splits by hash -------------------------------------------------------------------------
 
 
@@ -383,12 +727,73 @@ def test_segments_of_one_file_are_clips_of_their_own(tmp_path):
 
 
 def test_an_hour_is_no_limit_for_its_segments(tmp_path):
-    sf.write(tmp_path / "hour.flac", np.zeros(3600 * 800), 800)
+    sf.write(tmp_path / "hour.flac", np.zeros(3600 * 4000), 4000)
     clip = Clip(tmp_path / "hour.flac", "x", "test", start=3000, end=3030)
     with pytest.warns(UserWarning, match=r"hour.flac\[3000.00-3030.00\]: the audio is silent"):
-        assert len(load_audio(clip, 800, None)) == 30 * 800
+        assert len(load_audio(clip, 4000, None)) == 30 * 4000
     with pytest.raises(AudioError, match=r"\[3000.00-end\]: 600.0 s"):
-        load_audio(replace(clip, end=None), 800, None)
+        load_audio(replace(clip, end=None), 4000, None)
+
+
+class Decoded:
+    """Counts the seconds that are decoded."""
+
+    def __init__(self, monkeypatch):
+        self.seconds, real = 0, decode._Sound._read
+
+        def read(sound, count):
+            block = real(sound, count)
+            self.seconds += len(block) / sound.rate
+            return block
+
+        monkeypatch.setattr(decode._Sound, "_read", read)
+
+
+def test_an_hour_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    sf.write(tmp_path / "hour.flac", np.full(3600 * 4000, 0.1), 4000)
+    clip, decoded = Clip(tmp_path / "hour.flac", "x", "test"), Decoded(monkeypatch)
+    for max_seconds, limit in ((None, None), (4000, 30.0), (31, 30.0), (None, 10.24)):
+        with pytest.raises(AudioError, match=r"hour.flac: 3600\.0 s, expected at most 30|10"):
+            load_audio(clip, 4000, max_seconds, limit)
+    with pytest.raises(AudioError, match=r"hour.flac: 3600\.0 s, expected at most 30 s"):
+        load_features([clip], EXTRACTORS["whisper"](), max_seconds=4000)
+    assert decoded.seconds == 0
+    assert len(load_audio(clip, 4000, 2.0, 30.0)) == 8000
+    assert decoded.seconds <= 3
+
+
+def test_no_more_than_the_limit_is_decoded_where_the_header_is_wrong(tmp_path, monkeypatch):
+    sf.write(tmp_path / "hour.flac", np.full(3600 * 4000, 0.1), 4000)
+    clip, decoded = Clip(tmp_path / "hour.flac", "x", "test"), Decoded(monkeypatch)
+    monkeypatch.setattr("sounding.data.features.duration", lambda path: 12.0)
+    with pytest.raises(AudioError, match="expected at most 30 s"):
+        load_audio(clip, 4000, None)
+    assert 30 < decoded.seconds < 33
+
+
+def test_a_limit_above_30_seconds_is_what_max_seconds_says(tmp_path):
+    sf.write(tmp_path / "a.flac", np.full(50 * 4000, 0.1), 4000)
+    clip = Clip(tmp_path / "a.flac", "x", "test")
+    assert len(load_audio(clip, 4000, 60)) == 50 * 4000
+    assert len(load_audio(clip, 4000, 36)) == 36 * 4000
+    with pytest.raises(AudioError, match=r"50\.0 s, expected at most 30 s"):
+        load_audio(clip, 4000, None)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(float("nan"), 1), (0, float("nan")), (-0.5, 1), (1, 0.5), (0, float("inf"))],
+)
+def test_a_segment_that_cannot_be_one_is_refused_by_its_length_and_its_audio(tmp_path, start, end):
+    sf.write(tmp_path / "a.flac", noise(32000), 16000)
+    clip = Clip(tmp_path / "a.flac", "x", "test", start=start, end=end)
+    for read in (
+        clip_seconds,
+        lambda clip: load_audio(clip, 16000, None),
+        lambda clip: folder_of(tmp_path, "text", [clip]),
+    ):
+        with pytest.raises(AudioError, match=r"a\.flac: a segment from .*: correct the segment"):
+            read(clip)
 
 
 def test_folder_of_names_what_is_missing_or_there_twice(tmp_path):
@@ -513,6 +918,15 @@ def test_silence_has_finite_features(name):
 def test_audio_that_no_model_can_use(name, audio, match):
     with pytest.raises(AudioError, match=match):
         extract(audio, EXTRACTORS[name]())
+
+
+def test_features_of_integer_pcm_are_those_of_the_same_audio_as_floats():
+    pcm = np.round(noise(16000) * 32767).astype(np.int16)
+    for make in EXTRACTORS.values():
+        as_floats = extract(pcm.astype(np.float32) / 32768, make())
+        np.testing.assert_array_equal(extract(pcm, make()), as_floats)
+    with pytest.raises(AudioError, match="samples of type bool"):
+        extract(pcm > 0, EXTRACTORS["whisper"]())
 
 
 @pytest.fixture
@@ -714,3 +1128,39 @@ def test_real_folders_load_and_give_features(name, clips, labels):
     features = load_features(some, EXTRACTORS["whisper"](), max_seconds=None)
     for clip, one in zip(some, features, strict=True):
         assert len(one) == pytest.approx(100 * float(clip.extra["duration"]), abs=1.5)
+
+
+# --- texts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("cafe\u0301", "caf\u00e9"),
+        ("don\u2019t", "don't"),
+        ("don\u02bct", "don't"),
+        ("don\u00b4t", "don't"),
+        ("don`t", "don't"),
+        ("co\u00adoperate", "cooperate"),
+        ("zero\u200bwidth\ufeff", "zerowidth"),
+        ("no\u00a0break", "no break"),
+        ("thin\u2009and\u3000wide", "thin and wide"),
+        ("two  spaces\n", "two spaces"),
+    ],
+)
+def test_texts_that_look_the_same_are_the_same(one, other):
+    assert tidy(one) == tidy(other) == other
+    assert plain(one.upper()) == plain(other)
+    pytest.importorskip("jiwer")
+    assert word_errors(one, other) == word_errors(other, one) == 0
+    assert character_errors(one, other) == 0
+    assert word_errors(one, f"{other} more") == 1
+    pytest.importorskip("whisper_normalizer")
+    assert whisper_plain(one) == whisper_plain(other)
+
+
+def test_letters_that_differ_stay_different():
+    assert plain("resume") != plain("r\u00e9sum\u00e9")
+    pytest.importorskip("jiwer")
+    assert word_errors("caf\u00e9", "cafe") == 1
+    assert word_errors("\u200b", "cafe") == 1

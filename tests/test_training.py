@@ -168,8 +168,8 @@ def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_were(config,
 
 
 def test_a_very_large_seed_is_a_seed(config, tones, tmp_path):
-    train(replace(config, epochs=0.2, seed=2**70), load_folder(tones), tmp_path / "run")
-    assert load_run(tmp_path / "run").config.seed == 2**70
+    train(replace(config, epochs=0.2, seed=2**32 - 1), load_folder(tones), tmp_path / "run")
+    assert load_run(tmp_path / "run").config.seed == 2**32 - 1
 
 
 def test_clips_shorter_than_a_mask_are_trained_on_with_the_masking_of_the_backbone(
@@ -716,8 +716,8 @@ def test_configuration_survives_yaml(tmp_path):
         ({"selector_after": -1}, "selector_after must be 0 or more"),
         ({"gate_penalty": -1}, "gate_penalty must be 0 or more"),
         ({"gate_penalty": float("nan")}, "gate_penalty must be 0 or more"),
-        ({"epochs": float("inf")}, "epochs is a finite number"),
-        ({"max_seconds": "inf"}, "max_seconds is a finite number"),
+        ({"epochs": float("inf")}, "epochs must be finite"),
+        ({"max_seconds": "inf"}, "max_seconds must be finite"),
         ({"backbone_masking": 1}, "backbone_masking takes true or false; got 1"),
         ({"backbone_masking": "maybe"}, "backbone_masking takes true or false; got 'maybe'"),
         ({"budgets": [1, 2]}, "unknown setting budgets"),

@@ -3,36 +3,68 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
-import soundfile as sf
 import soxr
 
-from .text import printable
+from . import media
+from .decode import Decoder, check_file, open_audio
+from .errors import (
+    FORMATS,
+    AudioError,
+    AudioWarning,
+    CancellingChannelsWarning,
+    IncompleteAudioWarning,
+    SilentAudioWarning,
+)
+from .headers import find_samples
+from .samples import (
+    CANCELLED,
+    INVERSE,
+    MIN_SECONDS,
+    SILENT_PEAK,
+    Seconds,
+    as_float,
+    check_length,
+    check_samples,
+    check_values,
+    mix,
+)
 
-Seconds: TypeAlias = float
+__all__ = [
+    "FORMATS",
+    "MIN_SECONDS",
+    "SUFFIXES",
+    "AudioError",
+    "AudioWarning",
+    "CancellingChannelsWarning",
+    "IncompleteAudioWarning",
+    "Seconds",
+    "SilentAudioWarning",
+    "announced_bytes",
+    "as_float",
+    "audio_blocks",
+    "check_length",
+    "check_samples",
+    "check_segment",
+    "duration",
+    "read_audio",
+    "segment_name",
+]
 
-MIN_SECONDS: Seconds = 0.06  # every supported front end still gives a frame
-SILENT_PEAK = 1e-5
 BLOCK_SECONDS = 30  # of `audio_blocks`
-MISSING_SECONDS: Seconds = 0.1  # an mp3 header may be off by a frame or two
+MIX_SECONDS = 1  # of the file, in which channels are mixed in one way
 OVERSHOOT_SECONDS: Seconds = 0.5  # that a segment may end behind its recording
-UNKNOWN_FRAMES = 2**62  # libsndfile's count for a stream that does not say its length
-FORMATS = "wav, flac, ogg, opus or mp3"
-SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"}
-
-
-class AudioError(ValueError):
-    """An audio file or signal that cannot be used; the text says why and what to do."""
-
-
-class SilentAudioWarning(UserWarning):
-    """The audio is valid, but holds nothing above a peak of 1e-5."""
+READ_ALONE = (  # by libsndfile; not .mat, .raw, .iff and .sd2, which mostly are something else
+    "8svx aif aifc aiff au avr bwf caf fap flac htk ircam mp1 mp2 mp3 nist nsp oga ogg opus paf "
+    "pvf rf64 sds sf snd sph svx voc w64 wav wave wve xi"
+)
+# what is looked for in a directory
+SUFFIXES = {f".{name}" for name in f"{READ_ALONE} {media.CONTAINERS}".split()}
 
 
 def read_audio(
@@ -45,6 +77,9 @@ def read_audio(
 ) -> np.ndarray:
     """Read an audio file or a segment of it, channels averaged, at `rate` samples per second.
 
+    Where channels cancel one another the loudest is taken, second by second of the file. A file
+    that has one channel upside down from beginning to end is refused: it was recorded wrongly.
+
     Args:
         rate: of the result, in Hz; the file is resampled when it has another.
         max_seconds: decode only the start of the file or segment.
@@ -53,24 +88,26 @@ def read_audio(
     Shape: [samples] float32, about -1 to 1.
 
     Raises:
-        AudioError: a missing, empty, corrupt or too short file, one with NaN or infinity, or one
-            that ends more than 0.5 s before the segment does.
+        AudioError: a missing, empty, corrupt, cut or too short file, one with NaN, infinity or
+            values that no audio has, or one that ends more than 0.5 s before the segment does.
         ValueError: `max_seconds` below `MIN_SECONDS`.
 
     Warns:
         SilentAudioWarning: the peak is below 1e-5.
+        CancellingChannelsWarning: the channels cancel one another.
+        IncompleteAudioWarning: audio may be missing.
     """
     if max_seconds is not None and not max_seconds >= MIN_SECONDS:
         raise ValueError(f"max_seconds is {max_seconds}: give at least {MIN_SECONDS}, or None")
-    with _open(path) as file:
-        own_rate = int(file.samplerate)
-        samples = _decode(path, file, max_seconds, start, end)
+    check_segment(path, start, end)
     name = segment_name(path, start, end)
-    check_samples(samples, own_rate, name)
+    with closing(open_audio(path)) as decoder:
+        samples = _segment(path, decoder, max_seconds, start, end)
+    check_samples(samples, decoder.rate, name)
     if np.abs(samples).max() < SILENT_PEAK:
         warnings.warn(f"{name}: the audio is silent", SilentAudioWarning, stacklevel=2)
-    if own_rate != rate:
-        samples = soxr.resample(samples, own_rate, rate)
+    if decoder.rate != rate:
+        samples = soxr.resample(samples, decoder.rate, rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
@@ -84,51 +121,54 @@ def audio_blocks(path: Path | str, *, rate: int = 16000) -> Iterator[np.ndarray]
 
     Raises:
         AudioError: as `read_audio`; what is wrong within the file, when its turn comes.
+
+    Warns:
+        AudioWarning: as `read_audio`; of silence once all of it is decoded.
     """
-    with _open(path) as file:
-        own_rate, frames = int(file.samplerate), int(file.frames)
+    with closing(open_audio(path)) as decoder:
+        own_rate, first, peak = decoder.rate, 0, 0.0
         stream = soxr.ResampleStream(own_rate, rate, 1, dtype="float32")
-        for start in range(0, frames, BLOCK_SECONDS * own_rate):
-            samples = _decode(path, file, BLOCK_SECONDS, start / own_rate)
-            if start == 0:
+        for samples, last in _with_last(_joined(path, decoder)):
+            if first == 0:
                 check_samples(samples, own_rate, path)
             else:
-                _check_finite(samples, own_rate, path, start)
-            last = start + BLOCK_SECONDS * own_rate >= frames
+                check_values(samples, own_rate, path, first)
+            first, peak = first + len(samples), max(peak, float(np.abs(samples).max()))
             yield samples if own_rate == rate else stream.resample_chunk(samples, last=last)
+    if first == 0:
+        check_samples(np.zeros(0, np.float32), own_rate, path)
+    if peak < SILENT_PEAK:
+        warnings.warn(f"{path}: the audio is silent", SilentAudioWarning, stacklevel=1)
 
 
 def duration(path: Path | str) -> Seconds:
-    """Length of an audio file by its header, without decoding it.
+    """Length of an audio file by its header, without decoding it where there is one.
 
     Raises:
-        AudioError: a missing, empty or unreadable file.
+        AudioError: a missing, empty, cut or unreadable file.
     """
-    with _open(path) as file:
-        return float(file.frames / file.samplerate)
+    with closing(open_audio(path)) as decoder:
+        return decoder.seconds()
 
 
 def announced_bytes(path: Path | str) -> int | None:
-    """Return how many bytes a WAV, AIFF, AU or W64 file has by its header, once it is whole.
+    """How many bytes a file has up to the end of its audio, by its header, once it is whole.
+
+    Made for files that are still being written. WAV, RF64, Wave64, AIFF, CAF, AU and NIST.
 
     Returns:
-        None where the header does not say.
+        None where the header does not say: another format, or a writer that did not know.
+
+    Raises:
+        AudioError: no regular file, or one that cannot be read.
     """
+    check_file(path)
     try:
         with Path(path).open("rb") as file:
-            head = file.read(24)
-    except OSError:
-        return None
-    unknown = (0, 0xFFFFFFFF)
-    if head[:4] in (b"RIFF", b"FORM") and len(head) >= 8:
-        size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-        return None if size in unknown else size + 8
-    if head[:4] == b".snd" and len(head) >= 12:
-        start, size = (int.from_bytes(head[at : at + 4], "big") for at in (4, 8))
-        return None if size in unknown else start + size
-    if head[:4] == b"riff" and len(head) == 24:
-        return int.from_bytes(head[16:24], "little") or None
-    return None
+            samples = find_samples(file)
+    except OSError as error:
+        raise AudioError(f"{path}: cannot be read ({error.strerror}): check its rights") from None
+    return None if samples is None or samples.size is None else samples.start + samples.size
 
 
 def segment_name(path: Path | str, start: Seconds | None, end: Seconds | None) -> str:
@@ -138,173 +178,117 @@ def segment_name(path: Path | str, start: Seconds | None, end: Seconds | None) -
     return f"{path}[{start or 0:.2f}-{'end' if end is None else format(end, '.2f')}]"
 
 
-def as_float(samples: Any) -> np.ndarray:
-    """Convert samples of any PCM or floating-point type to float32, integers to about -1 to 1.
-
-    The scale follows from the type alone, never from the values: int8, int16 and int32 are
-    divided by 128, 32768 and 2^31, uint8 is centred on 128 as in WAV files. Floating-point
-    samples keep their values.
-
-    Args:
-        samples: an array, or what NumPy makes one of.
-
-    Shape: samples of any shape -> the same, float32; not copied where it is that already.
+def check_segment(path: Path | str, start: Seconds | None, end: Seconds | None) -> None:
+    """Check that a segment can be one, whatever is in the file.
 
     Raises:
-        AudioError: another type, such as bool, complex or int64, which no recorder gives.
-
-    >>> as_float(np.array([-32768, 0, 16384], np.int16)).tolist()
-    [-1.0, 0.0, 0.5]
+        AudioError: a start or an end that is negative or no number, or an end before the start.
     """
-    try:
-        array = np.asarray(samples)
-    except ValueError as error:  # rows of other lengths
-        raise AudioError(f"the audio: {error}: give an array of samples [samples]") from None
-    kind = (array.dtype.kind, array.dtype.itemsize)
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # infinite in float32: `check_samples` names it
-            return array.astype(np.float32, copy=False)
-    if kind == ("u", 1):
-        return (array.astype(np.float32) - 128) / 128
-    if kind in (("i", 1), ("i", 2), ("i", 4)):
-        return array.astype(np.float32) / np.float32(2 ** (8 * kind[1] - 1))
-    raise AudioError(
-        f"the audio: samples of type {array.dtype}, expected floats of about -1 to 1 or PCM "
-        "(int16, int32, int8, uint8): convert them to one of these"
-    )
-
-
-def check_samples(samples: np.ndarray, rate: int, path: Path | str) -> None:
-    """Check that `samples` can go through a model.
-
-    Shape: samples [samples].
-
-    Args:
-        path: what to call the audio in the error.
-
-    Raises:
-        AudioError: not one channel, shorter than `MIN_SECONDS`, or with NaN or infinity.
-    """
-    if samples.ndim != 1:
+    begins, ends = start or 0.0, math.inf if end is None else end
+    if not (0 <= begins < math.inf and begins <= ends) or (end is not None and end == math.inf):
         raise AudioError(
-            f"{path}: samples of shape {samples.shape}, expected one channel [samples]: "
-            "average the channels"
-        )
-    if len(samples) < MIN_SECONDS * rate:
-        raise AudioError(
-            f"{path}: {len(samples) / rate:.3f} s ({len(samples)} samples at {rate} Hz), expected "
-            f"at least {MIN_SECONDS} s: leave the clip out, or join it to its neighbour"
-        )
-    _check_finite(samples, rate, path)
-
-
-def check_length(
-    samples: np.ndarray | int, rate: int, limit_seconds: Seconds, path: Path | str
-) -> None:
-    """Check that audio is not longer than a limit.
-
-    Args:
-        samples: the audio [samples], or its number of samples.
-        rate: in Hz.
-        path: what to call the audio in the error.
-
-    Raises:
-        AudioError: it is longer.
-    """
-    count = samples if isinstance(samples, int) else len(samples)
-    if count > limit_seconds * rate:
-        raise AudioError(
-            f"{path}: {count / rate:.1f} s, expected at most {limit_seconds:g} s: cut it into "
-            f"pieces, or pass --max-seconds {limit_seconds:g} to use only its start"
+            f"{path}: a segment from {start} to {end} s, expected 0 or more, and an end behind its "
+            "start: correct the segment"
         )
 
 
-def _open(path: Path | str) -> Any:
-    _check_file(path)
-    try:
-        name = os.fspath(path)
-        file = sf.SoundFile(name if printable(name) == name else os.fsencode(name))
-    except (sf.SoundFileError, TypeError) as error:  # TypeError: headerless formats such as .raw
-        raise _undecodable(path, error) from None
-    problem = ""
-    if file.frames == 0:
-        problem = "no samples"
-    elif file.frames >= UNKNOWN_FRAMES:
-        problem = "a stream that does not say its length"
-    if problem:
-        file.close()
-        raise AudioError(
-            f"{path}: {problem}, expected a finished audio file ({FORMATS}): "
-            "record or convert it again, or leave it out"
-        )
-    return file
-
-
-def _check_file(path: Path | str) -> None:
-    if not os.path.exists(path):
-        raise AudioError(f"{path}: no such file, expected an audio file: check the path")
-    if os.path.isdir(path):
-        raise AudioError(
-            f"{path}: a directory, expected an audio file: give one of the files in it"
-        )
-    if os.path.getsize(path) == 0:
-        raise AudioError(
-            f"{path}: an empty file (0 bytes), expected audio ({FORMATS}): "
-            "copy or record it again, or leave it out"
-        )
-
-
-def _decode(
+def _segment(
     path: Path | str,
-    file: Any,
+    decoder: Decoder,
     max_seconds: Seconds | None,
     start: Seconds | None,
-    end: Seconds | None = None,
+    end: Seconds | None,
 ) -> np.ndarray:
-    """Samples of an open file, at its own rate.
+    """Samples of an open file, at its own rate. Shape: [samples] float32."""
+    rate, frames = decoder.rate, decoder.frames
+    first = round((start or 0.0) * rate)
+    last = frames if end is None else round(end * rate)
+    if frames is not None:
+        _check_inside(path, start, end, first, last or 0, frames, rate)
+    stop = last if max_seconds is None else first + math.ceil(max_seconds * rate)
+    if last is not None and stop is not None:
+        stop = min(stop, last)
+    begin = first - first % (MIX_SECONDS * rate)
+    parts = list(_mono(path, decoder, begin, stop))
+    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    there = begin + len(samples)
+    if frames is None and (stop is None or there < stop):  # this is its end
+        _check_inside(path, start, end, first, there if last is None else last, there, rate)
+    return samples[first - begin : None if stop is None else stop - begin]
 
-    Args:
-        start, end: in seconds; None: those of the file.
 
-    Shape: -> [samples] float32.
+def _check_inside(
+    path: Path | str,
+    start: Seconds | None,
+    end: Seconds | None,
+    first: int,
+    last: int,
+    frames: int,
+    rate: int,
+) -> None:
+    if max(first, last - OVERSHOOT_SECONDS * rate) > frames:
+        raise AudioError(
+            f"{segment_name(path, start, end)}: the recording has {frames / rate:.2f} s, expected "
+            "one that holds the segment: copy it again, or leave the segment out"
+        )
+
+
+def _mono(
+    path: Path | str, decoder: Decoder, begin: int = 0, stop: int | None = None
+) -> Iterator[np.ndarray]:
+    """One channel of an open file, a second at a time, to a bit behind `stop`.
+
+    Channels are mixed in whole seconds of the file, so that its segments and blocks are as the
+    whole is.
     """
-    first = round((start or 0.0) * file.samplerate)
-    last = int(file.frames) if end is None else round(end * file.samplerate)
-    if max(first, last - OVERSHOOT_SECONDS * file.samplerate) > file.frames:
-        length = file.frames / file.samplerate
+    size = MIX_SECONDS * decoder.rate
+    if stop is not None and decoder.channels > 1:
+        stop += -stop % size
+    cancelled = False  # warned of from one place, so that a file that is read twice is told once
+    most = 0.0  # of the seconds in which something is heard
+    for block in decoder.blocks(begin, stop, size):
+        samples, share = mix(block)
+        most = share if share > most else most  # of NaN, where nothing is heard, not
+        if share < CANCELLED and not cancelled:
+            cancelled = True
+            warnings.warn(
+                f"{path}: the channels cancel one another, so that the loudest is used alone: look "
+                "whether one is upside down",
+                CancellingChannelsWarning,
+                stacklevel=1,
+            )
+        yield samples
+    whole = begin == 0 and (stop is None or (decoder.frames or math.inf) <= stop)
+    if whole and cancelled and most < INVERSE:
         raise AudioError(
-            f"{segment_name(path, start, end)}: the recording has {length:.2f} s, expected one "
-            "that holds the segment: copy it again, or leave the segment out"
+            f"{path}: one channel is the other upside down from beginning to end, so that nothing "
+            "is left of their mean, expected channels that agree: take one of them, as by ffmpeg "
+            "-i FILE -af 'pan=mono|c0=c0' OUT.wav"
         )
-    wanted = max(0, min(last, int(file.frames)) - first)
-    if max_seconds is not None:
-        wanted = min(wanted, math.ceil(max_seconds * file.samplerate))
-    try:
-        if file.tell() != first:
-            file.seek(first)
-        decoded = file.read(frames=wanted, dtype="float32", always_2d=True)
-    except sf.SoundFileError as error:
-        raise _undecodable(path, error) from None
-    missing = (wanted - len(decoded)) / file.samplerate
-    if missing > MISSING_SECONDS:  # libsndfile passes over a broken part of ogg and mp3 in silence
-        raise _undecodable(path, f"{missing:.2f} s of what the header announces are missing")
-    return np.asarray(decoded.mean(axis=1), dtype=np.float32)
+    for note in decoder.notes:
+        warnings.warn(f"{path}: {note}", IncompleteAudioWarning, stacklevel=1)
 
 
-def _check_finite(samples: np.ndarray, rate: int, path: Path | str, start: int = 0) -> None:
-    """As `check_samples`; `start` is where the samples stand in the file."""
-    finite = np.isfinite(samples)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise AudioError(
-            f"{path}: {int((~finite).sum())} samples are NaN or infinite (the first at "
-            f"{(start + first) / rate:.3f} s), expected finite numbers: export the file again or "
-            "leave it out"
-        )
+def _joined(path: Path | str, decoder: Decoder) -> Iterator[np.ndarray]:
+    """One channel in blocks of `BLOCK_SECONDS`."""
+    held: list[np.ndarray] = []
+    for samples in _mono(path, decoder):
+        held.append(samples)
+        if len(held) * MIX_SECONDS >= BLOCK_SECONDS:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
 
 
-def _undecodable(path: Path | str, reason: object) -> AudioError:
-    return AudioError(
-        f"{path}: cannot be decoded ({str(reason).rstrip('.')}), expected intact audio "
-        f"({FORMATS}): copy or convert it again, or leave it out"
-    )
+def _with_last(blocks: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Each block, and whether it is the last; an error comes behind all that is before it."""
+    held = next(blocks, None)
+    while held is not None:
+        try:
+            following = next(blocks, None)
+        except AudioError as error:
+            yield held, False
+            raise error
+        yield held, following is None
+        held = following

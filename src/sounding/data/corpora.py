@@ -12,6 +12,7 @@ from typing import Any
 from . import layouts
 from .folder import AudioFolder, Clip, DataError, Task, folder_of, load_folder
 from .hub import HUB_MARKS, hub_folder, is_hub_id
+from .rows import has_label_dirs, has_metadata
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ LAYOUTS = {
     "iemocap": Layout(("Session*/dialog/EmoEvaluation",), "classification", layouts.iemocap),
 }
 MARKS = {name: layout.marks for name, layout in LAYOUTS.items()}
-MARKS |= {FOLDER: ("metadata.csv",), HUB: HUB_MARKS}
+MARKS |= {
+    FOLDER: ("metadata.csv", "metadata.jsonl", "train/metadata.csv", "LABEL/*.wav"),
+    HUB: HUB_MARKS,
+}
 
 
 def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -> AudioFolder:
@@ -57,8 +61,8 @@ def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -
     of the files: to read 60 GB for each look at a corpus would be too slow.
 
     Args:
-        source: a folder with metadata.csv, a corpus as it was unpacked (or the directory above
-            it), a local data set of `datasets`, or the id of one on the hub.
+        source: a folder of clips (`load_folder`), a corpus as it was unpacked, the directory above
+            one of them, a local data set of `datasets`, or the id of one on the hub.
         layout: a name of `MARKS`; found out where it is None.
         options: of the reader of the layout, as `Layout.options` or `hub_folder`.
 
@@ -93,23 +97,29 @@ def _find(path: Path, wanted: str | None) -> tuple[Path, str]:
             f"{path}: not a directory, expected a folder of clips, a corpus as it was unpacked, or "
             "the id of a data set on the hub (ORGANIZATION/NAME): check the path"
         )
-    marks = MARKS if wanted is None else {wanted: MARKS[wanted]}
-    for name, patterns in marks.items():
-        if _has(path, patterns):
+    names = list(MARKS) if wanted is None else [wanted]
+    for name in names:
+        if _is(path, name):
             return path, name
     inner = sorted(child for child in path.iterdir() if child.is_dir())
-    found = [(child, name) for child in inner for name in marks if _has(child, marks[name])]
+    found = [(child, name) for child in inner for name in names if _is(child, name)]
     if len(found) == 1:
         return found[0]
     if found:
         several = ", ".join(f"{child.name} ({name})" for child, name in found)
         raise DataError(f"{path}: there is more than one corpus in it: {several}: give one of them")
-    looked = "; ".join(f"{name}: {' or '.join(patterns)}" for name, patterns in marks.items())
+    for place in (path, path / "data") if FOLDER in names else ():
+        if has_label_dirs(place):  # last, since any corpus may look like this
+            return place, FOLDER
+    looked = "; ".join(f"{name}: {' or '.join(MARKS[name])}" for name in names)
     raise DataError(
         f"{path}: no known layout. Looked there, and in the directories in it, for {looked}. "
         "Give the directory as it was unpacked, or write a metadata.csv"
     )
 
 
-def _has(path: Path, patterns: Sequence[str]) -> bool:
-    return any(next(path.glob(pattern), None) is not None for pattern in patterns)
+def _is(path: Path, name: str) -> bool:
+    """Whether a directory has the marks of a layout."""
+    if name == FOLDER:
+        return has_metadata(path)
+    return any(next(path.glob(pattern), None) is not None for pattern in MARKS[name])

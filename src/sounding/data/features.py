@@ -15,11 +15,13 @@ from .audio import (
     as_float,
     check_length,
     check_samples,
+    check_segment,
     duration,
     read_audio,
     segment_name,
 )
-from .folder import SHOWN, Clip
+from .folder import Clip
+from .names import SHOWN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +32,7 @@ Change: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
 FeatureSet: TypeAlias = list[np.ndarray]  # float32, one [frames, bins] or [samples] a clip
 
 LIMIT_SECONDS: Seconds = 30.0  # of a clip, unless cut by max_seconds: the window of Whisper
+PADDING_SECONDS: Seconds = 0.1
 KEEP_BYTES = 4 << 30  # of features in memory; those of the clips after it lie in a file
 CHUNK = 50  # batches among which clips of similar length are put together
 
@@ -84,7 +87,8 @@ def load_features(
     What is more than 4 GB is kept in a temporary file (in `TMPDIR`) in place of the memory.
 
     Args:
-        max_seconds: use only the start of longer clips; None refuses clips over 30 s.
+        max_seconds: use only the start of longer clips; None refuses clips over 30 s, as Whisper
+            does in any case.
         rate: of the audio, in Hz; by default that of the extractor.
         change: of the audio before the features, called with (index of the clip, audio).
         progress: called with (clips done, all clips).
@@ -102,8 +106,11 @@ def load_features(
             f"rate is {rate} Hz, but {type(extractor).__name__} takes {extractor.sampling_rate} "
             "Hz: leave `rate` out"
         )
+    limit = None  # Whisper takes no more, whatever `max_seconds` says
+    if max_seconds is not None and extractor_layout(extractor)[1] == "bins_first":
+        limit = float(extractor.chunk_length)
     kept = _Kept()
-    for index, audio in enumerate(read_clips(clips, rate, max_seconds)):
+    for index, audio in enumerate(read_clips(clips, rate, max_seconds, limit)):
         if change is not None:
             audio = change(index, audio)
         kept.add(extract(audio, extractor))
@@ -147,7 +154,7 @@ class _Kept:
 
 
 def read_clips(
-    clips: Sequence[Clip], rate: int, max_seconds: Seconds | None
+    clips: Sequence[Clip], rate: int, max_seconds: Seconds | None, limit: Seconds | None = None
 ) -> Iterator[np.ndarray]:
     """The audio of each clip as `load_audio`, in order.
 
@@ -159,7 +166,7 @@ def read_clips(
     bad: list[str] = []
     for clip in clips:
         try:
-            audio = load_audio(clip, rate, max_seconds)
+            audio = load_audio(clip, rate, max_seconds, limit)
         except AudioError as error:
             bad.append(str(error))
             continue
@@ -174,20 +181,42 @@ def read_clips(
         )
 
 
-def load_audio(clip: Clip, rate: int, max_seconds: Seconds | None) -> np.ndarray:
-    """The audio of a clip, refused where it is too long. Shape: [samples] float32."""
-    if max_seconds is None:  # by the header: hours of audio are not decoded to be refused
-        name = segment_name(clip.path, clip.start, clip.end)
-        check_length(round(clip_seconds(clip) * rate), rate, LIMIT_SECONDS, name)
-    return read_audio(clip.path, rate=rate, max_seconds=max_seconds, start=clip.start, end=clip.end)
+def load_audio(
+    clip: Clip, rate: int, max_seconds: Seconds | None, limit: Seconds | None = None
+) -> np.ndarray:
+    """Read the audio of a clip, unless it is too long: hours are not decoded to be refused.
+
+    Args:
+        rate: of the result, in Hz.
+        max_seconds: use only the start of a longer clip.
+        limit: of a clip, once it is cut; by default 30 s, or `max_seconds` where that is given.
+
+    Shape: [samples] float32.
+
+    Raises:
+        AudioError: as `read_audio`, or a clip that is too long.
+    """
+    segment = {"start": clip.start, "end": clip.end}
+    if limit is None:
+        limit = LIMIT_SECONDS if max_seconds is None else max_seconds
+    if max_seconds is not None and max_seconds <= limit:
+        return read_audio(clip.path, rate=rate, max_seconds=max_seconds, **segment)
+    name = segment_name(clip.path, clip.start, clip.end)
+    check_length(round(clip_seconds(clip) * rate), rate, limit, name)
+    # what encoders add at the end is not in every header; anything longer belies the header
+    audio = read_audio(clip.path, rate=rate, max_seconds=limit + 2 * PADDING_SECONDS, **segment)
+    if len(audio) > (limit + PADDING_SECONDS) * rate:
+        check_length(audio, rate, limit, name)
+    return audio[: math.ceil(limit * rate)]
 
 
 def clip_seconds(clip: Clip) -> Seconds:
     """Length of a clip, by the header of its file where it does not say its end.
 
     Raises:
-        AudioError: as `duration`.
+        AudioError: as `duration`, or a segment that cannot be one.
     """
+    check_segment(clip.path, clip.start, clip.end)
     end = duration(clip.path) if clip.end is None else clip.end
     return end - (clip.start or 0.0)
 

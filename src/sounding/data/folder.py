@@ -1,38 +1,51 @@
-"""Folders of clips (Hugging Face `AudioFolder`: metadata.csv beside the audio).
+"""Folders of clips, and the clips of any corpus: each with its target and its split.
 
-DIR/metadata.csv   file_name, and label, labels (with ; between them) or text; optional: split,
-                   speaker, and any other column
-DIR/...            the audio files that metadata.csv names
+`rows` reads what a folder says of its clips, `layouts` what a corpus says of its own.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Literal, TypeAlias
+from pathlib import Path
 
 from ..files import sha256
-from .audio import Seconds, segment_name
+from .audio import Seconds, check_segment, segment_name
+from .errors import DataError
+from .names import Places, escapes, folded, name_in, normal, some
+from .rows import (
+    COLUMNS,
+    METADATA,
+    SPLITS,
+    ClipRow,
+    Task,
+    check_inside,
+    read_rows,
+    split_name,
+    split_tags,
+)
 
-Task: TypeAlias = Literal["classification", "tags", "text"]
+__all__ = [
+    "COLUMNS",
+    "METADATA",
+    "SPLITS",
+    "AudioFolder",
+    "Clip",
+    "DataError",
+    "Task",
+    "folder_of",
+    "load_folder",
+    "split_tags",
+    "subset",
+]
 
-COLUMNS: dict[Task, str] = {"classification": "label", "tags": "labels", "text": "text"}
-METADATA = "metadata.csv"
-SPLITS = ("train", "validation", "test")
-ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 HELD_OUT = 0.1  # share of validation, and of test, where the folder does not say
 MIN_SPEAKERS = 10  # from here on clips are held out by speaker
-SHOWN = 5  # names in an error
-
-
-class DataError(ValueError):
-    """A folder of clips that cannot be used; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class AudioFolder:
         Raises:
             DataError: an unknown split, or one without clips; the text says which there are.
         """
-        clips = [clip for clip in self.clips if clip.split == _split_name(name)]
+        clips = [clip for clip in self.clips if clip.split == split_name(name)]
         if not clips:
             count = Counter(clip.split for clip in self.clips)
             there = ", ".join(f"{split} ({count[split]} clips)" for split in SPLITS if count[split])
@@ -117,12 +130,13 @@ class AudioFolder:
 
 
 def load_folder(root: Path | str, *, hash_audio: bool = True) -> AudioFolder:
-    """Read metadata.csv and check it against the audio files, which are hashed but not decoded.
+    """Read a folder of clips, in one of the forms of Hugging Face's `AudioFolder` (`rows`).
 
-    Without a `split` column a tenth of the clips each is held out as validation and test, by the
-    hash of the speaker if there are at least 10, otherwise by that of the file name. A folder
-    with training and test clips only gets its validation from the training clips in the same way.
-    A folder with texts may have test clips only.
+    It is checked against the audio files, which are hashed but not decoded. Texts and names are
+    taken in composed letters (NFC). Where no split is given a tenth of the clips each is held out
+    as validation and test, by the hash of the speaker if there are at least 10, otherwise by that
+    of the file name. A folder with training and test clips only gets its validation from the
+    training clips in the same way. A folder with texts may have test clips only.
 
     Args:
         hash_audio: False puts the sizes of the audio files into the digest in place of their
@@ -130,37 +144,26 @@ def load_folder(root: Path | str, *, hash_audio: bool = True) -> AudioFolder:
 
     Raises:
         DataError: a folder that cannot be used; the text says where and why.
+
+    Warns:
+        UserWarning: audio that no row names, labels that differ in case or white space only.
     """
-    path = Path(root) / METADATA
-    if not path.parent.is_dir():
+    if not os.path.isdir(root):
         raise DataError(
             f"{root}: not a directory, expected a folder with {METADATA} and the audio it names"
         )
-    if not path.is_file():
-        raise DataError(
-            f"{root}: no {METADATA}, expected a table with the columns file_name and label"
-        )
-    columns, lines = _read_table(path)
-    task = _task(path, columns)
-    rows = [_row(number, values, task) for number, values in lines]
-    _check_names(path, rows)
-    _check_targets(path, rows, task)
-    _check_files(path, rows)
-    splits = _splits(path, rows, "split" in columns, task)
-    labels = _labels(path, rows, splits, task)
     root = Path(os.path.abspath(root))
+    listing = read_rows(root)
+    path, rows, task = listing.source, listing.rows, listing.task
+    splits = _splits(rows, listing.split_given, task)
+    labels = _labels(path, rows, splits, task)
     rows.sort(key=lambda row: row.name)
     clips = tuple(
-        Clip(root / row.name, row.target, splits[row.name], row.speaker, row.extra) for row in rows
+        Clip(row.path, row.target, splits[row.name], row.speaker, row.extra) for row in rows
     )
     sizes = None if hash_audio else _sizes(clips)
-    return AudioFolder(
-        root,
-        task,
-        clips,
-        labels,
-        _digest(zip((row.name for row in rows), clips, strict=True), sizes),
-    )
+    digest = _digest(zip((row.name for row in rows), clips, strict=True), sizes)
+    return AudioFolder(root, task, clips, labels, digest)
 
 
 def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
@@ -173,22 +176,24 @@ def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
         clips: of files below it, each with the split that its corpus gives it.
 
     Raises:
-        DataError: files that are missing, or clips that cannot be trained on.
+        DataError: files that are missing or elsewhere, or clips that cannot be trained on.
+        AudioError: a segment that cannot be one.
+
+    Warns:
+        UserWarning: labels that differ in case or white space only.
     """
-    found = list(clips)
-    rows = [_Row(0, _name(root, c), c.target, c.split, c.speaker, {}) for c in found]
+    places = Places(root)
+    found = [_normal(clip) for clip in clips]
+    check_inside(root, places, (clip.path for clip in found))
+    found, sizes = _there(root, places, found)
+    rows = [
+        ClipRow(0, _name(root, c), c.path, c.target, split_name(c.split), c.speaker) for c in found
+    ]
     count = Counter(row.name for row in rows)
     twice = [name for name in count if count[name] > 1]
     if twice:
-        raise DataError(f"{root}: more than one transcript or label for {_some(twice)}: keep one")
-    sizes = _sizes(found)
-    missing = sorted({str(clip.path) for clip in found} - set(sizes))
-    if missing:
-        raise DataError(
-            f"{root}: {len(missing)} audio files of {len(found)} clips are missing: "
-            f"{_some(missing)}: unpack the corpus again"
-        )
-    splits = _splits(root, rows, True, task)
+        raise DataError(f"{root}: more than one transcript or label for {some(twice)}: keep one")
+    splits = _splits(rows, True, task)
     labels = _labels(root, rows, splits, task)
     named = {row.name: clip for row, clip in zip(rows, found, strict=True)}
     for name, clip in named.items():
@@ -199,108 +204,42 @@ def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
     return AudioFolder(root, task, made, labels, _digest(ordered, sizes))
 
 
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    name: str
-    target: str
-    split: str
-    speaker: str
-    extra: dict[str, str]
+def _normal(clip: Clip) -> Clip:
+    """The clip with its texts in one form, checked as far as that goes without its audio."""
+    check_segment(clip.path, clip.start, clip.end)
+    target, speaker = normal(clip.target), normal(clip.speaker)
+    if (target, speaker) == (clip.target, clip.speaker):
+        return clip
+    return replace(clip, target=target, speaker=speaker)
 
 
-def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns, and the rows with their line numbers."""
-    rows, ragged = [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            columns = [name.strip() for name in next(reader, [])]
-            for values in reader:
-                if len(values) == len(columns):
-                    rows.append((reader.line_num, dict(zip(columns, values, strict=True))))
-                elif values:
-                    ragged.append(reader.line_num)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}): save it as UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: {error}: write it again as CSV") from None
-    twice = [name for name, count in Counter(columns).items() if count > 1 and name]
-    if twice:
-        raise DataError(f"{path}: the column {twice[0]!r} is there twice: remove one")
-    if ragged:
-        raise DataError(
-            f"{path}: {_lines(ragged)} more or fewer values than the {len(columns)} columns: "
-            "put values with a comma in double quotes"
-        )
-    return columns, rows
-
-
-def _task(path: Path, columns: list[str]) -> Task:
-    there = f"the columns are {', '.join(columns) or 'none'}"
-    if "file_name" not in columns:
-        raise DataError(
-            f"{path}: no column 'file_name' ({there}): name the columns in the first line, "
-            "separated by commas"
-        )
-    for task, column in COLUMNS.items():
-        if column in columns:
-            return task
-    raise DataError(
-        f"{path}: neither a column 'label' nor 'text' ({there}): add the class of each clip as "
-        "'label' (several as 'labels', with ; between them), or what is said as 'text'"
-    )
-
-
-def _row(line: int, values: dict[str, str], task: Task) -> _Row:
-    used = ("file_name", COLUMNS[task], "split", "speaker")
-    name, goal, split, speaker = (values.get(column, "").strip() for column in used)
-    extra = {column: value for column, value in values.items() if column not in used}
-    name = str(PurePosixPath(name)) if name else ""  # ./a.wav and a.wav are one file
-    return _Row(line, name, goal, split, speaker, extra)
-
-
-def _check_names(path: Path, rows: list[_Row]) -> None:
-    empty = [row.line for row in rows if not row.name]
-    if empty:
-        raise DataError(f"{path}: {_lines(empty)} no file_name: fill it in or remove the row")
-    outside = [row.name for row in rows if _escapes(row.name)]
-    if outside:
-        raise DataError(
-            f"{path}: {_some(outside)} would be outside of the folder: give file_name relative "
-            f"to {path.parent}, without '..'"
-        )
-    count = Counter(row.name for row in rows)
-    twice = [name for name in count if count[name] > 1]
-    if twice:
-        raise DataError(f"{path}: more than one row for {_some(twice)}: keep one row a file")
-
-
-def _escapes(name: str) -> bool:
-    """Whether a path leaves its folder, on this system or another."""
-    return any(
-        path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name))
-    )
-
-
-def _check_targets(path: Path, rows: list[_Row], task: Task) -> None:
-    empty = [row.line for row in rows if not row.target or not _classes([row], task)]
-    if empty:
-        raise DataError(
-            f"{path}: {_lines(empty)} an empty {COLUMNS[task]!r}: fill it in or remove the row"
-        )
-
-
-def _check_files(path: Path, rows: list[_Row]) -> None:
-    missing = [row.name for row in rows if not (path.parent / row.name).is_file()]
+def _there(root: Path, places: Places, clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, int]]:
+    """The clips with the paths that their files have on disk, and the sizes of these."""
+    sizes = _sizes(clips)
+    moved: dict[str, Path] = {}
+    missing = []
+    for path in sorted({str(clip.path) for clip in clips} - set(sizes)):
+        name = places.name(path)
+        actual = None if escapes(name) else places.find(name)
+        if actual is None:
+            missing.append(path)
+        else:
+            moved[path] = actual
     if missing:
+        near = places.nearly(places.name(missing[0]))
+        hint = f"there is {near!r}, which differs in upper and lower case" if near else ""
         raise DataError(
-            f"{path}: of {len(rows)} audio files {len(missing)} are missing: {_some(missing)}: "
-            "copy them into the folder or remove their rows"
+            f"{root}: {len(missing)} audio files of {len(clips)} clips are missing: "
+            f"{some(missing)}: {hint or 'unpack the corpus again'}"
         )
+    if not moved:
+        return list(clips), sizes
+    check_inside(root, places, moved.values())
+    found = [replace(clip, path=moved.get(str(clip.path), clip.path)) for clip in clips]
+    return found, _sizes(found)
 
 
-def _splits(path: Path, rows: list[_Row], given: bool, task: Task) -> dict[str, str]:
+def _splits(rows: list[ClipRow], given: bool, task: Task) -> dict[str, str]:
     """The split of each file name, as given or by hash."""
     if not given:
         unit = _unit(rows)
@@ -309,7 +248,7 @@ def _splits(path: Path, rows: list[_Row], given: bool, task: Task) -> dict[str, 
         rest = [row for row in rows if row.name not in test]
         validation = _hold_out(rest, unit, wanted, task)
     else:
-        named = {row.name: _given_split(path, row) for row in rows}
+        named = {row.name: row.split for row in rows}
         train = [row for row in rows if named[row.name] == "train"]
         if set(named.values()) != {"train", "test"}:
             return named
@@ -321,23 +260,7 @@ def _splits(path: Path, rows: list[_Row], given: bool, task: Task) -> dict[str, 
     return {row.name: held_out.get(row.name, "train") for row in rows}
 
 
-def _given_split(path: Path, row: _Row) -> str:
-    try:
-        return _split_name(row.split)
-    except DataError as error:
-        raise DataError(f"{path}: line {row.line}: {error}") from None
-
-
-def _split_name(name: str) -> str:
-    known = ALIASES.get(name.lower(), name.lower())
-    if known not in SPLITS:
-        raise DataError(
-            f"unknown split {name!r}: use train, validation (or {', '.join(ALIASES)}) or test"
-        )
-    return known
-
-
-def _unit(rows: list[_Row]) -> Callable[[_Row], str]:
+def _unit(rows: list[ClipRow]) -> Callable[[ClipRow], str]:
     """What is held out as a whole: a speaker, or a file where there are too few speakers."""
     speakers = {row.speaker for row in rows if row.speaker}
     if len(speakers) >= MIN_SPEAKERS:
@@ -345,13 +268,15 @@ def _unit(rows: list[_Row]) -> Callable[[_Row], str]:
     return lambda row: row.name
 
 
-def _hold_out(rows: list[_Row], unit: Callable[[_Row], str], wanted: int, task: Task) -> set[str]:
+def _hold_out(
+    rows: list[ClipRow], unit: Callable[[ClipRow], str], wanted: int, task: Task
+) -> set[str]:
     """The file names of the first `wanted` units by hash, but never the last clips of a class."""
-    groups: dict[str, list[_Row]] = defaultdict(list)
+    groups: dict[str, list[ClipRow]] = defaultdict(list)
     for row in rows:
         groups[unit(row)].append(row)
     left = _classes(rows, task)
-    held: list[_Row] = []
+    held: list[ClipRow] = []
     for name in sorted(groups, key=_sha256):
         taken = _classes(groups[name], task)
         if wanted and all(left[label] > count for label, count in taken.items()):
@@ -361,7 +286,7 @@ def _hold_out(rows: list[_Row], unit: Callable[[_Row], str], wanted: int, task: 
     return {row.name for row in held}
 
 
-def _classes(rows: Iterable[_Row], task: Task) -> Counter[str]:
+def _classes(rows: Iterable[ClipRow], task: Task) -> Counter[str]:
     """How many rows have each class; all have the same one where they have texts."""
     if task == "text":
         return Counter("" for _ in rows)
@@ -370,14 +295,10 @@ def _classes(rows: Iterable[_Row], task: Task) -> Counter[str]:
     return Counter(row.target for row in rows)
 
 
-def split_tags(target: str) -> tuple[str, ...]:
-    """The labels of a clip out of "one;another", each once."""
-    return tuple(dict.fromkeys(tag.strip() for tag in target.split(";") if tag.strip()))
-
-
-def _labels(path: Path, rows: list[_Row], splits: dict[str, str], task: Task) -> tuple[str, ...]:
+def _labels(path: Path, rows: list[ClipRow], splits: dict[str, str], task: Task) -> tuple[str, ...]:
     if task == "text" and rows:  # a folder of test clips alone is there to be recognized
         return ()
+    _tell_alike(path, _classes(rows, task))
     train = set(_classes((row for row in rows if splits[row.name] == "train"), task))
     if not train:
         raise DataError(
@@ -388,7 +309,7 @@ def _labels(path: Path, rows: list[_Row], splits: dict[str, str], task: Task) ->
         new = sorted(set(_classes(held_out, task)) - train)
         if new:
             raise DataError(
-                f"{path}: classes in {split} without any training clip: {_some(new)}: "
+                f"{path}: classes in {split} without any training clip: {some(new)}: "
                 "add training clips of them or remove these rows"
             )
     if len(train) < 2:
@@ -396,9 +317,23 @@ def _labels(path: Path, rows: list[_Row], splits: dict[str, str], task: Task) ->
     return tuple(sorted(train))
 
 
+def _tell_alike(path: Path, labels: Iterable[str]) -> None:
+    """Warn of labels that are two classes, and look like one."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(set(labels)):
+        groups[folded(label)].append(label)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if alike:
+        named = some(" and ".join(map(repr, group)) for group in alike)
+        warnings.warn(
+            f"{path}: labels that differ in case or white space only are classes of their own: "
+            f"{named}: write them in one way if they are the same",
+            stacklevel=4,
+        )
+
+
 def _name(root: Path, clip: Clip) -> str:
-    path = str(clip.path).removeprefix(f"{root}{os.sep}")  # relative_to takes ten times as long
-    return segment_name(path.replace(os.sep, "/"), clip.start, clip.end)
+    return segment_name(name_in(root, clip.path), clip.start, clip.end)
 
 
 def _digest(clips: Iterable[tuple[str, Clip]], sizes: Mapping[str, int] | None) -> str:
@@ -416,23 +351,13 @@ def _sizes(clips: Iterable[Clip]) -> dict[str, int]:
     for path in {str(clip.path) for clip in clips}:
         try:
             sizes[path] = os.stat(path).st_size
-        except OSError:
+        except (OSError, ValueError):  # a name that no file can have
             continue
     return sizes
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _lines(numbers: Sequence[int]) -> str:
-    rows = "1 row has" if len(numbers) == 1 else f"{len(numbers)} rows have"
-    return f"{rows} (line {_some([str(number) for number in numbers])})"
 
 
 def subset(folder: AudioFolder, split: str, n: int, seed: int) -> list[Clip]:

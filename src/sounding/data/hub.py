@@ -24,7 +24,10 @@ from filelock import FileLock
 from ..files import atomic_path, write_json
 from ..progress import progress
 from ..weights.cache import cache_dir
-from .folder import METADATA, DataError
+from .errors import DataError
+from .names import is_file, normal
+from .rows import METADATA
+from .tables import parse_json, read_text
 
 HUB_MARKS = ("*.parquet", "*/*.parquet", "*/*/*.parquet", "dataset_dict.json")
 TARGETS = ("label", "labels", "text", "sentence", "transcription", "transcript")
@@ -87,7 +90,7 @@ def hub_folder(
 
 def _folder_name(source: str, wanted: Mapping[str, Any]) -> str:
     local = Path(source)
-    files = sorted(local.rglob("*")) if local.is_dir() else []
+    files = sorted(f for f in local.rglob("*") if f.exists()) if local.is_dir() else []
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     mark = hashlib.sha256(json.dumps([source, wanted, stats], sort_keys=True).encode()).hexdigest()
     return f"{re.sub('[^A-Za-z0-9._-]+', '--', source).strip('-.')[-60:]}-{mark[:8]}"
@@ -129,7 +132,10 @@ def _write(loaded: Mapping[str, Any], source: str, wanted: Mapping[str, Any], fo
             for row in _rows(data, columns, partial, theirs):
                 rows.append({"split": _split(row, ours, wanted["by"]), "subset": theirs, **row})
                 show(len(rows), "")
-    with atomic_path(partial / METADATA) as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic_path(partial / METADATA) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
@@ -139,14 +145,19 @@ def _write(loaded: Mapping[str, Any], source: str, wanted: Mapping[str, Any], fo
 def _claim(partial: Path, made_from: dict[str, Any]) -> None:
     """Go on in a partial folder that was made from the same, or begin anew."""
     mark = partial / "source.json"
-    if partial.exists() and not (
-        mark.exists() and json.loads(mark.read_text(encoding="utf-8")) == made_from
-    ):
+    if partial.exists() and not (mark.exists() and _made_from(mark) == made_from):
         shutil.rmtree(partial)
     for leftover in partial.glob("**/.*.tmp"):  # of a kill in the middle of a clip
         leftover.unlink()
     if not partial.exists():
         write_json(mark, made_from)
+
+
+def _made_from(mark: Path) -> Any:
+    try:
+        return parse_json(str(mark), read_text(mark))
+    except DataError as error:
+        raise DataError(f"{error}, or remove {mark.parent} to begin the copy anew") from None
 
 
 def _parts(
@@ -169,7 +180,7 @@ def _split(row: Mapping[str, str], split: str, by: Mapping[str, Any]) -> str:
     if not by:
         return split
     for name in ("validation", "test"):
-        if row[by["column"]] in map(str, by.get(name, ())):
+        if normal(row[by["column"]]) in (normal(str(value)) for value in by.get(name, ())):
             return name
     return "train"
 
@@ -245,6 +256,11 @@ def _save(audio: Mapping[str, Any], path: Path) -> str:
     suffix = suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,5}", suffix) else ".audio"
     with atomic_path(path.with_suffix(suffix)) as temporary:
         if audio["bytes"] is None:
+            if not is_file(audio["path"] or ""):
+                raise DataError(
+                    f"{path}: its audio would be in {audio['path']!r}, which is no file: load the "
+                    "data set again, with its audio"
+                )
             shutil.copyfile(audio["path"], temporary)
         else:
             temporary.write_bytes(audio["bytes"])

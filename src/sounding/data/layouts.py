@@ -6,14 +6,16 @@ their split; "validation" is made of training clips by `folder_of` where a corpu
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .folder import Clip, DataError
+from .errors import DataError
+from .folder import Clip
+from .names import escapes, some
+from .tables import number, read_csv, read_lines
 
 
 def librispeech(
@@ -33,15 +35,16 @@ def librispeech(
             _need(root, subset)
             extra = {"subset": subset}
             for path in sorted((root / subset).glob("*/*/*.trans.txt")):
-                for number, line in enumerate(_lines(path), start=1):
-                    name, _, text = line.partition(" ")
+                for line, content in read_lines(path):
+                    name, _, text = content.partition(" ")
                     if not text.strip():
-                        raise DataError(f"{path}: line {number}: no text for {name}: copy it again")
-                    audio = path.parent / f"{name}.flac"
+                        raise DataError(f"{path}: line {line}: no text for {name}: copy it again")
+                    audio = _place(path, line, path.parent, f"{name}.flac")
                     clips.append(Clip(audio, text.strip(), split, name.split("-")[0], extra))
     return clips
 
 
+MOST_SECONDS = 1e6  # of a recording: eleven days
 NO_SCORE = "ignore_time_segment_in_scoring"
 SUFFIX = re.compile(r" '(?=(s|m|d|t|re|ve|ll)\b)", re.IGNORECASE)
 NO_WORD = re.compile(r"\{[^}]*\}|<[^>]*>|\([^)]*\)|\[[^\]]*\]")
@@ -59,22 +62,30 @@ def tedlium3(root: Path) -> list[Clip]:
         _need(root, f"legacy/{part}/stm")
         _need(root, f"legacy/{part}/sph")
         for path in sorted((root / "legacy" / part / "stm").glob("*.stm")):
-            for number, line in enumerate(_lines(path), start=1):
-                if line.startswith(";;"):
+            for line, content in read_lines(path):
+                if content.startswith(";;"):
                     continue
-                try:
-                    talk, _, speaker, start, end, *words = line.split()
-                    begins, ends = float(start), float(end)
-                except ValueError:
-                    raise DataError(
-                        f"{path}: line {number}: not a segment of STM (talk, channel, speaker, "
-                        "start, end, label, words): copy the file again"
-                    ) from None
-                text = stm_text(" ".join(words))
-                if text and ends > begins:
-                    audio = path.parents[1] / "sph" / f"{talk}.sph"
-                    clips.append(Clip(audio, text, split, speaker, start=begins, end=ends))
+                clip = _stm_segment(path, line, content, split)
+                if clip.target and clip.end != clip.start:
+                    clips.append(clip)
     return clips
+
+
+def _stm_segment(path: Path, line: int, content: str, split: str) -> Clip:
+    where = (
+        f"{path}: line {line}: not a segment of STM (talk, channel, speaker, start, end, label, "
+        "words)"
+    )
+    fields = content.split()
+    if len(fields) < 5:
+        raise DataError(f"{where}: copy the file again")
+    talk, _, speaker, start, end, *words = fields
+    begins = number(where, "its start", start, MOST_SECONDS)
+    ends = number(where, "its end", end, MOST_SECONDS)
+    if ends < begins:
+        raise DataError(f"{where}: it ends at {end} s, before its start: copy the file again")
+    audio = _place(path, line, path.parents[1] / "sph", f"{talk}.sph")
+    return Clip(audio, stm_text(" ".join(words)), split, speaker, start=begins, end=ends)
 
 
 def stm_text(words: str) -> str:
@@ -91,7 +102,12 @@ def speech_commands(root: Path) -> list[Clip]:
     """
     splits: dict[str, str] = {}
     for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
-        splits |= dict.fromkeys(_lines(_need(root, name)), split)
+        path = _need(root, name)
+        for line, content in read_lines(path):
+            if content.count("/") != 1:
+                raise DataError(f"{path}: line {line}: {content[:60]!r} is not WORD/FILE")
+            _place(path, line, root, content)
+            splits[content] = split
     words = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     there = {
         f"{word}/{entry.name}"
@@ -114,10 +130,14 @@ def esc50(root: Path, *, test_fold: int = 5, validation_fold: int = 4) -> list[C
     """ESC-50: meta/esc50.csv and audio/*.wav, five folds of which three train."""
     splits = {str(validation_fold): "validation", str(test_fold): "test"}
     clips = []
-    for row in _table(root, "meta/esc50.csv", ("filename", "fold", "category")):
-        extra = {"fold": row["fold"]}
-        split = splits.get(row["fold"], "train")
-        clips.append(Clip(root / "audio" / row["filename"], row["category"], split, "", extra))
+    path = _need(root, "meta/esc50.csv")
+    for line, row in _table(path, ("filename", "fold", "category")):
+        fold = row["fold"].strip()
+        if not re.fullmatch(r"[0-9]{1,3}", fold):
+            raise DataError(f"{path}: line {line}: the fold is {fold[:40]!r}, expected a number")
+        audio = _place(path, line, root / "audio", row["filename"])
+        split = splits.get(str(int(fold)), "train")
+        clips.append(Clip(audio, row["category"], split, "", {"fold": fold}))
     return clips
 
 
@@ -130,21 +150,20 @@ def audioset(root: Path) -> list[Clip]:
 
     Segments without a file are left out with a warning that counts them: many videos are gone.
     """
-    known = _table(root, "class_labels_indices.csv", ("mid", "display_name"))
-    names = {row["mid"]: row["display_name"] for row in known}
+    names = _audioset_names(_need(root, "class_labels_indices.csv"))
     files = _audio_below(root)
     clips, gone = [], 0
     for split, name in (("train", "balanced_train"), ("test", "eval")):
         path = _need(root, f"{name}_segments.csv")
-        for line in _lines(path):
-            if line.startswith("#"):
+        for line, content in read_lines(path):
+            if content.startswith("#"):
                 continue
-            match = AUDIOSET_LINE.fullmatch(line)
+            match = AUDIOSET_LINE.fullmatch(content)
             mids = match[3].split(",") if match else []
             if match is None or not set(mids) <= set(names):
                 raise DataError(
-                    f"{path}: {line!r} is not a segment with labels of class_labels_indices.csv: "
-                    "take both files from one release"
+                    f"{path}: line {line}: {content[:120]!r} is not a segment with labels of "
+                    "class_labels_indices.csv: take both files from one release"
                 )
             file = files.get(match[1]) or files.get(f"Y{match[1]}")
             if file is None:
@@ -160,6 +179,16 @@ def audioset(root: Path) -> list[Clip]:
     return clips
 
 
+def _audioset_names(path: Path) -> dict[str, str]:
+    """The names of the labels, by their identifiers."""
+    names = {}
+    for line, row in _table(path, ("mid", "display_name")):
+        if ";" in row["display_name"] or not row["display_name"].strip():
+            raise DataError(f"{path}: line {line}: {row['display_name']!r} cannot name a label")
+        names[row["mid"]] = row["display_name"]
+    return names
+
+
 def fluent(root: Path) -> list[Clip]:
     """Fluent Speech Commands: data/{train,valid,test}_data.csv; action, object and location are
     one intent, such as "activate / lights / kitchen".
@@ -167,12 +196,12 @@ def fluent(root: Path) -> list[Clip]:
     parts = ("action", "object", "location")
     clips = []
     for part, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
-        for row in _table(
-            root, f"data/{part}_data.csv", ("path", "speakerId", "transcription", *parts)
-        ):
+        path = _need(root, f"data/{part}_data.csv")
+        for line, row in _table(path, ("path", "speakerId", "transcription", *parts)):
             intent = " / ".join(row[name] for name in parts)
             extra = {"text": row["transcription"]}
-            clips.append(Clip(root / row["path"], intent, split, row["speakerId"], extra))
+            audio = _place(path, line, root, row["path"])
+            clips.append(Clip(audio, intent, split, row["speakerId"], extra))
     return clips
 
 
@@ -216,7 +245,7 @@ def iemocap(root: Path, *, validation_session: int = 4, test_session: int = 5) -
     for session in range(1, 6):
         folder = _need(root, f"Session{session}")
         for path in sorted((folder / "dialog" / "EmoEvaluation").glob("Ses*.txt")):
-            for line in _lines(path):
+            for _, line in read_lines(path):
                 match = IEMOCAP_LINE.fullmatch(line)
                 if match is None or match[4] not in IEMOCAP_CLASSES:
                     continue
@@ -236,27 +265,21 @@ def _need(root: Path, name: str) -> Path:
     return root / name
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}): copy it again") from None
-    return [line.strip() for line in lines if line.strip()]
+def _place(path: Path, line: int, directory: Path, name: str) -> Path:
+    """The file of a name in a line of a list, in the directory where it belongs."""
+    name = name.strip()
+    if not name or escapes(name):
+        raise DataError(
+            f"{path}: line {line}: {some([name or 'no name'])} would be outside of the corpus: "
+            "copy the list again, from where the corpus is published"
+        )
+    return directory / name
 
 
-def _table(root: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file that must have these columns."""
-    path = _need(root, name)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        lacking = [name for name in columns if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise DataError(f"{path}: no column {', '.join(lacking)}: copy the file again")
-        for row in reader:
-            if None in row.values() or None in row:
-                raise DataError(f"{path}: line {reader.line_num} is cut: copy the file again")
-            yield row
+def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file that must have these columns, with the numbers of their lines."""
+    _, rows = read_csv(path, columns)
+    yield from rows
 
 
 def _audio_below(root: Path) -> dict[str, Path]:

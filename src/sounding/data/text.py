@@ -10,6 +10,23 @@ from typing import Any
 BLANK, UNKNOWN, SPACE = "<pad>", "<unk>", "▁"  # <pad> is the blank, as in transformers
 CHARACTERS = "characters"
 INSTALL = 'pip install "sounding[asr]"'
+# typographic ones, modifier letters, prime, full width, and accents that stand alone
+MARKS = "\u2018\u2019\u201b\u02b9\u02bb\u02bc\u2032\uff07\u00b4`"
+APOSTROPHES = dict.fromkeys(map(ord, MARKS), "'")
+
+
+def tidy(text: str) -> str:
+    """Write what looks the same in the same way.
+
+    Letters and their accents are composed (NFC), every apostrophe is a straight one, white space of
+    any kind is a space, and what cannot be seen (soft hyphens, joiners, marks) is gone.
+
+    >>> tidy("don\u2019t co\u00adoperate\u00a0at the cafe\u0301")
+    "don't cooperate at the café"
+    """
+    text = unicodedata.normalize("NFC", text).translate(APOSTROPHES)
+    seen = "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cf")
+    return " ".join(seen.split())
 
 
 def plain(text: str) -> str:
@@ -18,7 +35,7 @@ def plain(text: str) -> str:
     >>> plain("WE'LL call it -- 'Bear', well-known.")
     "we'll call it bear well known"
     """
-    text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).lower())
     kept = "".join(c if c.isalnum() or c == "'" or _is_mark(c) else " " for c in text)
     return " ".join(word for word in (w.strip("'") for w in kept.split()) if word)
 
@@ -29,7 +46,7 @@ def whisper_plain(text: str) -> str:
     Raises:
         ModuleNotFoundError: whisper-normalizer is not installed.
     """
-    words = str(_whisper()(text)).split()  # of "..." it leaves a full stop
+    words = str(_whisper()(tidy(text))).split()  # of "..." it leaves a full stop
     return " ".join(word for word in words if any(c.isalnum() for c in word))
 
 
@@ -104,7 +121,7 @@ def tokens_of(tokenizer: Any) -> list[str]:
 
 
 def word_errors(said: str, heard: str) -> int:
-    """Substituted, left out and added words, at least, of texts as they are.
+    """Substituted, left out and added words, at least, of texts as they are but for `tidy`.
 
     Raises:
         ModuleNotFoundError: jiwer is not installed.
@@ -112,13 +129,15 @@ def word_errors(said: str, heard: str) -> int:
     >>> word_errors("we call it bear", "we called it a bear")
     2
     """
-    if not said.split():  # jiwer takes none
+    said, heard = tidy(said), tidy(heard)
+    if not said:  # jiwer takes none
         return len(heard.split())
     return _errors(_jiwer().process_words(said, heard))
 
 
 def character_errors(said: str, heard: str) -> int:
     """As `word_errors`, in characters; a space is one."""
+    said, heard = tidy(said), tidy(heard)
     return _errors(_jiwer().process_characters(said, heard)) if said else len(heard)
 
 

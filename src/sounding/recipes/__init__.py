@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 from ..data.corpora import LAYOUTS, open_corpus
 from ..data.folder import AudioFolder
 from ..data.hub import hub_folder, is_hub_id
+from ..data.rows import has_metadata
 from ..training.config import TrainConfig
 from ..typed import check, read_yaml
 
@@ -83,7 +84,7 @@ class Recipe:
         if is_hub_id(str(data)) and not path.exists():
             options = {name: value for name, value in self.hub.items() if name != "id"}
             return open_corpus(data, "hub", **options)
-        if layout == "folder" or (path / "metadata.csv").is_file():
+        if layout == "folder" or has_metadata(path):
             return open_corpus(data)
         options = {name: value for name, value in self.corpus.items() if name != "layout"}
         return open_corpus(data, layout, **options)

@@ -276,7 +276,7 @@ class Model(ABC):
         if cut is not None and not MIN_SECONDS <= cut < math.inf:
             raise ValueError(f"max_seconds is {cut}: give at least {MIN_SECONDS}, or None")
         if isinstance(audio, str | os.PathLike):
-            samples = load_audio(Clip(Path(audio), "", "test"), rate, cut)
+            samples = load_audio(Clip(Path(audio), "", "test"), rate, cut, limit)
         else:
             samples = one_channel(audio)
             check_samples(samples, rate, "the audio")

@@ -14,7 +14,8 @@ import torch
 
 from ..data.audio import AudioError
 from ..data.features import FeatureSet, clip_seconds
-from ..data.folder import METADATA, SHOWN, AudioFolder, Clip, DataError
+from ..data.folder import METADATA, AudioFolder, Clip, DataError
+from ..data.names import SHOWN
 from ..data.text import plain
 from ..progress import say
 from .config import TrainConfig
