@@ -350,13 +350,28 @@ def test_a_try_that_failed_before_its_first_piece_leaves_nothing_in_the_way(tmp_
     assert run([path], Fake(), budget=2) == []
 
 
-def test_two_files_never_share_a_text(tmp_path, talk):
+def test_two_files_never_share_a_text_and_the_others_have_theirs(tmp_path, talk):
+    for name in ("a.wav", "a.flac", "b.wav"):
+        write(tmp_path / name, talk)
+    failures = run([tmp_path], Fake())
+    assert len(failures) == 1
+    assert "a.wav and " in failures[0]
+    assert "a.flac would both be written to" in failures[0]
+    assert {path.name for path in tmp_path.glob("*.txt")} == {"a.txt", "b.txt"}
+
+
+def test_of_two_files_the_one_that_was_begun_keeps_its_text(tmp_path, talk):
     write(tmp_path / "a.wav", talk)
+    assert run([tmp_path], Fake()) == []
     write(tmp_path / "a.flac", talk)
-    with pytest.raises(ValueError, match=r"a\.flac and .*a\.wav would both be written to"):
-        find_sources([tmp_path])
-    with pytest.raises(ValueError, match="would both"):
-        find_sources([tmp_path / "a.wav", tmp_path / "a.wav"])
+    (failure,) = run([tmp_path], Fake())
+    assert "a.flac and" in failure
+
+
+def test_a_file_that_is_given_twice_is_done_once(tmp_path, talk):
+    path = write(tmp_path / "a.wav", talk)
+    assert [source.path for source in find_sources([path, tmp_path, path])] == [path]
+    assert len(find_sources([path, path], tmp_path / "out")) == 1
 
 
 def test_what_is_not_there_or_has_no_audio_is_an_error(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..core.budget import Budget, kept_layers, mean_layers
 from ..data.audio import AudioError, Seconds, audio_blocks, duration
-from ..files import remove_leftovers, sha256, write_text
+from ..files import NO_ROOM, remove_leftovers, sha256, write_text
 from ..progress import Advance, Interrupted, Stop, progress, stop_signals
 from .cut import LEAST_SECONDS, MAX_SECONDS, cut
 from .formats import FORMATS, Piece
@@ -29,7 +28,6 @@ from .vad import RATE, listen
 
 STDIN = "standard input"
 MANY = 100  # files
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for any other file either
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.audio import SUFFIXES
+from ..data.audio import FORMATS, SUFFIXES
 
 JOURNALS = ".transcripts"  # the directory of the journals, beside the texts
 LONGEST = 255  # bytes of a name, on nearly all file systems
@@ -47,34 +48,52 @@ class Source:
 
 
 def find_sources(inputs: Sequence[Path | str], out: Path | str | None = None) -> list[Source]:
-    """Find the files, and the audio files of the directories, in order.
+    """Find the files, and the audio files of the directories, in order; each once.
 
     An input that is not there, or has no audio, is a source with a problem, unless nothing else
-    was given.
+    was given. So is one of two files whose texts would have the same name.
 
     Args:
         out: directory of the texts, which mirrors a directory that is given; by default each text
             is beside its audio.
 
     Raises:
-        ValueError: nothing to transcribe, or two files whose texts would have the same name.
+        ValueError: nothing to transcribe.
     """
     if out == "" or "" in inputs:  # as of a variable that is not set; it is no name of "."
         raise ValueError("the name of an input or of --out is empty: give one")
-    sources = [source for given in inputs for source in _below(Path(given), out)]
+    found: dict[tuple[Path, Path], Source] = {}
+    for given in inputs:
+        for source in _below(Path(given), out):
+            found.setdefault((source.path.absolute(), source.folder.absolute()), source)
+    sources = list(found.values())
     if sources and all(source.problem for source in sources):
         raise ValueError("; ".join(source.problem for source in sources))
-    claimed: dict[tuple[Path, str], Source] = {}
+    return _apart(sources)
+
+
+def _apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources, those with a problem whose text would be in the place of another's.
+
+    Of several files the one that was begun before keeps the text, or else the first.
+    """
+    claims: dict[tuple[Path, str], list[Source]] = defaultdict(list)
     for source in sources:
-        if source.problem:
+        if not source.problem:
+            claims[source.folder.absolute(), source.stem].append(source)
+    made = []
+    for source in sources:
+        same = claims[source.folder.absolute(), source.stem]
+        keeps = next((one for one in same if one.journal.exists()), same[0]) if same else source
+        if source not in same or source is keeps:
+            made.append(source)
             continue
-        other = claimed.setdefault((source.folder.absolute(), source.stem), source)
-        if other is not source:
-            raise ValueError(
-                f"{other.path} and {source.path} would both be written to {source.output('*')}: "
-                "transcribe them one after the other, each with an --out of its own"
-            )
-    return sources
+        text = (
+            f"{source.path} and {keeps.path} would both be written to {source.output('*')}: "
+            "rename one of them, or give this one an --out of its own"
+        )
+        made.append(replace(source, problem=text))
+    return made
 
 
 def _below(given: Path, out: Path | str | None) -> Iterator[Source]:
@@ -93,8 +112,7 @@ def _inside(directory: Path, root: Path) -> Iterator[Source]:
     for error in closed:
         yield _problem(Path(error.filename), f"cannot be read ({error.strerror}): check its rights")
     if not found and not closed:
-        expected = ", ".join(sorted(SUFFIXES))
-        yield _problem(directory, f"no audio in it, expected files such as {expected}")
+        yield _problem(directory, f"no audio in it, expected files such as {FORMATS}")
     for path in found:
         yield _source(path, path.relative_to(directory), root)
 
