@@ -293,7 +293,8 @@ def test_plots_and_tables_draw_names_as_they_are(name, result, tmp_path, capsys)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write_sweep(sweep, json=tmp_path / "s.json", csv=tmp_path / "s.csv", plots=tmp_path)
-    assert Sweep.from_json(tmp_path / "s.json") == sweep
+    read = json.dumps(sweep.to_json()).replace("\\udce9", "?")  # of a name that is no UTF-8
+    assert Sweep.from_json(tmp_path / "s.json").to_json() == json.loads(read)
     for file in ("accuracy.png", "layers.png"):
         assert (tmp_path / file).read_bytes().startswith(b"\x89PNG")
     Console(width=200).print(rich_table(sweep))

@@ -364,10 +364,10 @@ def sha256(path: Path | str) -> str:
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8.
 
-    Of the name of a file that is no UTF-8 the bytes become escapes, which JSON reads back.
+    A byte of a file's name that is no UTF-8 becomes "?".
     """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(text.encode(errors="backslashreplace"))
+        temporary.write_bytes(text.encode(errors="replace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:

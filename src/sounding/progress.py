@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int, str], None]
@@ -50,8 +49,8 @@ def progress(title: str, total: int) -> Iterator[Advance]:
         TextColumn("left"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(escape(title), total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=escape(note))
+        task = bar.add_task(title, total=total, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=note)
 
 
 def _lines(title: str, total: int) -> Advance:
