@@ -2,6 +2,8 @@
 
   git worktree add /tmp/before 71c611c
   python benchmarks/transcribe.py --against /tmp/before --json benchmarks/results/transcribe.json
+  python benchmarks/transcribe.py --against /tmp/before --busy 1 --rounds 1 \
+      --json benchmarks/results/transcribe-busy.json
   python benchmarks/transcribe.py --against /tmp/before --seconds 60 --rounds 1     # to try it
 
 The same command, in a process of its own for each run, with the threads that a user has by
@@ -9,8 +11,8 @@ default: ten minutes of speech (clips of the folder ljspeech_part below SOUNDING
 pauses; without it sentences by a text-to-speech engine), with whisper-base and whisper-tiny.en,
 loading and all. The trees take turns, A B and then B A; a ratio is of the two runs of a round, this
 tree over the other, reported by its median with the lowest and the highest. Processor time is that
-of the process, user and system. The load of the machine before each run is written beside it, since
-other programs that take a core are what makes the difference in wall time.
+of the process, user and system. With --busy, so many other programs compute all the while, as on a
+machine that is shared. The load of the machine before each run is written beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -64,7 +68,8 @@ def main() -> None:
     with TemporaryDirectory() as directory:
         audio = Path(directory) / "speech.flac"
         source = make_speech(audio, options)
-        found = {model: measure(model, audio, trees, options) for model in options.models}
+        with others(options.busy):
+            found = {model: measure(model, audio, trees, options) for model in options.models}
         about = {"from": source, "seconds": sf.info(audio).duration, "sha256": sha256(audio)}
     Console().print(table(found))
     if options.json:
@@ -73,7 +78,8 @@ def main() -> None:
         write_json(
             options.json,
             {
-                "command": f"python benchmarks/transcribe.py --against {against[:12]}",
+                "command": f"python benchmarks/transcribe.py --against {against[:12]}"
+                f" --busy {options.busy} --rounds {options.rounds} --seconds {options.seconds:g}",
                 "seed": options.seed, "rounds": options.rounds, "against": against,
                 "audio": about, "models": found, **about_us,
             },
@@ -89,9 +95,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["whisper-base", "whisper-tiny.en"])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=0, help="other programs at work meanwhile")
     parser.add_argument("--seed", type=int, default=0, help="of the pauses and the voices")
     parser.add_argument("--json", help="where to write the results")
     return parser.parse_args()
+
+
+@contextmanager
+def others(count: int) -> Iterator[None]:
+    """Other programs that each take what they get of a core."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 def make_speech(path: Path, options: argparse.Namespace) -> str:

@@ -12,7 +12,7 @@ from forge import forge
 from test_executor import choosy
 
 import sounding
-from sounding.core.decoder import DecoderStack
+from sounding.core.decoder import DecoderStack, WithoutTokens
 from sounding.core.selector import InputSelector, StaticSelector
 
 LAYERS = 4  # of the decoder
@@ -616,3 +616,12 @@ def test_above_the_window_one_mask_holds_for_all_and_mixed_ones_are_refused():
     dynamic.decoder_selector = deciding()
     with pytest.raises(ValueError, match="more than once"):
         dynamic.generate(features, **options, decoder_budget=2)
+
+
+def test_tokens_are_ruled_out_as_transformers_does_it():
+    torch.manual_seed(0)
+    tokens, ids = [0, 3, 7, 39, 40, 99, -1], torch.zeros(2, 1, dtype=torch.long)
+    scores = torch.randn(2, 40)
+    expected = transformers.SuppressTokensLogitsProcessor(tokens)(ids, scores.clone())
+    torch.testing.assert_close(WithoutTokens(tokens, 40)(ids, scores), expected)
+    assert scores.isfinite().all()  # which are the caller's

@@ -29,6 +29,7 @@ from sounding.transcribe.formats import FORMATS, Piece, Transcript, format_names
 from sounding.transcribe.job import Job, transcribe, transcribe_stream
 from sounding.transcribe.journal import Journal, OutputError
 from sounding.transcribe.sources import Source, find_sources
+from sounding.transcribe.threads import token_by_token
 from sounding.transcribe.whisper import WhisperRecognizer
 
 pytest.importorskip("silero_vad", reason="needs the extra 'transcribe'")
@@ -113,6 +114,45 @@ def test_a_decoder_says_its_tokens_in_one_thread_and_the_encoder_has_them_all(
     handle.remove()
     assert torch.get_num_threads() == 2
     recognizer([silence(0.5)])  # no hook of the failed call is left
+
+
+def test_a_prompt_has_all_threads_and_each_further_token_one(two_threads):
+    class Part(torch.nn.Module):
+        def forward(self, **inputs):
+            return torch.get_num_threads()
+
+    encoder, decoder = Part(), Part()
+    with token_by_token(encoder, decoder):
+        assert encoder(input_features=torch.zeros(1, 2, 3)) == 2
+        assert decoder(input_ids=torch.zeros(1, 4)) == 2
+        assert [decoder(input_ids=torch.zeros(1, 1)) for _ in range(2)] == [1, 1]
+        assert torch.get_num_threads() == 1
+    assert decoder(input_ids=torch.zeros(1, 1)) == 2
+
+
+def test_tokens_that_are_not_to_be_said_are_not_and_the_rest_is_as_it_was(whisper_speaker):
+    """Ruled out by a mask of ours, since that of transformers is looked up at each token."""
+    dynamic, extractor, tokenizer = whisper_speaker
+    sound = np.random.default_rng(0).normal(0, 0.1, RATE // 2).astype("f4")
+
+    def heard():
+        ids = []
+        decode = tokenizer.decode
+        tokenizer.decode = lambda tokens, **_: ids.append(tokens.tolist()) or decode(tokens)
+        recognizer = WhisperRecognizer(dynamic, extractor, tokenizer, pad=True)
+        recognizer([sound])
+        tokenizer.decode = decode
+        return recognizer, ids[0]
+
+    _, free = heard()
+    dynamic.generation_config.suppress_tokens = [free[1], 39]
+    recognizer, without = heard()
+    assert free[1] not in without[1:]
+    assert without != free
+    features = recognizer._features(sound, True)
+    plain = dynamic.generate(features, do_sample=False, max_new_tokens=12)[0]  # by transformers
+    assert len(plain) > 3
+    assert without[1:] == plain.tolist()[: len(without) - 1]  # behind the token of the start
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ lengths, positions and beams that `transformers` reads from the cache stay right
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from .budget import Budget, kept_layers
 from .plan import check_mask
@@ -123,6 +123,27 @@ def asked_layers(budget: Budget, mask: Tensor | None, *, layers: int, batch: int
     return torch.arange(layers) < k[:, None]
 
 
+class WithoutTokens(LogitsProcessor):
+    """Rule tokens out, as `SuppressTokensLogitsProcessor` of `transformers` does.
+
+    That one looks for them in the vocabulary anew at each token, which takes 3 ms on a processor,
+    a tenth of the time of Whisper-base.
+
+    Args:
+        tokens: their ids; those that are not in the vocabulary do not matter.
+        vocabulary: number of tokens.
+    """
+
+    def __init__(self, tokens: Iterable[int], vocabulary: int) -> None:
+        self.mask = torch.zeros(vocabulary, dtype=torch.bool)
+        self.mask[[token for token in tokens if 0 <= token < vocabulary]] = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Shape: scores [batch, vocabulary] -> the same."""
+        self.mask = self.mask.to(scores.device)
+        return scores.masked_fill(self.mask, -torch.inf)
+
+
 def untimed(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `generate` that rule time stamps out, but where they are asked for.
 
@@ -136,7 +157,8 @@ def untimed(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         wanted = getattr(settings, "return_timestamps", False)
     if first is None or wanted:
         return kwargs
-    stamps = SuppressTokensLogitsProcessor(list(range(first + 1, model.config.vocab_size)))
+    vocabulary = model.config.vocab_size
+    stamps = WithoutTokens(range(first + 1, vocabulary), vocabulary)
     processors = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), stamps])
     return kwargs | {"logits_processor": processors}
 

@@ -16,7 +16,7 @@ from ..evaluation.predict import say
 from ..training.runs import Run
 from ..training.tasks import Dictation
 from .recognizer import Recognition, weights_digest
-from .threads import one_thread
+from .threads import token_by_token
 
 
 class RunRecognizer:
@@ -58,8 +58,8 @@ class RunRecognizer:
     def _threads(self) -> AbstractContextManager[None]:
         if not isinstance(self.run.task, Dictation):
             return nullcontext()
-        dynamic = self.run.dynamic  # a decoder says a token at a time, which is no work to share
-        return one_thread(but=dynamic.backbone.owner(dynamic.base))
+        dynamic = self.run.dynamic
+        return token_by_token(dynamic.backbone.owner(dynamic.base), dynamic.model.get_decoder())
 
     def _recognize(self, piece: np.ndarray, asked: int | str) -> Recognition:
         batch = self.run.collate([extract(piece, self.run.extractor)])

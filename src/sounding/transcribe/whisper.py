@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..core.budget import Budget
+from ..core.decoder import WithoutTokens
 from ..core.model import CONFIG, DynamicModel, load, wrap
 from ..data.audio import AudioError, Seconds
 from ..data.features import extract
@@ -18,7 +19,7 @@ from ..data.language import known_languages, language_code
 from ..data.text import printable
 from ..weights import pretrained, pretrained_model, resolve
 from .recognizer import Recognition, weights_digest
-from .threads import one_thread
+from .threads import token_by_token
 
 REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
 TAIL_SECONDS: Seconds = 2.0  # of silence behind a piece
@@ -65,6 +66,9 @@ class WhisperRecognizer:
         if getattr(dynamic.generation_config, "lang_to_id", None):
             # without its task, a model that guesses the language babbles
             self._spoken = {"language": self.language, "task": "transcribe"}
+        if unspoken := getattr(dynamic.generation_config, "suppress_tokens", None):
+            without = WithoutTokens(unspoken, dynamic.config.vocab_size)  # and not by transformers
+            self._spoken |= {"suppress_tokens": [], "logits_processor": [without]}
         self.sampling_rate = int(extractor.sampling_rate)
         self.layers = dynamic.num_layers
         window = dynamic.backbone.window(dynamic.base)
@@ -167,7 +171,7 @@ class WhisperRecognizer:
     ) -> tuple[str, tuple[int, ...]]:
         features = self._features(piece, pad).to(self.dynamic.device)
         encoder = self.dynamic.backbone.owner(self.dynamic.base)
-        with one_thread(but=encoder):  # a token at a time is no work to share
+        with token_by_token(encoder, self.dynamic.model.get_decoder()):
             out = self.dynamic.generate(
                 features,
                 budget=budget,
