@@ -9,13 +9,13 @@ from typing import Any
 from device_page import rivals, runtime
 from whisper_page import origin, whisper
 
-from sounding.evaluation.study import Study, load_study
 from sounding.evaluation.sweep import Row, Sweep
 from sounding.evaluation.table import METHODS as NAMES
 from sounding.evaluation.table import METRICS, markdown
-from sounding.evaluation.verdict import in_words, verdict_line
 from sounding.files import write_text
 from sounding.recipes import load_recipe
+from sounding.study.study import Study, load_study
+from sounding.study.verdict import in_words, verdict_line
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

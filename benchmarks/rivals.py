@@ -36,7 +36,7 @@ from sounding.evaluation.statistics import ratio_bootstrap, wilson
 from sounding.export import export
 from sounding.files import write_json
 from sounding.progress import progress
-from sounding.training.runs import load_run, provenance
+from sounding.runs.run import load_run, provenance
 from sounding.transcribe.whisper import WhisperRecognizer
 
 RATE = 16000

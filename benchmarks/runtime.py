@@ -49,16 +49,16 @@ from rich.console import Console
 from rich.table import Table
 
 from sounding import runtime
-from sounding.cli import CALIBRATION
+from sounding.cli.app import CALIBRATION
 from sounding.data.audio import read_audio
 from sounding.data.features import extract
 from sounding.data.folder import load_folder, subset
-from sounding.evaluation.predict import predict
+from sounding.evaluation.predict import predict_logits
 from sounding.export import export, export_parts
 from sounding.export.validate import sound
 from sounding.files import sha256, write_json
 from sounding.progress import progress
-from sounding.training.runs import Run, load_run, provenance
+from sounding.runs.run import Run, load_run, provenance
 
 FORMS = {
     "fp32": {"name": "fp32.onnx"},
@@ -186,7 +186,7 @@ def one_clip(
     run: Run, models: dict[str, Any], reference: np.ndarray, features: np.ndarray, k: int
 ) -> dict[str, Any]:
     """PyTorch's features go through PyTorch, the runtime's own through ONNX."""
-    logits, executed = predict(run, run.collate([reference]), k)
+    logits, executed = predict_logits(run, run.collate([reference]), k)
     expected = logits.numpy()
     row: dict[str, Any] = {"torch": int(expected.argmax())}
     for name, model in models.items():

@@ -23,9 +23,9 @@ from transformers import (
 from sounding.data.folder import load_folder
 from sounding.evaluation.sweep import sweep
 from sounding.files import write_json
-from sounding.training.config import SKIP, TrainConfig
-from sounding.training.runs import provenance
-from sounding.training.train import train
+from sounding.runs.config import SKIP, TrainConfig
+from sounding.runs.run import provenance
+from sounding.training.loop import train
 
 METHODS = ("random", "input")
 CONFORMER = {

@@ -37,10 +37,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import sounding
-from sounding.core.backbones import Backbone, find_backbone
-from sounding.core.model import DynamicModel
 from sounding.files import write_json
-from sounding.training.runs import provenance
+from sounding.model.backbones import Backbone, find_backbone
+from sounding.model.dynamic import DynamicModel
+from sounding.runs.run import provenance
 
 WHISPER_BASE = {
     "d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048,

@@ -39,7 +39,7 @@ from sounding.data.audio import read_audio
 from sounding.data.commands import VOICES, speak
 from sounding.data.folder import load_folder
 from sounding.files import sha256, write_json
-from sounding.training.runs import provenance
+from sounding.runs.run import provenance
 
 HERE = Path(sounding.__file__).parents[2]
 RATE = 16000

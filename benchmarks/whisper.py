@@ -46,15 +46,15 @@ from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 import sounding
-from sounding.core.model import CONFIG, DynamicModel
 from sounding.data.features import clip_seconds, load_audio
 from sounding.data.folder import AudioFolder, Clip, load_folder, subset
 from sounding.data.text import whisper_plain, word_errors
 from sounding.evaluation.statistics import ratio_bootstrap, speaker_groups
 from sounding.files import sha256, write_json
+from sounding.model.dynamic import CONFIG, DynamicModel
 from sounding.progress import progress
-from sounding.training.config import TrainConfig
-from sounding.training.runs import provenance, trained_with
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import provenance, trained_with
 from sounding.transcribe.whisper import TAIL_SECONDS
 from sounding.weights import resolve
 

@@ -10,20 +10,19 @@ import torch
 from test_tree import count_runs
 
 from sounding.data.folder import load_folder
-from sounding.evaluation.predict import predict
-from sounding.training.answers import (
-    answers,
+from sounding.evaluation.predict import predict_logits
+from sounding.policies.masks import every_mask, first_masks
+from sounding.runs.config import TrainConfig
+from sounding.runs.mask_outputs import (
     calibrate,
     depth_table,
     depths,
-    every_mask,
     gate_logits,
+    mask_outputs,
     stops,
     table,
 )
-from sounding.training.config import TrainConfig
-from sounding.training.methods import first_masks
-from sounding.training.train import train
+from sounding.training.loop import train
 
 MEANS = [1 + step / 4 for step in range(13)]  # of 4 layers
 
@@ -129,9 +128,9 @@ def test_every_mask_is_there_once_and_too_many_are_none():
 def test_answers_are_those_of_each_clip_alone_in_its_place(runs, folder, clips, name):
     run = runs[name]
     masks = every_mask(4)
-    goals = run.task.goals(folder, folder.split("validation"))
-    labels = torch.tensor([goal.ids[0] for goal in goals])
-    found = answers(run, clips, masks, goals)
+    targets = run.task.targets(folder, folder.split("validation"))
+    labels = torch.tensor([target.ids[0] for target in targets])
+    found = mask_outputs(run, clips, masks, targets)
     width = run.dynamic.base.config.hidden_size
     assert {value.shape for value in found[:4]} == {(15, 8)}
     assert set(found.errors.flatten().tolist()) == {0, 1}
@@ -168,7 +167,7 @@ def test_the_answers_at_each_depth_are_those_of_predict(runs, clips, name):
             with torch.no_grad():
                 logits = run.dynamic(**batch, mask=first_masks(4)[depth - 1]).logits
         else:
-            logits, _ = predict(run, batch, depth)
+            logits, _ = predict_logits(run, batch, depth)
         sure = logits.softmax(-1).amax(-1)
         torch.testing.assert_close(found.confidence[depth - 1], sure, rtol=1e-4, atol=1e-4)
 

@@ -11,7 +11,7 @@ from tiny import CUT, MODELS, inputs, make
 from torch import nn
 
 import sounding
-from sounding.core.backbones import find_backbone
+from sounding.model.backbones import find_backbone
 
 ALL_MASKS = [mask for mask in itertools.product((False, True), repeat=4) if any(mask)]
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -253,7 +253,7 @@ def test_unsupported_model_gets_the_list_of_supported_ones():
 
 
 def test_backbone_of_a_user_is_registered_and_found():
-    from sounding.core.backbones import BACKBONES, Backbone, register
+    from sounding.model.backbones import BACKBONES, Backbone, register
 
     class Mine(nn.Module):
         pass

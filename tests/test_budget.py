@@ -10,7 +10,7 @@ import torch
 from tiny import inputs, make
 
 import sounding
-from sounding.core.budget import kept_layers
+from sounding.budget import kept_layers
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ import soundfile as sf
 import torch
 from tiny_runs import RATE, clip
 
-from sounding.cli import _parser, main
-from sounding.evaluation.predict import Said
+from sounding.cli.app import _parser, main
+from sounding.evaluation.predict import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_interrupt_has_its_own_exit_code(run, capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sounding.core.model.load", interrupt)
+    monkeypatch.setattr("sounding.model.dynamic.load", interrupt)
     assert main(["inspect", str(run)]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -310,18 +310,18 @@ def test_a_bad_clip_does_not_stop_the_others(models, clips, kind, more, tmp_path
     files += [str(clips / os.fsdecode(b"caf\xe9.flac")), str(clips / "z.wav")]
     capsys.readouterr()
     assert main(["run", str(models[kind]), *files, *more]) == 1
-    said = capsys.readouterr()
+    predicted = capsys.readouterr()
     for name in GOOD:
-        assert f"{name}" in said.out
-    assert "bad" not in said.out
-    lines = said.err.splitlines()
+        assert f"{name}" in predicted.out
+    assert "bad" not in predicted.out
+    lines = predicted.err.splitlines()
     assert [line.startswith("sounding: ") for line in lines] == [True, True]
     assert "bad.wav: cannot be decoded" in lines[0]
     assert "missing.wav: no such file" in lines[1]
 
     assert main(["run", str(models[kind]), "--json", *files, *more]) == 1
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    failed = [one for one in said if "error" in one]
+    predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    failed = [one for one in predicted if "error" in one]
     assert [set(one) for one in failed] == [{"file", "error"}] * 2
     assert failed[0]["file"] == str(clips / "bad.wav")
     assert main(["run", str(models[kind]), files[1], files[2], *more]) == 2  # no answer at all
@@ -336,8 +336,10 @@ def test_a_budget_that_is_not_allowed_is_said_once_and_not_of_each_clip(models, 
 
 def test_an_answer_that_is_nan_is_an_error_and_never_json(run, clips, capsys, monkeypatch):
     monkeypatch.setattr(
-        "sounding.evaluation.classify.say",
-        lambda *_: Said(["low"], torch.ones(1, 4, dtype=torch.bool), torch.full((1, 2), np.nan)),
+        "sounding.evaluation.classify.predict",
+        lambda *_: Prediction(
+            ["low"], torch.ones(1, 4, dtype=torch.bool), torch.full((1, 2), np.nan)
+        ),
     )
     assert main(["run", str(run), str(clips / "a.wav"), "--json"]) == 2
     out = capsys.readouterr().out
@@ -395,11 +397,11 @@ def test_bad_files_in_a_watched_directory_do_not_end_it(models, tmp_path, capsys
     thread.start()
     assert main(["run", str(models["exported"]), "--watch", str(inbox), "--json"]) == 130
     thread.join()
-    said = capsys.readouterr()
-    answers = {Path(one["file"]).name: one for one in map(json.loads, said.out.splitlines())}
+    predicted = capsys.readouterr()
+    answers = {Path(one["file"]).name: one for one in map(json.loads, predicted.out.splitlines())}
     assert sorted(answers) == [f"{number}.wav" for number in range(1, 8)]
     assert [name for name in answers if "label" in answers[name]] == ["1.wav", "7.wav"]
-    assert said.err.count("sounding: ") == 6  # five files, and the interrupt
+    assert predicted.err.count("sounding: ") == 6  # five files, and the interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -13,20 +13,21 @@ import tiny
 import torch
 import transformers
 
-from sounding.cli import main
-from sounding.core.selector import StaticSelector
+from sounding.cli.app import main
 from sounding.data.folder import load_folder
-from sounding.evaluation import compare as module
-from sounding.evaluation.compare import BASES, VARIANTS, StudyConfig, compare, place
-from sounding.evaluation.measure import measure
 from sounding.evaluation.report import check_outputs
-from sounding.evaluation.rules import check
-from sounding.evaluation.study import FILE, load_study
 from sounding.evaluation.sweep import sweep
-from sounding.training.answers import answers, every_mask
-from sounding.training.runs import load_run
-from sounding.training.search import best_static, settle
-from sounding.training.train import Interrupted, train
+from sounding.policies.masks import every_mask
+from sounding.policies.selectors import StaticSelector
+from sounding.runs.mask_outputs import mask_outputs
+from sounding.runs.run import load_run
+from sounding.runs.search import best_static, choose_fallbacks
+from sounding.study import compare as module
+from sounding.study.arms import check
+from sounding.study.compare import BASES, VARIANTS, StudyConfig, compare, place
+from sounding.study.measure_run import measure_run
+from sounding.study.study import FILE, load_study
+from sounding.training.loop import Interrupted, train
 
 SETS = ("validation", "test")
 
@@ -151,7 +152,7 @@ def test_shuffled_features_change_the_masks_of_a_selector_that_reads_them(run, f
         with torch.no_grad():
             torch.nn.init.normal_(run.dynamic.selector.score.weight, std=3.0)
             torch.nn.init.zeros_(run.dynamic.selector.score.bias)
-        made = measure(run, folder, "input")["sets"]["test"]["rows"]
+        made = measure_run(run, folder, "input")["sets"]["test"]["rows"]
         masks = {(row["rule"], row["budget"]): row["masks"] for row in made}
         assert masks["exact", 2] != masks["shuffled", 2]
         assert sorted(masks["exact", 2]) == sorted(masks["shuffled", 2])  # only who gets them
@@ -186,20 +187,20 @@ def test_a_selector_falls_back_where_the_static_mask_is_as_good(run, features, t
     """Whatever it learned, on validation it is never below the best static mask."""
     folder = load_folder(tones)
     clips = folder.split("validation")
-    goals = run.task.goals(folder, clips)
-    labels = torch.tensor([goal.ids[0] for goal in goals])
+    targets = run.task.targets(folder, clips)
+    labels = torch.tensor([target.ids[0] for target in targets])
     some = run.read(clips, "read")
     before = {n: p.clone() for n, p in run.dynamic.selector.state_dict().items()}
     masks = every_mask(4)
-    found = answers(run, some, masks, goals)
+    found = mask_outputs(run, some, masks, targets)
     right = (8 - found.errors.sum(1)).tolist()
     losses = found.losses.mean(1).tolist()
     try:
         run.dynamic.selector.falls_back.zero_()
         with torch.no_grad():
             run.dynamic.selector.score.bias.copy_(torch.tensor([-9.0, 0, 9, 3]))  # a bad habit
-        settle(run, some, goals)
-        best = best_static(run, some, goals)
+        choose_fallbacks(run, some, targets)
+        best = best_static(run, some, targets)
         for k in (1, 2, 3):
             first = (masks == (torch.arange(4) < k)).all(-1).int().argmax()
             searched = (masks == best[k]).all(-1).int().argmax()
@@ -217,16 +218,16 @@ def test_a_selector_falls_back_where_the_static_mask_is_as_good(run, features, t
 
 def test_the_best_static_mask_is_the_best_of_all(run, features, tones, monkeypatch):
     folder = load_folder(tones)
-    goals = run.task.goals(folder, folder.split("test"))
+    targets = run.task.targets(folder, folder.split("test"))
     masks = every_mask(4)
-    right = 1 - answers(run, features, masks, goals).errors.double().mean(1)
-    best = best_static(run, features, goals)
+    right = 1 - mask_outputs(run, features, masks, targets).errors.double().mean(1)
+    best = best_static(run, features, targets)
     for k in (1, 2, 3):
         under = {tuple(m): float(r) for m, r in zip(masks.tolist(), right, strict=True)}
         ceiling = max(value for mask, value in under.items() if sum(mask) == k)
         assert under[tuple(best[k].tolist())] == ceiling
-    monkeypatch.setattr("sounding.training.search.ALL", 3)  # too many of any size: beam only
-    beam = best_static(run, features, goals)
+    monkeypatch.setattr("sounding.runs.search.ALL", 3)  # too many of any size: beam only
+    beam = best_static(run, features, targets)
     assert [int(beam[k].sum()) for k in (1, 2, 3)] == [1, 2, 3]
     assert beam[3].equal(best[3])  # the first step of the beam tries them all
 

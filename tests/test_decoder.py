@@ -12,8 +12,8 @@ from forge import forge
 from test_executor import choosy
 
 import sounding
-from sounding.core.decoder import DecoderStack, WithoutTokens
-from sounding.core.selector import InputSelector, StaticSelector
+from sounding.model.generate import DecoderStack, WithoutTokens
+from sounding.policies.selectors import InputSelector, StaticSelector
 
 LAYERS = 4  # of the decoder
 NAMES = ["whisper-generation", "moonshine-generation"]

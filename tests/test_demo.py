@@ -8,7 +8,7 @@ import pytest
 import tiny
 import transformers
 
-from sounding.cli import main
+from sounding.cli.app import main
 
 pytest.importorskip("espeakng_loader", reason="the demo's speech engine is not installed")
 pytest.importorskip("matplotlib", reason="the demo's plots need matplotlib")

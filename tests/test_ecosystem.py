@@ -21,8 +21,8 @@ from tiny import MODELS, inputs, make
 from torch.utils import _pytree
 
 import sounding
-from sounding.core.derive import why_unpicklable
-from sounding.core.selector import GateSelector
+from sounding.model.derive import why_unpicklable
+from sounding.policies.selectors import GateSelector
 
 W2V = (t.Wav2Vec2ForSequenceClassification, t.Wav2Vec2Config, tiny.POST)
 

@@ -16,21 +16,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from sounding.core.macs import count_macs
 from sounding.data.features import load_features
 from sounding.data.folder import load_folder
 from sounding.evaluation import report, shown
 from sounding.evaluation.card import model_card
 from sounding.evaluation.classify import classify
-from sounding.evaluation.predict import predict
+from sounding.evaluation.predict import predict_logits
 from sounding.evaluation.report import check_outputs, write_sweep
 from sounding.evaluation.shown import in_markdown, one_line
 from sounding.evaluation.statistics import wilson
 from sounding.evaluation.sweep import DRAWS, Sweep, sweep
 from sounding.evaluation.table import markdown, rich_table, sorted_rows, to_csv
+from sounding.model.macs import count_macs
+from sounding.runs.config import METHODS, TrainConfig
 from sounding.runtime import show
-from sounding.training.config import METHODS, TrainConfig
-from sounding.training.train import train
+from sounding.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_what_is_reported_is_what_hooks_count(runs, folder, method, k):
     layers = run.dynamic.stack.layers
     handles = [layer.register_forward_hook(count(i)) for i, layer in enumerate(layers)]
     try:
-        _, executed = predict(run, run.collate(features), k)
+        _, executed = predict_logits(run, run.collate(features), k)
     finally:
         for handle in handles:
             handle.remove()
@@ -121,9 +121,9 @@ def test_what_is_reported_is_what_hooks_count(runs, folder, method, k):
 def test_an_answer_is_the_same_alone_and_in_a_batch(runs, folder, method):
     run = of(runs, method)
     features = load_features(folder.split("test"), run.extractor, max_seconds=None)
-    together, executed = predict(run, run.collate(features), 2)
+    together, executed = predict_logits(run, run.collate(features), 2)
     for index in (0, 7, 15):
-        alone, ran = predict(run, run.collate([features[index]]), 2)
+        alone, ran = predict_logits(run, run.collate([features[index]]), 2)
         torch.testing.assert_close(alone[0], together[index], rtol=1e-4, atol=1e-4)
         assert torch.equal(ran[0], executed[index])
 
@@ -146,7 +146,7 @@ def test_full_depth_of_a_run_is_its_plain_model(runs, folder):
     run = of(runs, "input")
     features = load_features(folder.split("test")[:1], run.extractor, max_seconds=None)
     batch = run.collate(features)
-    logits, _ = predict(run, batch, 4)
+    logits, _ = predict_logits(run, batch, 4)
     assert torch.equal(logits, run.dynamic(**batch).logits)
 
 

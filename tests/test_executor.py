@@ -10,8 +10,8 @@ import torch
 from tiny import inputs, make
 
 import sounding
-from sounding.core.executor import activate, run_layers
-from sounding.core.selector import Gates
+from sounding.model.executor import activate, run_layers
+from sounding.policies.selectors import Gates
 
 MIXED = torch.tensor(
     [[True, False, True, True], [False, True, False, False], [True, True, False, True]]

@@ -21,14 +21,14 @@ from tiny_runs import CASES, LAYERS, RATE, STOPS, clip, close, make_run
 
 import sounding
 from sounding import runtime
-from sounding.core.budget import mean_layers, threshold_for
-from sounding.core.selector import GateSelector, StaticSelector
+from sounding.budget import mean_layers, threshold_for
 from sounding.evaluation.classify import classify
 from sounding.export import ExportError, build, export
+from sounding.export.conv_as_matmul import SMALLEST, as_products
 from sounding.export.parts import DYNAMIC, OPSET, export_selector
-from sounding.export.products import SMALLEST, as_products
 from sounding.export.quantize import _Feeds, quantize
 from sounding.files import WriteError
+from sounding.policies.selectors import GateSelector, StaticSelector
 
 
 @pytest.fixture(params=CASES)

@@ -21,7 +21,6 @@ from tiny import MODELS, inputs, make
 from torch import nn
 
 import sounding
-from sounding.core import io
 from sounding.files import (
     SEAL,
     WriteError,
@@ -37,6 +36,7 @@ from sounding.files import (
     write_sealed_json,
     write_text,
 )
+from sounding.model import io
 
 
 def choosy(name, seed=0, **options):

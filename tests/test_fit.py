@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import sounding
-from sounding.core.selector import InputSelector, LibrarySelector, selector_from_config
 from sounding.data.folder import load_folder
-from sounding.training.config import TrainConfig
+from sounding.policies.selectors import InputSelector, LibrarySelector, selector_from_config
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import load_run, new_run
 from sounding.training.fit import _descend, complementary, fit_selector
-from sounding.training.runs import load_run, new_run
-from sounding.training.train import train
+from sounding.training.loop import train
 
 MASKS = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool)
 
@@ -33,7 +33,7 @@ def test_a_selector_learns_which_mask_suits_which_input(kind):
     state = pooled.view(64, 2, 8)[:, :1].repeat(1, 5, 1)  # only its pooling matters here
     budget = torch.full((64,), 2)
     scores = selector.scores_of(pooled, budget)
-    mask = sounding.core.selector.top_k_mask(scores, budget)
+    mask = sounding.policies.selectors.top_k_mask(scores, budget)
     assert (mask == MASKS[side]).all(1).float().mean() > 0.95
     assert selector(state, None, budget).mask.sum(1).eq(2).all()
 
@@ -44,7 +44,7 @@ def test_a_selector_is_fitted_to_a_single_clip(whisper, tones):
     config = TrainConfig(backbone=str(whisper), selector_fit="search")
     run = new_run(config, list(folder.labels), {})
     clips = folder.split("train")[:1]
-    fit_selector(run, run.read(clips, "read"), run.task.goals(folder, clips))
+    fit_selector(run, run.read(clips, "read"), run.task.targets(folder, clips))
     for name, value in run.dynamic.selector.state_dict().items():
         assert value.isfinite().all(), name
 

@@ -12,20 +12,20 @@ import tiny
 import torch
 import transformers as t
 
-from sounding.cli import main
+from sounding.cli.app import main
 from sounding.data.audio import AudioError
 from sounding.data.features import extract, load_features
 from sounding.data.folder import DataError, load_folder
 from sounding.data.text import build_tokenizer
-from sounding.evaluation import compare as study
-from sounding.evaluation.compare import StudyConfig, compare
 from sounding.evaluation.sweep import sweep
-from sounding.training import train as module
-from sounding.training.config import TrainConfig
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import load_run, new_run
+from sounding.study import compare as study
+from sounding.study.compare import StudyConfig, compare
+from sounding.tasks.kinds import Dictation, Recognition
+from sounding.training import loop as module
 from sounding.training.fitting import Frames
-from sounding.training.runs import load_run, new_run
-from sounding.training.tasks import Dictation, Recognition
-from sounding.training.train import train
+from sounding.training.loop import train
 
 FILLER = [(0.5, "low high", "train")] * 8 + [(0.5, "low", "validation")] * 2
 TEST = [(0.5, "high", "test")] * 2
@@ -81,20 +81,20 @@ def lines(capsys):
 
 def test_ctc_needs_a_frame_for_each_token_and_one_between_two_alike():
     task = Recognition(build_tokenizer(["low high"]))
-    goals = task.goals(None, [])
-    assert goals == []
+    targets = task.targets(None, [])
+    assert targets == []
 
     def frames(text):
-        return task.frames(module.Goal(tuple(task.tokenizer(text)["input_ids"]), text))
+        return task.frames(module.Target(tuple(task.tokenizer(text)["input_ids"]), text))
 
     assert [frames(text) for text in ("", "l", "lo", "ll", "lll", "lolo", "ll l")] == [
         1, 1, 2, 3, 5, 4, 5,
     ]  # fmt: skip
     for needed, text in ((3, "ll"), (4, "lolo")):  # as ctc_loss has it
         logits = torch.randn(1, 1, needed, len(task.tokenizer))
-        goal = module.Goal(tuple(task.tokenizer(text)["input_ids"]), text)
-        assert task.losses(logits, None, [goal]).item() > 0
-        assert task.losses(logits[:, :, 1:], None, [goal]).item() == 0
+        target = module.Target(tuple(task.tokenizer(text)["input_ids"]), text)
+        assert task.losses(logits, None, [target]).item() > 0
+        assert task.losses(logits[:, :, 1:], None, [target]).item() == 0
 
 
 def test_a_text_too_long_for_its_clip_is_left_out_and_named(make, config, tmp_path, capsys):
@@ -265,9 +265,9 @@ def test_texts_without_a_word_are_trained_on_told_and_count_what_is_added(
     (row,) = [r for r in sweep([run], folder, rounds=0).rows if r.kept_layers == 4]
     (told,) = lines(capsys)
     assert "1 of 3 test clips (13.wav) have a text without a word" in told
-    heard = [run.task.answers(run.dynamic(**run.collate([one])).logits, None)[0]
+    heard = [run.task.predict(run.dynamic(**run.collate([one])).logits, None)[0]
              for one in run.read(folder.split("test"), "read")]  # fmt: skip
-    errors = sum(run.task.count(heard, run.task.goals(folder, folder.split("test"))))
+    errors = sum(run.task.count(heard, run.task.targets(folder, folder.split("test"))))
     assert row.value == pytest.approx(errors / 2)
 
 

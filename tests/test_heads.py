@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 import sounding
-from sounding.core.losses import classification_loss, ctc_loss
+from sounding.model.losses import classification_loss, ctc_loss
 
 
 def test_a_classifier_of_ours_has_the_loss_of_its_labels():

@@ -10,12 +10,12 @@ import pytest
 import tiny
 import transformers
 
-from sounding.core.model import wrap
 from sounding.data.folder import load_folder
 from sounding.data.language import known_languages, language_code
 from sounding.evaluation import predict
-from sounding.training import train
-from sounding.training.config import TrainConfig
+from sounding.model.dynamic import wrap
+from sounding.runs.config import TrainConfig
+from sounding.training import loop as train
 from sounding.transcribe import formats
 from sounding.transcribe.whisper import WhisperRecognizer
 
@@ -131,7 +131,7 @@ def test_a_run_answers_in_the_language_that_it_was_trained_in(monkeypatch):
         generation_config=SimpleNamespace(**MANY), generate=generate, num_layers=4
     )
     config = TrainConfig(language="German")
-    predict.say(SimpleNamespace(task=Task(), dynamic=dynamic, config=config), {}, 4)
+    predict.predict(SimpleNamespace(task=Task(), dynamic=dynamic, config=config), {}, 4)
     assert asked == ["de"]
 
 

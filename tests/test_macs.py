@@ -9,7 +9,7 @@ from tiny import AST, MODELS, inputs, make
 from torch.utils.flop_counter import FlopCounterMode
 
 import sounding
-from sounding.core.macs import _SDPA, Macs, count_macs, example_inputs, summary
+from sounding.model.macs import _SDPA, Macs, count_macs, example_inputs, summary
 
 BASE = {  # of every family, its model in the default configuration
     "wav2vec2": (t.Wav2Vec2Model, t.Wav2Vec2Config()),

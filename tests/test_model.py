@@ -14,11 +14,11 @@ from forge import forge
 from tiny import MODELS, inputs, make
 
 import sounding
-from sounding.core.backbones import BACKBONES, Backbone
-from sounding.core.executor import LayerStack
-from sounding.core.model import UntrainedWarning
-from sounding.core.selector import InputSelector, StaticSelector
 from sounding.files import sha256
+from sounding.model.backbones import BACKBONES, Backbone
+from sounding.model.dynamic import UntrainedWarning
+from sounding.model.executor import LayerStack
+from sounding.policies.selectors import InputSelector, StaticSelector
 
 
 def choosy(name, **options):

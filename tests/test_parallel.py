@@ -12,20 +12,20 @@ import pytest
 import torch
 
 import sounding
-from sounding.core import plan
 from sounding.data.folder import load_folder
-from sounding.training import runs
-from sounding.training.config import TrainConfig
-from sounding.training.parallel import Processes
-from sounding.training.runs import load_run
-from sounding.training.train import train
+from sounding.policies import plans as plan
+from sounding.runs import run as runs
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import load_run
+from sounding.training.distributed import Processes
+from sounding.training.loop import train
 
 CONFIG = TrainConfig(epochs=1, batch_size=7, precision="fp32", noise_share=0.5)  # 40 clips: 5 left
 # gates that differ from clip to clip, and draw no noise, which each process does for itself
 GATES = """
 import torch
-from sounding.core import plan
-from sounding.training import runs
+from sounding.policies import plans as plan
+from sounding.runs import run as runs
 plan.gumbel_like = torch.zeros_like
 selector = runs._selector
 def spread(config, dynamic):
@@ -41,7 +41,7 @@ runs._selector = spread
 # `sounding train` that stops after STOP steps, if any, as by a signal
 WORKER = """
 import sys
-from sounding.training import train as module
+from sounding.training import loop as module
 from sounding.cli import main
 stop = int(sys.argv.pop(1))
 exec(sys.argv.pop(1))
@@ -145,7 +145,7 @@ def test_shares_of_a_batch_add_up():
 
 def test_layers_that_a_step_dropped_hold_nothing_up_with_gradient_checkpointing(whisper, tones):
     """In data parallelism a skipped layer has no gradient; checkpointing runs layers twice."""
-    from sounding.training.runs import new_run
+    from sounding.runs.run import new_run
 
     folder = load_folder(tones)
     run = new_run(replace(CONFIG, backbone=str(whisper), method="random"), list(folder.labels), {})

@@ -12,12 +12,12 @@ from test_tree import adapted, count_runs, lengths_of, state_of, unlike
 from tiny import inputs, make
 
 import sounding
-from sounding.core.plan import LocalGates, SampledGates, certainty, confidence, gates_above
-from sounding.core.selector import GateSelector
 from sounding.data.folder import load_folder
-from sounding.evaluation.predict import predict
-from sounding.training.config import TrainConfig
-from sounding.training.train import train
+from sounding.evaluation.predict import predict_logits
+from sounding.policies.plans import LocalGates, SampledGates, certainty, confidence, gates_above
+from sounding.policies.selectors import GateSelector
+from sounding.runs.config import TrainConfig
+from sounding.training.loop import train
 
 FAMILIES = ["wav2vec2-post", "wavlm-post", "wav2vec2-bert-rotary", "whisper-classification", "ast"]
 FRAMES = ["wav2vec2-pre", "hubert-post", "wav2vec2-bert-relative", "parakeet-ctc"]  # CTC
@@ -270,19 +270,19 @@ def test_a_run_with_exits_answers_a_mean_budget_by_the_exit_where_each_input_sto
             for parameter in norm.parameters():  # a norm that shows where there is one too many
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.manual_seed(3)))
     batch = run.collate(clips)
-    exits = [predict(run, batch, k)[0] for k in (1, 2, 3, 4)]
+    exits = [predict_logits(run, batch, k)[0] for k in (1, 2, 3, 4)]
     sure = torch.stack([x.softmax(-1).amax(-1) for x in exits[:3]])
     threshold = between(sure)
     run.dynamic.mean_budgets = [(1.0, 0.0), (2.0, threshold), (4.0, 1.1)]
     rows, _ = count_runs(run.dynamic)
-    logits, executed = predict(run, batch, "mean:2")
+    logits, executed = predict_logits(run, batch, "mean:2")
     depth = executed.sum(1)
     assert rows == executed.sum(0).tolist()
     assert torch.equal(depth, depths(sure, threshold))
     for i, k in enumerate(depth.tolist()):
         torch.testing.assert_close(logits[i], exits[k - 1][i], rtol=1e-4, atol=1e-4)
     for mean, k in (("mean:1", 1), ("mean:4", 4)):
-        torch.testing.assert_close(predict(run, batch, mean)[0], exits[k - 1])
+        torch.testing.assert_close(predict_logits(run, batch, mean)[0], exits[k - 1])
 
 
 # --- gates ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import soundfile as sf
 from tiny_runs import LAYERS, RATE, clip
 
 from sounding import runtime
-from sounding.cli import main
+from sounding.cli.app import main
 from sounding.runtime import BudgetWarning, Governed, ModelError, Profile, profile_path
 from sounding.runtime.governor import plot_log, watch, write_log
 from sounding.runtime.profile import Table, device, measure

@@ -14,12 +14,12 @@ import tiny
 import transformers as t
 import yaml
 
-from sounding.cli import main
-from sounding.core.model import load
+from sounding.cli.app import main
 from sounding.data.corpora import LAYOUTS, MARKS
 from sounding.data.folder import DataError
 from sounding.data.hub import hub_folder
 from sounding.evaluation.sweep import sweep
+from sounding.model.dynamic import load
 from sounding.recipes import (
     METRICS,
     NOT_YET,
@@ -28,9 +28,9 @@ from sounding.recipes import (
     recipe_table,
     recipe_text,
 )
-from sounding.training.config import TrainConfig
-from sounding.training.runs import load_run
-from sounding.training.train import train
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import load_run
+from sounding.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -83,7 +83,7 @@ def settings_of(recipe) -> dict:
     missing = set(recipe.settings) - SETTINGS
     if missing:
         pytest.skip(f"TrainConfig has no {', '.join(missing)} yet")
-    if recipe.metric == "map" and find_spec("sounding.training.tasks") is None:
+    if recipe.metric == "map" and find_spec("sounding.tasks.kinds") is None:
         pytest.skip("training has one label a clip only yet")
     return recipe.settings
 

@@ -15,20 +15,21 @@ import transformers as t
 from torch.nn.functional import ctc_loss
 
 import sounding
-from sounding.cli import main
-from sounding.core.heads import EncoderCTCConfig, EncoderForCTC
-from sounding.core.plan import confidence
+from sounding.cli.app import main
 from sounding.data.audio import read_audio
 from sounding.data.folder import load_folder
-from sounding.data.text import build_tokenizer, collapse, plain, tokens_of, word_errors
+from sounding.data.text import build_tokenizer, collapse, normalize_text, tokens_of, word_errors
 from sounding.evaluation.classify import classify
-from sounding.evaluation.compare import StudyConfig, compare
 from sounding.evaluation.sweep import sweep
-from sounding.training.answers import answers, every_mask
-from sounding.training.config import METHODS, TrainConfig
-from sounding.training.runs import load_run, new_run
-from sounding.training.tasks import Dictation, Goal, Recognition
-from sounding.training.train import TrainState, train
+from sounding.model.heads import EncoderCTCConfig, EncoderForCTC
+from sounding.policies.masks import every_mask
+from sounding.policies.plans import confidence
+from sounding.runs.config import METHODS, TrainConfig
+from sounding.runs.mask_outputs import mask_outputs
+from sounding.runs.run import load_run, new_run
+from sounding.study.compare import StudyConfig, compare
+from sounding.tasks.kinds import Dictation, Recognition, Target
+from sounding.training.loop import TrainState, train
 from sounding.transcribe.trained import RunRecognizer
 
 TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
@@ -44,7 +45,7 @@ def texts(tmp_path_factory):
     for split, count in (("train", 24), ("validation", 6), ("test", 12)):
         for index in range(count):
             said = TEXTS[index % len(TEXTS)]
-            tones = [{"low": 300, "high": 2000}[word] for word in plain(said).split()]
+            tones = [{"low": 300, "high": 2000}[word] for word in normalize_text(said).split()]
             time = np.arange(int(rng.uniform(0.18, 0.28) * 16000)) / 16000
             wave = np.concatenate([0.1 * np.sin(2 * np.pi * tone * time) for tone in tones])
             name = f"{split}{index}.wav"
@@ -81,7 +82,10 @@ def runs(config, texts, root):
 
 
 def test_characters_and_pieces_give_every_training_text_back():
-    said = [plain(one) for one in [*TEXTS, "it's a DOG's life", "the low, the high; the dog"] * 9]
+    said = [
+        normalize_text(one)
+        for one in [*TEXTS, "it's a DOG's life", "the low, the high; the dog"] * 9
+    ]
     characters = build_tokenizer(said)
     assert tokens_of(characters)[:3] == ["<pad>", "<unk>", "▁"]
     assert len(characters) == 3 + len({c for one in said for c in one if c != " "})
@@ -97,7 +101,7 @@ def test_characters_and_pieces_give_every_training_text_back():
         with pytest.raises(ValueError, match="a number of tokens from"):
             build_tokenizer(said, wrong)
     with pytest.raises(ValueError, match="all are empty"):
-        build_tokenizer(["", plain("!?")])
+        build_tokenizer(["", normalize_text("!?")])
 
 
 def test_collapse_of_a_path():
@@ -114,25 +118,25 @@ def test_losses_and_errors_of_a_padded_batch_are_those_of_each_clip_alone():
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["low high"])
     task = Recognition(tokenizer)
-    goals = [Goal(tuple(tokenizer(one)["input_ids"]), one) for one in ("low", "high low")]
+    targets = [Target(tuple(tokenizer(one)["input_ids"]), one) for one in ("low", "high low")]
     logits = 3 * torch.randn(2, 2, 30, len(tokenizer))
     frames = torch.tensor([14, 30])
     valid = torch.arange(30) < frames[:, None]
-    losses = task.losses(logits, valid, goals)
-    errors = task.errors(logits, valid, goals)
-    distances = task.distances(logits, logits[1], valid, goals)
+    losses = task.losses(logits, valid, targets)
+    errors = task.errors(logits, valid, targets)
+    distances = task.distances(logits, logits[1], valid, targets)
     assert losses.shape == errors.shape == distances.shape == (2, 2)
     assert distances[1].abs().max() < 1e-5
     assert distances[0].min() > 0
-    for row, goal in enumerate(goals):
+    for row, target in enumerate(targets):
         own = logits[:, row : row + 1, : frames[row]]
-        torch.testing.assert_close(task.losses(own, None, [goal])[:, 0], losses[:, row])
-        torch.testing.assert_close(task.errors(own, None, [goal])[:, 0], errors[:, row])
-        alone = task.distances(own, own[1], None, [goal])[:, 0]
+        torch.testing.assert_close(task.losses(own, None, [target])[:, 0], losses[:, row])
+        torch.testing.assert_close(task.errors(own, None, [target])[:, 0], errors[:, row])
+        alone = task.distances(own, own[1], None, [target])[:, 0]
         torch.testing.assert_close(alone, distances[:, row])
         plainly = ctc_loss(
-            own[0].transpose(0, 1).log_softmax(-1), torch.tensor([goal.ids]),
-            frames[row : row + 1], torch.tensor([len(goal.ids)]),
+            own[0].transpose(0, 1).log_softmax(-1), torch.tensor([target.ids]),
+            frames[row : row + 1], torch.tensor([len(target.ids)]),
         )  # fmt: skip
         torch.testing.assert_close(losses[0, row], plainly)
 
@@ -140,7 +144,7 @@ def test_losses_and_errors_of_a_padded_batch_are_those_of_each_clip_alone():
 def test_a_batch_of_empty_texts_learns_that_nothing_is_said():
     task = Recognition(build_tokenizer(["low high"]))
     logits = torch.randn(2, 1, 7, len(task.tokenizer), requires_grad=True)
-    losses = task.losses(logits, None, [Goal((), "")])
+    losses = task.losses(logits, None, [Target((), "")])
     expected = -logits.log_softmax(-1)[..., 0].sum(-1)
     torch.testing.assert_close(losses, expected)
     losses.sum().backward()
@@ -149,9 +153,9 @@ def test_a_batch_of_empty_texts_learns_that_nothing_is_said():
 
 def test_a_text_too_long_for_its_clip_teaches_nothing_and_breaks_nothing():
     tokenizer = build_tokenizer(["low high"])
-    goal = Goal(tuple(tokenizer("low high low")["input_ids"]), "low high low")
+    target = Target(tuple(tokenizer("low high low")["input_ids"]), "low high low")
     logits = torch.randn(1, 1, 3, len(tokenizer), requires_grad=True)
-    loss = Recognition(tokenizer).losses(logits, None, [goal])
+    loss = Recognition(tokenizer).losses(logits, None, [target])
     loss.sum().backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -236,9 +240,9 @@ def test_every_method_recognizes_and_answers_alike_after_loading(method, runs, r
             out = run.dynamic(**batch, budget=k)
             assert out.logits.shape[-1] == len(run.labels)
             assert again.dynamic(**batch, budget=k).logits.equal(out.logits)
-            texts_together = run.task.answers(out.logits, run.frame_mask(batch, out.logits))
+            texts_together = run.task.predict(out.logits, run.frame_mask(batch, out.logits))
             alone = [
-                run.task.answers(run.dynamic(**run.collate([one]), budget=k).logits, None)[0]
+                run.task.predict(run.dynamic(**run.collate([one]), budget=k).logits, None)[0]
                 for one in features
             ]
             assert texts_together == alone
@@ -276,22 +280,22 @@ def test_a_sweep_has_word_error_rates(runs, texts):
     result = sweep([run, runs["early-exit"]], folder, rounds=0)
     assert {row.metric for row in result.rows} == {"wer"}
     clips = folder.split("test")
-    goals = run.task.goals(folder, clips)
-    words = sum(run.task.weight(goal) for goal in goals)
+    targets = run.task.targets(folder, clips)
+    words = sum(run.task.weight(target) for target in targets)
     features = run.read(clips, "read")
     for row in result.rows:
         assert 0 <= row.ci_low <= row.value <= row.ci_high
         if row.method == "input":
             count = sum(
-                word_errors(goal.text, answer.label)
-                for goal, answer in zip(
-                    goals,
+                word_errors(target.text, answer.label)
+                for target, answer in zip(
+                    targets,
                     classify(run, [clip.path for clip in clips], row.kept_layers),
                     strict=True,
                 )
             )
             assert row.value == pytest.approx(count / words)
-    found = answers(run, features, every_mask(4), goals)
+    found = mask_outputs(run, features, every_mask(4), targets)
     assert found.errors.max() > 0
     with pytest.raises(ValueError, match="which the full run was not trained for"):
         sweep([replace(runs["full"], info={"task": "classification"})], folder)
@@ -308,7 +312,9 @@ def test_a_study_of_texts_has_every_rule_and_word_error_rates(config, texts, tmp
     assert measured["metric"] == "wer"
     found = measured["sets"]["test"]
     words = found["clips"]["weight"]
-    assert words == [len(plain(TEXTS[i % 6]).split()) for i in map(_index, found["clips"]["file"])]
+    assert words == [
+        len(normalize_text(TEXTS[i % 6]).split()) for i in map(_index, found["clips"]["file"])
+    ]
     rows = {(row["rule"], row["budget"]): row["errors"][0] for row in found["rows"]}
     for k in (1, 2, 3):
         for rule in ("exact", "static", "shuffled", "constant"):
@@ -345,36 +351,36 @@ def test_a_decoder_is_trained_at_every_depth_and_says_the_same_alone(
     result = sweep([load_run(tmp_path / "run")], folder, rounds=1)
     assert {row.metric for row in result.rows} == {"wer"}
     clips = folder.split("test")
-    goals = run.task.goals(folder, clips)
+    targets = run.task.targets(folder, clips)
     errors = 0
-    for clip, goal in zip(clips, goals, strict=True):
+    for clip, target in zip(clips, targets, strict=True):
         (answer,) = classify(run, [clip.path], 4, max_seconds=0.9)
         assert answer.probability is None
         assert len(answer.executed_layers) == 4
-        errors += word_errors(goal.text, answer.label)
+        errors += word_errors(target.text, answer.label)
     row = next(r for r in result.rows if r.kept_layers == 4 and r.method == method)
-    assert row.value == pytest.approx(errors / sum(run.task.weight(goal) for goal in goals))
+    assert row.value == pytest.approx(errors / sum(run.task.weight(target) for target in targets))
 
 
 def test_a_decoder_learns_the_tokens_after_its_prompt_and_padding_does_not_count(speaker):
     torch.manual_seed(0)
     task = Dictation(t.AutoTokenizer.from_pretrained(speaker))
     assert task.prompt == 1
-    goals = [
-        Goal(tuple(task.tokenizer(one)["input_ids"]), one) for one in ("low", "high low", "high")
+    targets = [
+        Target(tuple(task.tokenizer(one)["input_ids"]), one) for one in ("low", "high low", "high")
     ]
-    ids = task.inputs({}, goals)["decoder_input_ids"]
+    ids = task.inputs({}, targets)["decoder_input_ids"]
     assert ids.shape == (3, 9)
     assert ids[:, 0].tolist() == [1, 1, 1]
     logits = torch.randn(2, 3, 9, 40)
-    losses, errors = task.losses(logits, None, goals), task.errors(logits, None, goals)
-    distances = task.distances(logits, logits[1], None, goals)
+    losses, errors = task.losses(logits, None, targets), task.errors(logits, None, targets)
+    distances = task.distances(logits, logits[1], None, targets)
     assert distances[1].abs().max() < 1e-5
-    for row, goal in enumerate(goals):
-        own, wanted = logits[0, row, : len(goal.ids) - 1], torch.tensor(goal.ids[1:])
+    for row, target in enumerate(targets):
+        own, wanted = logits[0, row, : len(target.ids) - 1], torch.tensor(target.ids[1:])
         torch.testing.assert_close(losses[0, row], torch.nn.functional.cross_entropy(own, wanted))
         assert errors[0, row] == (own.argmax(-1) != wanted).sum()
-    assert task.decode([goal.ids for goal in goals]) == ["low", "high low", "high"]
+    assert task.decode([target.ids for target in targets]) == ["low", "high low", "high"]
 
 
 def test_a_sweep_asks_each_run_in_its_own_tokens_and_none_for_more_than_it_takes(

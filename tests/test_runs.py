@@ -21,14 +21,14 @@ import torch
 import transformers as t
 from safetensors.torch import load_file, save_file
 
-from sounding.cli import main
+from sounding.cli.app import main
 from sounding.data.folder import load_folder
-from sounding.evaluation.compare import StudyConfig, compare
 from sounding.files import LOCK, UNSET, WriteError, locked, seal_file, write_json
-from sounding.training import train as module
-from sounding.training.config import TrainConfig
-from sounding.training.runs import load_run, new_run
-from sounding.training.train import train
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import load_run, new_run
+from sounding.study.compare import StudyConfig, compare
+from sounding.training import loop as module
+from sounding.training.loop import train
 
 PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in directories here")
 
@@ -132,7 +132,7 @@ def test_what_a_kill_in_a_checkpoint_left_is_removed_by_the_same_command(config,
     script.write_text(
         "import os, sys, sounding.files\n"
         "def killed(path):\n    os.kill(os.getpid(), 9)\n"
-        "import sounding.training.train as module\n"
+        "import sounding.training.loop as module\n"
         "module.seal_file = killed\n"  # after the checkpoint is written, before it has its name
         "import sounding.cli\nsys.exit(sounding.cli.main())\n"
     )

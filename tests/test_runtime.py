@@ -21,7 +21,7 @@ from onnx import helper
 from tiny_runs import LABELS, LAYERS, RATE, clip, close
 
 from sounding import runtime
-from sounding.cli import main
+from sounding.cli.app import main
 from sounding.data.audio import AudioError, read_audio
 from sounding.data.features import extract
 from sounding.evaluation.classify import classify

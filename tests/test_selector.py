@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import sounding  # noqa: F401  (the package loads torch only when it is needed)
-from sounding.core.selector import (
+from sounding.policies.pooling import pool
+from sounding.policies.selectors import (
     InputSelector,
     StaticSelector,
-    pool,
     selector_from_config,
     top_k_mask,
 )

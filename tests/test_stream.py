@@ -12,7 +12,7 @@ import soundfile as sf
 from tiny_runs import RATE, clip
 
 from sounding import runtime
-from sounding.cli import main
+from sounding.cli.app import main
 from sounding.runtime import Answer, Stream
 from sounding.runtime.stream import LostAudioWarning, microphone
 

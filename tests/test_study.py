@@ -10,8 +10,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from sounding.evaluation.compare import StudyConfig
-from sounding.evaluation.diagnostics import (
+from sounding.evaluation.shown import in_markdown, in_plot
+from sounding.evaluation.statistics import paired_bootstrap, ratio_bootstrap
+from sounding.evaluation.sweep import Row, Sweep
+from sounding.files import write_json
+from sounding.study.compare import StudyConfig
+from sounding.study.diagnostics import (
     area_weights,
     areas,
     layer_use,
@@ -21,13 +25,9 @@ from sounding.evaluation.diagnostics import (
     varying_arms,
     worst_group,
 )
-from sounding.evaluation.html import accuracies, report, write_report
-from sounding.evaluation.shown import in_markdown, in_plot
-from sounding.evaluation.statistics import paired_bootstrap, ratio_bootstrap
-from sounding.evaluation.study import METHODS, Measured, Study, load_study
-from sounding.evaluation.sweep import Row, Sweep
-from sounding.evaluation.verdict import best_blind, in_words, judge, verdict_line
-from sounding.files import write_json
+from sounding.study.html import accuracies, report, write_report
+from sounding.study.study import METHODS, Measured, Study, load_study
+from sounding.study.verdict import best_blind, in_words, judge, verdict_line
 
 LAYERS, CLIPS, HELP = 6, 240, 0.2
 LABELS = ["<script>alert(1)</script>", "R&D $x$", "sad"]
@@ -436,7 +436,7 @@ def test_a_figure_that_fails_loses_nothing_of_the_report(tmp_path, root, monkeyp
     def fail(*args):
         raise RuntimeError("no <ink>")
 
-    monkeypatch.setattr("sounding.evaluation.html.plot_pareto", fail)
+    monkeypatch.setattr("sounding.study.html.plot_pareto", fail)
     write_report(root, tmp_path / "r.html", verdict=tmp_path / "v.json", table=tmp_path / "t.md")
     page = (tmp_path / "r.html").read_text()
     assert "This figure cannot be drawn: no &lt;ink&gt;" in page

@@ -14,10 +14,10 @@ from sounding.data.folder import load_folder
 from sounding.evaluation.classify import classify
 from sounding.evaluation.statistics import average_precision, precision_interval
 from sounding.evaluation.sweep import sweep
-from sounding.training.config import TrainConfig
-from sounding.training.runs import load_run
-from sounding.training.tasks import Goal, Tags
-from sounding.training.train import train
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import load_run
+from sounding.tasks.kinds import Tags, Target
+from sounding.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +61,16 @@ def test_clips_and_classes_of_one_score_have_no_order():
     expected = ((1 / 3 + 2 / 4) / 2 + (1 + 2 / 3 + 3 / 4) / 3) / 2
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]):
         assert average_precision(scores[order], wanted[order]) == pytest.approx(expected)
-    task, goals = Tags(["a", "b", "c"]), [Goal((0,), "a"), Goal((1,), "b"), Goal((2,), "c")]
-    errors = task.errors(torch.zeros(1, 3, 3), None, goals)
+    task, targets = Tags(["a", "b", "c"]), [Target((0,), "a"), Target((1,), "b"), Target((2,), "c")]
+    errors = task.errors(torch.zeros(1, 3, 3), None, targets)
     torch.testing.assert_close(errors[0], torch.full((3,), 2 / 3))
 
 
 def test_losses_errors_and_answers_of_tags():
     task = Tags(["a", "b", "c"])
-    goals = [Goal((0, 2), "a;c"), Goal((1,), "b")]
+    targets = [Target((0, 2), "a;c"), Target((1,), "b")]
     logits = torch.tensor([[[3.0, 1.0, -2.0], [-1.0, -2.0, -3.0]]])
-    losses = task.losses(logits, None, goals)
+    losses = task.losses(logits, None, targets)
     wanted = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     for row in range(2):
         torch.testing.assert_close(
@@ -78,12 +78,12 @@ def test_losses_errors_and_answers_of_tags():
         )
     # the right ones at ranks 1 and 3, and at rank 2
     torch.testing.assert_close(
-        task.errors(logits, None, goals)[0], torch.tensor([1 - (1 + 2 / 3) / 2, 0.5])
+        task.errors(logits, None, targets)[0], torch.tensor([1 - (1 + 2 / 3) / 2, 0.5])
     )
-    assert task.answers(logits[0], None) == ["a;b", "a"]
-    assert task.count(["a;b", "a"], goals) == [2, 2]
-    assert task.distances(logits, logits[0], None, goals).abs().max() < 1e-6
-    assert task.distances(logits, -logits[0], None, goals).min() > 0.1
+    assert task.predict(logits[0], None) == ["a;b", "a"]
+    assert task.count(["a;b", "a"], targets) == [2, 2]
+    assert task.distances(logits, logits[0], None, targets).abs().max() < 1e-6
+    assert task.distances(logits, -logits[0], None, targets).min() > 0.1
 
 
 @pytest.mark.parametrize("method", ["input", "early-exit"])

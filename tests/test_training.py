@@ -22,18 +22,19 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 import sounding
-from sounding.core.model import Answers
-from sounding.core.selector import depth_prior
 from sounding.data.features import clip_seconds
 from sounding.data.folder import load_folder
 from sounding.data.text import build_tokenizer, tokens_of
-from sounding.training import train as module
-from sounding.training.config import METHODS, TrainConfig
-from sounding.training.methods import TRAIN, Step, _losses, random_masks, train_choice, train_dld
-from sounding.training.randomness import seeded
-from sounding.training.runs import Run, load_run, new_run
-from sounding.training.tasks import Goal
-from sounding.training.train import Interrupted, train
+from sounding.methods.steps import TRAIN, Step, _losses, train_choice, train_dld
+from sounding.model.dynamic import MaskLogits
+from sounding.policies.masks import random_masks
+from sounding.policies.selectors import depth_prior
+from sounding.runs.config import METHODS, TrainConfig
+from sounding.runs.randomness import seeded
+from sounding.runs.run import Run, load_run, new_run
+from sounding.tasks.kinds import Target
+from sounding.training import loop as module
+from sounding.training.loop import Interrupted, train
 
 
 @pytest.fixture
@@ -500,13 +501,13 @@ def test_full_depth_learns_from_labels_and_the_other_masks_from_its_answers_too(
     run = new_run(config, list(load_folder(tones).labels), {})
     logits = torch.randn(5, 4, 2, requires_grad=True)
     labels = torch.tensor([0, 1, 1, 0])
-    goals = [Goal((label,), "") for label in labels.tolist()]
+    targets = [Target((label,), "") for label in labels.tolist()]
     hard = torch.stack([cross_entropy(one, labels, reduction="none") for one in logits])
     teacher = logits[3].softmax(-1)
     soft = (teacher * (teacher.log() - logits.log_softmax(-1))).sum(-1)
     for distill in (0.0, 0.3, 1.0):
         run.config = replace(config, distill=distill)
-        losses = _losses(run, Answers(logits, logits, None), goals)
+        losses = _losses(run, MaskLogits(logits, logits, None), targets)
         expected = (1 - distill) * hard + distill * soft
         torch.testing.assert_close(losses[[0, 1, 2, 4]], expected[[0, 1, 2, 4]])
         torch.testing.assert_close(losses[3], hard[3])
@@ -526,7 +527,7 @@ def test_the_selector_learns_to_prefer_the_candidates_with_a_low_loss(config, to
         run.dynamic.model.classifier.weight.mul_(300)  # masks that differ in their losses
     clips = folder.split("train")[:8]
     batch = run.collate(run.read(clips, "clips"))
-    goals = run.task.goals(folder, clips)
+    targets = run.task.targets(folder, clips)
     runs = [0] * 4
     for index, layer in enumerate(run.dynamic.stack.layers):
         layer.register_forward_hook(
@@ -535,7 +536,7 @@ def test_the_selector_learns_to_prefer_the_candidates_with_a_low_loss(config, to
 
     def loss():
         torch.manual_seed(0)
-        return train_choice(run, batch, goals, Step(0, 2, np.random.default_rng(3)))
+        return train_choice(run, batch, targets, Step(0, 2, np.random.default_rng(3)))
 
     before = loss()
     assert runs[0] == 1
@@ -578,12 +579,12 @@ def test_imitating_itself_at_full_depth_costs_nothing(config, tones):
     run.dynamic.eval()
     clips = folder.split("train")[:4]  # of different lengths: padded
     batch = run.collate(run.read(clips, "clips"))
-    goals = run.task.goals(folder, clips)
-    labels = torch.tensor([goal.ids[0] for goal in goals])
+    targets = run.task.targets(folder, clips)
+    labels = torch.tensor([target.ids[0] for target in targets])
     full = cross_entropy(run.dynamic(**batch).logits, labels)
     for seed in range(40):
         mask = np.random.default_rng(seed).random(4) < 0.5
-        loss = train_dld(run, batch, goals, Step(0, 1, np.random.default_rng(seed)))
+        loss = train_dld(run, batch, targets, Step(0, 1, np.random.default_rng(seed)))
         if mask.all():
             torch.testing.assert_close(loss, full, rtol=1e-4, atol=1e-4)
             break
@@ -607,13 +608,13 @@ def test_a_loss_is_the_mean_over_the_clips_whatever_their_lengths(config, tones,
     run.dynamic.eval()
     clips = sorted(folder.split("train"), key=clip_seconds)
     clips = [clips[0], clips[-1], clips[1]]  # padded, and in no order
-    features, goals = run.read(clips, "read"), run.task.goals(folder, clips)
+    features, targets = run.read(clips, "read"), run.task.targets(folder, clips)
 
     def loss(rows):
         step = Step(0, 1, np.random.default_rng(1))
         batch = run.collate([features[row] for row in rows])
         with torch.no_grad(), seeded(0):
-            return TRAIN[method](run, batch, [goals[row] for row in rows], step)
+            return TRAIN[method](run, batch, [targets[row] for row in rows], step)
 
     if method == "i3d":  # open or closed for all alike, whatever the noise
         for score in run.dynamic.selector.score:

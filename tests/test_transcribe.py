@@ -26,8 +26,8 @@ import transformers
 from tiny_transcribe import Fake, run, silence, tree, write
 
 from sounding import cli
-from sounding.core.model import wrap
 from sounding.data.audio import AudioError, audio_blocks, read_audio
+from sounding.model.dynamic import wrap
 from sounding.progress import Interrupted
 from sounding.transcribe.cut import cut, join, part, widen
 from sounding.transcribe.formats import FORMATS, Piece, Transcript

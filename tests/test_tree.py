@@ -10,9 +10,10 @@ from tiny import MODELS, inputs, make
 from torch import nn
 
 import sounding
-from sounding.core.plan import UpFront
-from sounding.core.selector import Gates, InputSelector, StaticSelector, pool
-from sounding.core.skip import RANK, SkipPath
+from sounding.model.skip import RANK, SkipPath
+from sounding.policies.plans import UpFront
+from sounding.policies.pooling import pool
+from sounding.policies.selectors import Gates, InputSelector, StaticSelector
 
 ALL = torch.tensor([m for m in itertools.product((False, True), repeat=4) if any(m)])
 SOME = ALL[[0, 3, 6, 8, 10, 13, 14]]

@@ -8,7 +8,7 @@ import torch
 import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from sounding.core.heads import (
+from sounding.model.heads import (
     EncoderClassifierConfig,
     EncoderCTCConfig,
     EncoderForAudioClassification,

@@ -8,11 +8,11 @@ import torch
 import transformers as t
 
 import sounding
-from sounding.core.selector import GateSelector, InputSelector, LibrarySelector
 from sounding.data.text import build_tokenizer
 from sounding.export.validate import sound
-from sounding.training.config import TrainConfig
-from sounding.training.runs import Run
+from sounding.policies.selectors import GateSelector, InputSelector, LibrarySelector
+from sounding.runs.config import TrainConfig
+from sounding.runs.run import Run
 
 RATE, LAYERS = 16000, 4
 LABELS = ["a", "b", "c", "d", "e"]

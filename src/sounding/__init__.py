@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .core.backbones import Backbone, register
-    from .core.macs import summary
-    from .core.model import DynamicModel, load, unwrap, wrap
+    from .model.backbones import Backbone, register
+    from .model.dynamic import DynamicModel, load, unwrap, wrap
+    from .model.macs import summary
 
 __all__ = [
     "Backbone",
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     try:
-        module = import_module(f".core.{_HOME.get(name, 'model')}", __name__)
+        module = import_module(f".model.{_HOME.get(name, 'dynamic')}", __name__)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(explain_missing(error), name=error.name) from None
     return getattr(module, name)

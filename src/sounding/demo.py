@@ -21,9 +21,9 @@ from .evaluation.report import write_sweep
 from .evaluation.sweep import Sweep, sweep
 from .evaluation.table import rich_table
 from .files import locked
+from .runs.config import TrainConfig
 from .runtime import show
-from .training.config import TrainConfig
-from .training.train import train
+from .training.loop import train
 from .weights import cache_dir
 
 METHODS = ("full", "random", "early-exit", "input")

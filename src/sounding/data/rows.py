@@ -203,10 +203,10 @@ def _known_columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
     exact = set(columns) & set(KNOWN)
     if exact & set(COLUMNS.values()):
         exact |= set(COLUMNS.values())
-    plain = {name.replace("_", ""): name for name in KNOWN if name not in exact}
+    compact = {name.replace("_", ""): name for name in KNOWN if name not in exact}
     names = {}
     for column in columns:
-        alike = plain.get(folded(column).replace("_", "").replace("-", ""))
+        alike = compact.get(folded(column).replace("_", "").replace("-", ""))
         names[column] = column if column in KNOWN or alike is None else alike
     twice = [name for name, count in Counter(names.values()).items() if count > 1 and name]
     if twice:

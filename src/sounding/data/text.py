@@ -29,10 +29,10 @@ def tidy(text: str) -> str:
     return " ".join(seen.split())
 
 
-def plain(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Lower case, without punctuation but for apostrophes within a word.
 
-    >>> plain("WE'LL call it -- 'Bear', well-known.")
+    >>> normalize_text("WE'LL call it -- 'Bear', well-known.")
     "we'll call it bear well known"
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tidy(text)).lower())

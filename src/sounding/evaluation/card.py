@@ -6,8 +6,8 @@ import math
 
 import yaml
 
-from ..core.macs import Macs
-from ..training.runs import Run
+from ..model.macs import Macs
+from ..runs.run import Run
 from .shown import in_markdown, one_line
 from .sweep import Sweep
 from .table import markdown

@@ -9,13 +9,13 @@ from time import perf_counter
 import numpy as np
 from torch import Tensor
 
-from ..core.budget import Budget, kept_layers, mean_layers
+from ..budget import Budget, kept_layers, mean_layers
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
+from ..runs.run import Run
 from ..runtime.answer import Answer, not_finite
-from ..training.runs import Run
-from .predict import say
+from .predict import predict
 
 
 def classify(
@@ -45,19 +45,19 @@ def classify(
         if not np.isfinite(features[0]).all():  # a decoder would say something all the same
             raise not_finite(str(file))
         start = perf_counter()
-        said = say(run, run.collate(features), asked)
+        predicted = predict(run, run.collate(features), asked)
         milliseconds = 1000 * (perf_counter() - start)
-        if said.logits is not None and not said.logits.isfinite().all():
+        if predicted.logits is not None and not predicted.logits.isfinite().all():
             raise not_finite(str(file))
         yield Answer(
             file=str(file),
-            label=said.texts[0],
-            probability=_probability(run, said.logits),
-            kept_layers=asked if isinstance(asked, int) else int(said.executed.sum()),
-            executed_layers=said.executed[0].nonzero().squeeze(1).tolist(),
+            label=predicted.texts[0],
+            probability=_probability(run, predicted.logits),
+            kept_layers=asked if isinstance(asked, int) else int(predicted.executed.sum()),
+            executed_layers=predicted.executed[0].nonzero().squeeze(1).tolist(),
             layers=layers,
             milliseconds=milliseconds,
-            logits=None if said.logits is None else said.logits[0].float().numpy(),
+            logits=None if predicted.logits is None else predicted.logits[0].float().numpy(),
         )
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..data.language import known_languages, language_code
-from ..training.methods import random_masks
-from ..training.runs import Batch, Run
-from ..training.tasks import Dictation
+from ..policies.masks import random_masks
+from ..runs.run import Batch, Run
+from ..tasks.kinds import Dictation
 
 RANDOM = ("random", "dld")
 
 
-class Said(NamedTuple):
+class Prediction(NamedTuple):
     """Answers to a batch.
 
     Attributes:
@@ -33,7 +33,7 @@ class Said(NamedTuple):
 
 
 @torch.inference_mode()
-def predict(
+def predict_logits(
     run: Run, batch: Batch, k: int | str, random: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits with `k` kept layers, and the layers that ran.
@@ -51,21 +51,21 @@ def predict(
 
 
 @torch.inference_mode()
-def say(run: Run, batch: Batch, k: int | str, random: Tensor | None = None) -> Said:
-    """As `predict`, in words; by its decoder where a run has one.
+def predict(run: Run, batch: Batch, k: int | str, random: Tensor | None = None) -> Prediction:
+    """As `predict_logits`, in words; by its decoder where a run has one.
 
     A batch for a decoder has inputs of one length.
     """
     if not isinstance(run.task, Dictation):
-        logits, executed = predict(run, batch, k, random)
-        return Said(run.task.answers(logits, run.frame_mask(batch, logits)), executed, logits)
+        logits, executed = predict_logits(run, batch, k, random)
+        return Prediction(run.task.predict(logits, run.frame_mask(batch, logits)), executed, logits)
     settings: dict[str, Any] = {}
     if getattr(run.dynamic.generation_config, "is_multilingual", False):
         known = known_languages(run.dynamic.generation_config)
         settings = {"language": language_code(run.config.language, known), "task": "transcribe"}
     settings |= {**batch, **_choice(run, k, random), "return_dict_in_generate": True}
     out = run.dynamic.generate(**settings)
-    return Said(run.task.decode(out["sequences"].tolist()), out["executed_layers"], None)
+    return Prediction(run.task.decode(out["sequences"].tolist()), out["executed_layers"], None)
 
 
 def _choice(run: Run, k: int | str, random: Tensor | None) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..core.macs import count_macs
 from ..files import write_json, write_text
-from ..training.runs import Run
+from ..model.macs import count_macs
+from ..runs.run import Run
 from .card import model_card
 from .plots import need_matplotlib, plot_accuracy, plot_layers
 from .sweep import Sweep

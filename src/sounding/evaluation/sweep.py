@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.macs import Macs, count_macs
 from ..data.features import FeatureSet, batches
 from ..data.folder import COLUMNS, AudioFolder
 from ..data.text import character_errors
+from ..model.macs import Macs, count_macs
+from ..policies.masks import random_masks
 from ..progress import progress
+from ..runs.run import Run, provenance, trained_with
+from ..tasks.kinds import Tags, Targets
 from ..training.fitting import check_words, tell_test, writes
-from ..training.methods import random_masks
-from ..training.runs import Run, provenance, trained_with
-from ..training.tasks import Goals, Tags
 from ..typed import read_json
-from .predict import RANDOM, say
+from .predict import RANDOM, predict
 from .statistics import Interval, precision_interval, ratio_bootstrap, speaker_groups, wilson
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
@@ -127,19 +127,19 @@ def sweep(
     masks["labels"] = [clip.target if folder.labels else "" for clip in clips]
     timed: list[tuple[Run, int, dict[str, Tensor]]] = []
     for run in runs:
-        goals = run.task.goals(folder, clips)
+        targets = run.task.targets(folder, clips)
         features = run.read(clips, f"read {split} clips")
-        tell_test(run, folder, clips, goals, features)
+        tell_test(run, folder, clips, targets, features)
         middle = sorted(range(len(features)), key=lambda i: len(features[i]))[len(features) // 2]
         median = run.collate([features[middle]])
-        told = [goals[middle]] if writes(run, goals[middle]) else None
+        told = [targets[middle]] if writes(run, targets[middle]) else None
         macs = count_macs(run.dynamic, run.task.inputs(median, told))
         layers = run.dynamic.num_layers
         asked = range(2, layers) if run.dynamic.mean_budgets else range(0)
         with progress(f"sweep {run.config.method}", layers + len(asked)) as show:
             for k in range(1, layers + 1):
-                found = _answers(run, features, goals, k, batch_size, seed)
-                row = _row(run, k, found, goals, macs)
+                found = _answers(run, features, targets, k, batch_size, seed)
+                row = _row(run, k, found, targets, macs)
                 rows.append(row)
                 timed.append((run, k, median))
                 if row.method == "input" and k < layers:
@@ -147,8 +147,8 @@ def sweep(
                 show(k, f"{row.method} k={k} {row.value:.3f}")
             for done, mean in enumerate(asked, layers + 1):
                 budget = f"mean:{mean}"
-                found = _answers(run, features, goals, budget, batch_size, seed)
-                means.append(_mean_row(run, mean, found, goals, macs))
+                found = _answers(run, features, targets, budget, batch_size, seed)
+                means.append(_mean_row(run, mean, found, targets, macs))
                 masks[f"{means[-1].method}/{mean}"] = _texts(found.executed[0])
                 show(done, f"{run.config.method} {budget} {means[-1].value:.3f}")
     rows = _with_latency(rows, timed, rounds, seed) + means  # whose time depends on the clip
@@ -186,7 +186,7 @@ def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
 
 
 @dataclass(frozen=True)
-class _Found:
+class BudgetResult:
     """Of all clips at one budget, for each draw of random masks.
 
     Shape: errors [draws, clips], executed [draws, clips, layers] bool, scores [clips, labels] for
@@ -200,8 +200,8 @@ class _Found:
 
 
 def _answers(
-    run: Run, features: FeatureSet, goals: Goals, k: int | str, batch_size: int, seed: int
-) -> _Found:
+    run: Run, features: FeatureSet, targets: Targets, k: int | str, batch_size: int, seed: int
+) -> BudgetResult:
     layers = run.dynamic.num_layers
     masks: Tensor | None = None
     draws = 1
@@ -220,33 +220,35 @@ def _answers(
         for rows in batches(order, size, seed=0, epoch=0, shuffle=False):
             index = [order[i] for i in rows]
             batch = run.collate([features[i] for i in index])
-            said = say(run, batch, k, None if masks is None else masks[draw, index])
-            some = [goals[i] for i in index]
-            errors[draw, index] = run.task.count(said.texts, some)
+            predicted = predict(run, batch, k, None if masks is None else masks[draw, index])
+            some = [targets[i] for i in index]
+            errors[draw, index] = run.task.count(predicted.texts, some)
             if run.task.metric == "wer" and draw == 0:
-                letters += sum(map(character_errors, (goal.text for goal in some), said.texts))
-            executed[draw, index] = said.executed
-            if scores is not None and said.logits is not None and draw == 0:
-                scores[index] = said.logits.float().numpy()
-    return _Found(errors, executed, scores, letters)
+                letters += sum(
+                    map(character_errors, (target.text for target in some), predicted.texts)
+                )
+            executed[draw, index] = predicted.executed
+            if scores is not None and predicted.logits is not None and draw == 0:
+                scores[index] = predicted.logits.float().numpy()
+    return BudgetResult(errors, executed, scores, letters)
 
 
-def _value(run: Run, found: _Found, goals: Goals) -> tuple[str, Interval]:
+def _value(run: Run, found: BudgetResult, targets: Targets) -> tuple[str, Interval]:
     """The metric, and its value with the interval."""
     if found.scores is not None:
         assert isinstance(run.task, Tags)
-        return "map", precision_interval(found.scores, run.task.wanted(goals).numpy())
+        return "map", precision_interval(found.scores, run.task.wanted(targets).numpy())
     if run.task.metric == "wer":
-        weight = np.array([run.task.weight(goal) for goal in goals])
-        groups = speaker_groups([goal.speaker for goal in goals])
+        weight = np.array([run.task.weight(target) for target in targets])
+        groups = speaker_groups([target.speaker for target in targets])
         return "wer", ratio_bootstrap(found.errors.mean(0), weight, groups=groups)
     value = float(1 - found.errors.mean())
     return "accuracy", Interval(value, *wilson(value, found.errors.shape[1]))
 
 
-def _row(run: Run, k: int, found: _Found, goals: Goals, macs: Macs) -> Row:
+def _row(run: Run, k: int, found: BudgetResult, targets: Targets, macs: Macs) -> Row:
     layers, method, executed = run.dynamic.num_layers, run.config.method, found.executed
-    metric, (value, low, high) = _value(run, found, goals)
+    metric, (value, low, high) = _value(run, found, targets)
     cost = macs.of(executed.flatten(0, 1), selector=method in ("input", "i3d") and k < layers)
     return Row(
         method="first" if method == "full" and k < layers else method,
@@ -262,12 +264,12 @@ def _row(run: Run, k: int, found: _Found, goals: Goals, macs: Macs) -> Row:
         executed_layers=float(executed.sum(-1).double().mean()),
         layer_use=executed.double().mean((0, 1)).tolist(),
         draws=len(executed),
-        cer=found.letters / sum(len(g.text) for g in goals) if metric == "wer" else None,
+        cer=found.letters / sum(len(g.text) for g in targets) if metric == "wer" else None,
     )
 
 
-def _mean_row(run: Run, mean: int, found: _Found, goals: Goals, macs: Macs) -> Row:
-    row = _row(run, mean, found, goals, macs)
+def _mean_row(run: Run, mean: int, found: BudgetResult, targets: Targets, macs: Macs) -> Row:
+    row = _row(run, mean, found, targets, macs)
     cost = row.macs
     if run.config.method != "i3d":  # an answer after each layer, to see whether it is sure
         depth = found.executed[0].sum(1).double()
@@ -295,7 +297,7 @@ def _with_latency(
                 run, k, batch = timed[index]
                 mask = random_masks(rng, 1, run.dynamic.num_layers, k)
                 start = perf_counter()
-                say(run, batch, k, mask)
+                predict(run, batch, k, mask)
                 times[max(0, turn), index] = perf_counter() - start
             show(turn + 1, "")
     full = [i for i, (run, k, _) in enumerate(timed) if k == run.dynamic.num_layers]

@@ -18,7 +18,6 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from ..core.macs import count_macs
 from ..data.features import LIMIT_SECONDS, extract
 from ..files import (
     UNSET,
@@ -28,13 +27,14 @@ from ..files import (
     temporary_directory,
     write_sealed_json,
 )
+from ..model.macs import count_macs
 from ..progress import progress
+from ..runs.run import Run, provenance
 from ..runtime import Metadata, Split, load
 from ..runtime.features import FilterBank, LogMel, Waveform
 from ..runtime.metadata import CHECKSUM, FORMAT, KEY, sealed
 from ..runtime.model import MANIFEST
 from ..runtime.profile import LENGTHS
-from ..training.runs import Run, provenance
 from ..weights import NAMED
 from .graph import dynamic_graph, head_name, static_graph
 from .parts import OPSET, ExportError, Parts, check, export_parts

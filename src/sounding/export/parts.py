@@ -30,9 +30,10 @@ from onnx import numpy_helper
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from ..core.executor import Call, activate, plain
-from ..core.model import DynamicModel
-from ..core.selector import GateSelector, InputSelector, Selector, StaticSelector, pool
+from ..model.dynamic import DynamicModel
+from ..model.executor import Call, activate, uncompiled
+from ..policies.pooling import pool
+from ..policies.selectors import GateSelector, InputSelector, Selector, StaticSelector
 
 OPSET = 20
 EXAMPLES = ((2, 0.7), (3, 1.0))  # (batch, seconds): what differs between the two is dynamic
@@ -107,7 +108,7 @@ def export_parts(dynamic: DynamicModel) -> Parts:
     )
     state_input = {"state": (state, _dynamic(state, other_state))}
     layer_inputs = state_input | dict(zip(names, zip(extras, varies, strict=True), strict=True))
-    plain_layers = [plain(layer) for layer in dynamic.stack.layers]
+    plain_layers = [uncompiled(layer) for layer in dynamic.stack.layers]
     layers = _alike([Layer(layer, kwargs) for layer in plain_layers], layer_inputs, ["out"])
     skips: list[onnx.ModelProto] = []
     if dynamic.skip.kind != "identity":
@@ -246,7 +247,7 @@ class Skip(nn.Module):
 
     def __init__(self, dynamic: DynamicModel, index: int) -> None:
         super().__init__()
-        self.skip, self.layer = dynamic.skip, plain(dynamic.stack.layers[index])
+        self.skip, self.layer = dynamic.skip, uncompiled(dynamic.stack.layers[index])
         self.register_buffer("index", torch.tensor(index))
 
     def forward(self, state: Tensor) -> Tensor:
@@ -323,7 +324,7 @@ class GateMask(nn.Module):
 
 
 def highest(scores: Tensor, k: Tensor) -> Tensor:
-    """As `core.selector.top_k_mask`, without a sort, which ONNX does not promise to be stable."""
+    """As `top_k_mask`, without a sort, which ONNX does not promise to be stable."""
     one, other = scores[:, :, None], scores[:, None, :]
     index = torch.arange(scores.shape[1])
     earlier = index[None, :] < index[:, None]

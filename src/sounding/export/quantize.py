@@ -34,8 +34,8 @@ from onnxruntime.quantization import (
 )
 
 from ..runtime import Split
+from .conv_as_matmul import as_products
 from .parts import Parts
-from .products import as_products
 
 Feed: TypeAlias = dict[str, np.ndarray]  # inputs of a part, by name
 PRODUCTS = ["MatMul", "Gemm"]

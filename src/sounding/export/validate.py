@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from ..data.features import extract
-from ..evaluation.predict import predict
+from ..evaluation.predict import predict_logits
+from ..runs.run import Run
 from ..runtime import Model
-from ..training.runs import Run
 from .parts import ExportError
 
 SECONDS = (0.4, 0.75, 1.1)  # of the inputs
@@ -89,7 +89,7 @@ def reference(
     batch = run.collate([features])
     if mask is None:
         assert budget is not None
-        logits, executed = predict(run, batch, budget)
+        logits, executed = predict_logits(run, batch, budget)
     else:
         with torch.inference_mode():
             out = run.dynamic(**batch, mask=torch.tensor(mask))

@@ -16,7 +16,7 @@ from ..data.corpora import LAYOUTS, open_corpus
 from ..data.folder import AudioFolder
 from ..data.hub import hub_folder, is_hub_id
 from ..data.rows import has_metadata
-from ..training.config import TrainConfig
+from ..runs.config import TrainConfig
 from ..typed import check, read_yaml
 
 DIRECTORY = Path(__file__).parent

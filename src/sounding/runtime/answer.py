@@ -84,7 +84,7 @@ class Answer:
 
 
 def confidence(logits: np.ndarray, *, several: bool) -> np.ndarray:
-    """Return how sure answers are, as `core.plan.confidence`.
+    """Return how sure answers are, as `policies.plans.confidence`.
 
     Args:
         several: whether an input may have several classes, each a yes or no by itself.

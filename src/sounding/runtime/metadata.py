@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..core.budget import kept_layers, mean_layers, threshold_for
+from ..budget import kept_layers, mean_layers, threshold_for
 from ..data.folder import Task
 from ..files import UNSET, file_seal_holds, set_seal
 from ..typed import check, parse_json

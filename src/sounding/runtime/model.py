@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnxruntime
 
-from ..core.budget import Budget
+from ..budget import Budget
 from ..data.audio import MIN_SECONDS, Seconds, check_length, check_samples
 from ..data.features import load_audio
 from ..data.folder import Clip

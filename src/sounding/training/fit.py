@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.selector import InputSelector, LibrarySelector, depth_prior
 from ..data.features import FeatureSet
-from .answers import answers, every_mask
+from ..policies.masks import every_mask, first_masks, random_masks
+from ..policies.selectors import InputSelector, LibrarySelector, depth_prior
+from ..runs.mask_outputs import mask_outputs
+from ..runs.randomness import seeded
+from ..runs.run import Run
+from ..tasks.kinds import Targets
 from .decay import split_by_decay
-from .methods import first_masks, random_masks
-from .randomness import seeded
-from .runs import Run
-from .tasks import Goals
 
 CLIPS = 500  # training clips, at most
 SNR_DB = 15.0  # of their noise, so that the model does not just know them by heart
@@ -28,7 +28,7 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
 
 
-def fit_selector(run: Run, features: FeatureSet, goals: Goals) -> None:
+def fit_selector(run: Run, features: FeatureSet, targets: Targets) -> None:
     """Replace the run's selector by one fitted to these clips, of the kind of `selector_fit`."""
     layers, seed = run.dynamic.num_layers, run.config.seed
     old = run.dynamic.selector
@@ -40,7 +40,7 @@ def fit_selector(run: Run, features: FeatureSet, goals: Goals) -> None:
         drawn = random_masks(rng, SAMPLED, layers, each, depth_prior(layers).numpy())
         masks = torch.unique(torch.cat([first_masks(layers), drawn]), dim=0)
     masks = masks[masks[:, : old.after].all(1)]  # those that the selector can give
-    found = answers(run, features, masks, goals)
+    found = mask_outputs(run, features, masks, targets)
     losses = found.losses
     sizes = masks.sum(1)
     by_size = {size: (sizes == size).nonzero().squeeze(1) for size in range(1, layers)}

@@ -16,11 +16,11 @@ from ..data.audio import AudioError
 from ..data.features import FeatureSet, clip_seconds
 from ..data.folder import METADATA, AudioFolder, Clip, DataError
 from ..data.names import SHOWN
-from ..data.text import plain
+from ..data.text import normalize_text
 from ..progress import say
-from .config import TrainConfig
-from .runs import Run
-from .tasks import Goal, Goals
+from ..runs.config import TrainConfig
+from ..runs.run import Run
+from ..tasks.kinds import Target, Targets
 
 CUT_SECONDS = 1e-3  # less is rounding
 SPECTROGRAM_SHIFT = 0.01  # seconds from frame to frame, where a model takes a fixed number (AST)
@@ -113,7 +113,7 @@ def uncut(config: TrainConfig, folder: AudioFolder, split: str) -> list[Clip]:
 
 
 def fitting(
-    run: Run, folder: AudioFolder, clips: Sequence[Clip], goals: Goals, frames: Frames
+    run: Run, folder: AudioFolder, clips: Sequence[Clip], targets: Targets, frames: Frames
 ) -> list[int]:
     """The indexes of those clips of a split that can be trained on.
 
@@ -125,7 +125,7 @@ def fitting(
     left_out = _leave_out(
         folder,
         clips,
-        _beyond_decoder(run, goals),
+        _beyond_decoder(run, targets),
         f"have texts of more than the {decoder_positions(run)} tokens that the decoder takes, with "
         "prompt and end",
         "cut each clip and its text in two",
@@ -133,27 +133,27 @@ def fitting(
     left_out |= _leave_out(
         folder,
         clips,
-        _beyond_frames(run, goals, frames),
+        _beyond_frames(run, targets, frames),
         f"are too short for their texts ({CTC})",
         "look whether texts and clips belong together, or take pieces of words as tokens "
         "(--set vocabulary=500)",
     )
     kept = [index for index in range(len(clips)) if index not in left_out]
     faster = run.config.speed_change
-    tight = set(_beyond_frames(run, goals, frames, faster) if faster else ()) & set(kept)
+    tight = set(_beyond_frames(run, targets, frames, faster) if faster else ()) & set(kept)
     if tight:
         say(
             f"{_named(folder, clips, list(tight))} are too short for their texts where they are "
             f"played {faster:.0%} faster: such a step teaches nothing of them"
         )
-    silent = _wordless(goals)
+    silent = _wordless(targets)
     if silent:
         say(f"{_named(folder, clips, silent)} have a text without a word: nothing is said there")
     return kept
 
 
 def tell_test(
-    run: Run, folder: AudioFolder, clips: Sequence[Clip], goals: Goals, features: FeatureSet
+    run: Run, folder: AudioFolder, clips: Sequence[Clip], targets: Targets, features: FeatureSet
 ) -> None:
     """Say which clips that are to be measured do not fit; all of them count.
 
@@ -170,11 +170,11 @@ def tell_test(
             "trained: their audio is cut and their text is not",
         ),
         (
-            _beyond_decoder(run, goals),
+            _beyond_decoder(run, targets),
             f"have texts of more than the {decoder_positions(run)} tokens that the decoder writes",
         ),
-        (_beyond_frames(run, goals, frames), f"are too short for their texts ({CTC})"),
-        (_wordless(goals), "have a text without a word: what is heard there counts as added"),
+        (_beyond_frames(run, targets, frames), f"are too short for their texts ({CTC})"),
+        (_wordless(targets), "have a text without a word: what is heard there counts as added"),
     )
     for rows, what in told:
         if rows:
@@ -190,7 +190,7 @@ def check_words(folder: AudioFolder, split: str) -> None:
     if folder.task != "text":
         return
     clips = folder.split(split)
-    if not any(plain(clip.target) for clip in clips):
+    if not any(normalize_text(clip.target) for clip in clips):
         shown = ", ".join(repr(text) for text in dict.fromkeys(c.target for c in clips[:SHOWN]))
         raise DataError(
             f"{folder.root}: none of the {len(clips)} texts of the split {split!r} has a word "
@@ -205,19 +205,19 @@ def decoder_positions(run: Run) -> int:
     return next((value for name in names if (value := getattr(config, name, None))), 0)
 
 
-def writes(run: Run, goal: Goal) -> bool:
+def writes(run: Run, target: Target) -> bool:
     """Whether the decoder has room for the answer to a clip; always so without one."""
-    return run.task.positions(goal) <= (decoder_positions(run) or math.inf)
+    return run.task.positions(target) <= (decoder_positions(run) or math.inf)
 
 
-def _beyond_decoder(run: Run, goals: Goals) -> list[int]:
-    return [index for index, goal in enumerate(goals) if not writes(run, goal)]
+def _beyond_decoder(run: Run, targets: Targets) -> list[int]:
+    return [index for index, target in enumerate(targets) if not writes(run, target)]
 
 
-def _beyond_frames(run: Run, goals: Goals, frames: Frames, faster: float = 0.0) -> list[int]:
+def _beyond_frames(run: Run, targets: Targets, frames: Frames, faster: float = 0.0) -> list[int]:
     """Clips of which the text takes more frames than there are."""
-    needed = [math.ceil((1 + faster) * run.task.frames(goal)) for goal in goals]
-    order = sorted(range(len(goals)), key=frames.sizes.__getitem__)
+    needed = [math.ceil((1 + faster) * run.task.frames(target)) for target in targets]
+    order = sorted(range(len(targets)), key=frames.sizes.__getitem__)
     return sorted(index for index in order if not frames.reach(index, needed[index]))
 
 
@@ -236,8 +236,8 @@ def _seconds(clip: Clip) -> float:
         return 0.0
 
 
-def _wordless(goals: Goals) -> list[int]:
-    return [index for index, goal in enumerate(goals) if not goal.text]
+def _wordless(targets: Targets) -> list[int]:
+    return [index for index, target in enumerate(targets) if not target.text]
 
 
 def _tell_start_only(run: Run, folder: AudioFolder, clips: Sequence[Clip]) -> None:

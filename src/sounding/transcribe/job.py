@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ..core.budget import Budget, kept_layers, mean_layers
+from ..budget import Budget, kept_layers, mean_layers
 from ..data.audio import AudioError, Seconds, audio_blocks, duration
 from ..files import NO_ROOM, remove_leftovers, sha256, write_text
 from ..progress import Advance, Interrupted, Stop, progress, stop_signals

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from ..core.budget import Budget
-from ..core.model import DynamicModel
+from ..budget import Budget
 from ..data.audio import Seconds
+from ..model.dynamic import DynamicModel
 
 
 class Recognition(NamedTuple):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.budget import Budget, kept_layers, mean_layers
+from ..budget import Budget, kept_layers, mean_layers
 from ..data.audio import Seconds
 from ..data.features import LIMIT_SECONDS, extract
 from ..data.text import printable
-from ..evaluation.predict import say
-from ..training.runs import Run
-from ..training.tasks import Dictation
+from ..evaluation.predict import predict
+from ..runs.run import Run
+from ..tasks.kinds import Dictation
 from .recognizer import Recognition, weights_digest
 from .threads import token_by_token
 
@@ -64,6 +64,6 @@ class RunRecognizer:
     def _recognize(self, piece: np.ndarray, asked: int | str) -> Recognition:
         batch = self.run.collate([extract(piece, self.run.extractor)])
         with self._threads():
-            said = say(self.run, batch, asked)
-        executed = said.executed[0].nonzero().squeeze(1).tolist()
-        return Recognition(said.texts[0], tuple(executed))
+            predicted = predict(self.run, batch, asked)
+        executed = predicted.executed[0].nonzero().squeeze(1).tolist()
+        return Recognition(predicted.texts[0], tuple(executed))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.budget import Budget
-from ..core.decoder import WithoutTokens
-from ..core.model import CONFIG, DynamicModel, load, wrap
+from ..budget import Budget
 from ..data.audio import AudioError, Seconds
 from ..data.features import extract
 from ..data.language import known_languages, language_code
 from ..data.text import printable
+from ..model.dynamic import CONFIG, DynamicModel, load, wrap
+from ..model.generate import WithoutTokens
 from ..weights import pretrained, pretrained_model, resolve
 from .recognizer import Recognition, weights_digest
 from .threads import token_by_token

@@ -1,1 +1,0 @@
-"""The core: any supported encoder, run at the depth that a selector chooses."""

@@ -1,0 +1,1 @@
+"""How a dynamic model is trained."""

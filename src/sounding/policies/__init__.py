@@ -1,0 +1,1 @@
+"""Who chooses the layers of an input."""

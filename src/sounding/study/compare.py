@@ -1,0 +1,245 @@
+"""A whole study: every method on every data set with every seed, measured and put in a report.
+
+OUT/DATA/VARIANT-SEED/   a run, and its measured.json
+OUT/DATA/start/          where all runs of a data set begin, if the study has such a thing
+OUT/report.html          with verdict.json and table.md beside it
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.markup import escape
+
+from ..data.corpora import open_corpus
+from ..data.features import read_clips
+from ..data.folder import SPLITS, AudioFolder
+from ..evaluation.plots import need_matplotlib
+from ..evaluation.shown import one_line
+from ..files import locked, write_text
+from ..progress import progress
+from ..runs.config import METHODS, TrainConfig
+from ..training.fitting import check_words
+from ..training.loop import train
+from ..typed import read_yaml
+from .html import write_report
+from .measure_run import measure_run
+from .study import FILE
+
+# name -> what differs from the settings of the study; the teacher comes first
+BASES: dict[str, dict[str, Any]] = {
+    method: {"method": method} for method in ("full", *(m for m in METHODS if m != "full"))
+}
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "i3d-local": {"method": "i3d", "gates": "local"},
+    "input-shared-head": {"method": "input", "heads": "shared", "skip": "identity"},
+    "input-shared-adapter": {"method": "input", "heads": "shared", "skip": "adapter"},
+    "input-adapter": {"method": "input", "skip": "adapter"},
+    "input-after-1": {"method": "input", "selector_after": 1},
+    "input-shaped": {"method": "input", "random_share": 0.3},
+    "input-no-distill": {"method": "input", "distill": 0.0},
+    "input-search": {"method": "input", "selector_fit": "search"},
+    "input-search-after-1": {"method": "input", "selector_fit": "search", "selector_after": 1},
+    "input-library": {"method": "input", "selector_fit": "library"},
+    "input-depths-only": {"method": "input", "candidates": 0},
+}
+VARIANTS = {**BASES, **ABLATIONS}
+START = "start"
+MOST_DRAWS = 10_000
+RATE = 16000  # at which test clips are tried
+
+Cell: TypeAlias = tuple[AudioFolder, str, int]  # variant and seed of a run
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What a study runs; loads from YAML.
+
+    Attributes:
+        settings: of `TrainConfig`, for every run.
+        start: further settings of a training at full depth that comes first; the runs of all
+            methods and seeds go on from its weights. Empty: they begin with the backbone's own.
+        data: name of a data set -> settings that differ for it.
+        variants: names of `VARIANTS`.
+        ablation_seeds: how many of the seeds an ablation gets.
+        seeds: of the trainings.
+        snr_db: name of a data set -> noise at which its test clips are measured again.
+        ceilings: whether the test clips are answered under every mask too, for the oracle and the
+            ceiling of `input`: with many clips or layers that takes longer than the training.
+        draws: random masks of each size under which the test clips are answered, of methods that
+            drop at random.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: tuple[str, ...] = tuple(BASES)
+    ablation_seeds: int = 1
+    seeds: tuple[int, ...] = (0, 1, 2)
+    snr_db: dict[str, list[float]] = field(default_factory=dict)
+    ceilings: bool = True
+    draws: int = 6
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.variants) - set(VARIANTS))
+        if unknown:
+            raise ValueError(f"unknown method {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+        if not self.variants or not self.seeds:
+            raise ValueError("a study needs one method and one seed at least")
+        if "dld" in self.variants and "full" not in self.variants:
+            raise ValueError("dld learns from the run of method full: add full")
+        if not 1 <= self.draws <= MOST_DRAWS:
+            raise ValueError(f"draws is a number of masks from 1 on; got {self.draws!r}")
+        if self.ablation_seeds < 0:
+            raise ValueError(f"ablation_seeds must be 0 or more; got {self.ablation_seeds!r}")
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> StudyConfig:
+        """Read a study from YAML.
+
+        Raises:
+            ValueError: a file that is none, or an unknown name or a value of another type in it.
+        """
+        return read_yaml(path, cls, what="is not the YAML of a study")
+
+    def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
+        """Of one run; of the start of them all for the variant `START`."""
+        values = {**self.settings, **self.data.get(data, {}), "seed": seed}
+        if variant == START:
+            return TrainConfig.from_values({**values, "method": "full", **self.start})
+        values |= VARIANTS[variant]
+        if self.start:
+            values["backbone"] = str(out / data / START / "model")
+        if values.get("recognition") == "decoder":
+            raise ValueError("compare answers for every mask from frames: use recognition: ctc")
+        if values["method"] == "dld":
+            values["teacher"] = str(place(out, data, "full", seed))
+        return TrainConfig.from_values(values)
+
+
+def place(out: Path, data: str, variant: str, seed: int) -> Path:
+    """The directory of one run."""
+    return out / data / f"{variant}-{seed}"
+
+
+def compare(
+    config: StudyConfig, folders: Sequence[Path | str], out: Path, *, keep_models: bool = True
+) -> list[str]:
+    """Train, measure, report. What is measured is not done again, so a killed study goes on.
+
+    Args:
+        keep_models: False removes a model once nothing needs it any more.
+
+    Returns:
+        The verdict lines.
+
+    Raises:
+        DataError, AudioError: a split that is missing, or clips that cannot be used: before the
+            first training.
+        ModuleNotFoundError: matplotlib is not installed, likewise.
+        ValueError: as `train` and `write_report`; two folders of one name; `out` is in use.
+        Interrupted: on SIGINT or SIGTERM, in a training, after saving a checkpoint.
+    """
+    loaded = [open_corpus(folder) for folder in folders]
+    names = [folder.root.name for folder in loaded]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two data sets of one name ({', '.join(names)}): rename a folder")
+    cells = list(_cells(config, loaded))
+    for folder, variant, seed in cells:  # wrong settings fail before hours of work
+        config.train_config(folder.root.name, variant, seed, out)
+    need_matplotlib()
+    for folder in loaded:
+        if any(not _measured(out, cell) for cell in cells if cell[0] is folder):
+            _check_data(config, folder, out)
+    with locked(out):
+        _run(config, cells, out, keep_models=keep_models)
+        return report(out)
+
+
+def _run(config: StudyConfig, cells: Sequence[Cell], out: Path, *, keep_models: bool) -> None:
+    """Train and measure what is not measured yet."""
+    console = Console(stderr=True)
+    started, worked = monotonic(), 0
+    for done, (folder, variant, seed) in enumerate(cells):
+        if _measured(out, (folder, variant, seed)):
+            continue
+        left = (monotonic() - started) / worked * (len(cells) - done) / 60 if worked else None
+        name = escape(one_line(folder.root.name))
+        console.rule(
+            f"{name}: {variant}, seed {seed} ({done + 1} of {len(cells)}"
+            + (f", about {left:.0f} min left)" if left is not None else ")")
+        )
+        _one(config, folder, variant, seed, out)
+        worked += 1
+        if not keep_models:  # the start stays: a later study of more seeds goes on from it
+            _drop_models(config, folder.root.name, variant, seed, out)
+
+
+def _measured(out: Path, cell: Cell) -> bool:
+    folder, variant, seed = cell
+    return (place(out, folder.root.name, variant, seed) / FILE).exists()
+
+
+def _check_data(config: StudyConfig, folder: AudioFolder, out: Path) -> None:
+    """Refuse data now that would stop the study after hours of training."""
+    for split in SPLITS:
+        folder.split(split)
+        check_words(folder, split)
+    settings = config.train_config(folder.root.name, config.variants[0], config.seeds[0], out)
+    clips = folder.split("test")  # the others are read before a training
+    with progress(f"check {folder.root.name}", len(clips)) as show:
+        for done, _ in enumerate(read_clips(clips, RATE, settings.max_seconds), start=1):
+            show(done, "")
+
+
+def report(out: Path) -> list[str]:
+    """The report of what is measured so far, in OUT."""
+    return write_report(
+        [out], out / "report.html", verdict=out / "verdict.json", table=out / "table.md"
+    )
+
+
+def _cells(config: StudyConfig, folders: Iterable[AudioFolder]) -> Iterable[Cell]:
+    """All runs, one seed after the other, so that a part of a study is a study of fewer seeds."""
+    folders = list(folders)
+    for turn, seed in enumerate(config.seeds):
+        for folder in folders:
+            for variant in (v for v in VARIANTS if v in config.variants):
+                if variant in BASES or turn < config.ablation_seeds:
+                    yield folder, variant, seed
+
+
+def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out: Path) -> None:
+    name = folder.root.name
+    directory = place(out, name, variant, seed)
+    if config.start:
+        train(config.train_config(name, START, 0, out), folder, out / name / START)
+    start = monotonic()
+    run = train(config.train_config(name, variant, seed, out), folder, directory)
+    trained = monotonic() - start
+    measured = measure_run(
+        run,
+        folder,
+        variant,
+        snr_db=config.snr_db.get(name, ()),
+        trained_seconds=trained,
+        ceilings=config.ceilings and variant in BASES,
+        draws=config.draws,
+    )
+    write_text(directory / FILE, json.dumps(measured, ensure_ascii=False) + "\n")
+
+
+def _drop_models(config: StudyConfig, data: str, variant: str, seed: int, out: Path) -> None:
+    """Remove the model of a run, and that of its teacher once both are measured."""
+    measured = {v for v in config.variants if (place(out, data, v, seed) / FILE).exists()}
+    for name in measured:
+        if name == "full" and "dld" in config.variants and "dld" not in measured:
+            continue
+        shutil.rmtree(place(out, data, name, seed) / "model", ignore_errors=True)

@@ -1,0 +1,1 @@
+"""What is asked of a model: a class, several tags, a text."""
