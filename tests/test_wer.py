@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sounding.data import text
-from sounding.data.text import character_errors, plain, whisper_plain, word_errors
+from sounding.data.text import character_errors, normalize_text, whisper_plain, word_errors
 from sounding.evaluation.statistics import ratio_bootstrap
 
 
@@ -88,9 +88,9 @@ def test_whispers_normalization_is_that_of_its_papers():
 
 
 def test_plain_normalization_leaves_the_words():
-    assert plain("Twenty-five, DON'T 'quote'!") == "twenty five don't quote"
-    assert plain("Ünïcode_text — 2½") == "ünïcode text 21 2"
-    assert plain(" ' ") == ""
+    assert normalize_text("Twenty-five, DON'T 'quote'!") == "twenty five don't quote"
+    assert normalize_text("Ünïcode_text — 2½") == "ünïcode text 21 2"
+    assert normalize_text(" ' ") == ""
     assert doctest.testmod(text).failed == 0
 
 
