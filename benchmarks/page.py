@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from device_page import rivals, runtime
 from whisper_page import origin, whisper
 
 from sounding.evaluation.sweep import Row, Sweep
-from sounding.evaluation.table import METHODS as NAMES
-from sounding.evaluation.table import METRICS, markdown
+from sounding.evaluation.table import markdown
 from sounding.files import write_text
+from sounding.methods.looks import looks
 from sounding.recipes import load_recipe
+from sounding.study.measured import FILE
+from sounding.study.pack import PACK
 from sounding.study.study import Study, load_study
 from sounding.study.verdict import in_words, verdict_line
+from sounding.tasks import metric_title
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -53,7 +57,10 @@ goes on from them.
 INTRO = """# Benchmarks
 
 Written by `python benchmarks/page.py` from the files in `results/`; every figure there has the
-command, seed, data digest, commit and machine that made it. Accuracy is on the test clips, which
+command, seed, data digest, commit and machine that made it. They are kept small by `python
+benchmarks/shrink.py`, run after each new result: a study is one Parquet file, from which `sounding
+report benchmarks/results/NAME` (`pip install "sounding[study]"`) makes its page, its verdict and
+its table as they were. Accuracy is on the test clips, which
 nothing was selected on; seeds as said. Intervals are 95 %, over the clips; those of word error
 rates over the speakers, where ten or more are known. MACs and latency are for one clip of median
 length, with front end, selector and head. Latency is fp32, batch 1, an illustration; its share of
@@ -103,7 +110,8 @@ def both_backbones() -> str:
     for data, one in first.items():
         for method in BOTH:
             cells = [at_depths(by_data.get(data), method) for by_data in found.values()]
-            row = (data + ", " + METRICS[one.metric], NAMES[method], *(x for c in cells for x in c))
+            figures = (x for cell in cells for x in cell)
+            row = (data + ", " + metric_title(one.metric), looks()[method].label, *figures)
             lines.append("| " + " | ".join(row) + " |")
     layers = " and ".join(str(next(iter(by_data.values())).layers) for by_data in found.values())
     return f"""## Two backbones, four benchmarks
@@ -117,10 +125,12 @@ intervals, is in the sections below.
 """
 
 
+@cache
 def measured(name: str) -> list[Study]:
     """The studies of a directory of results; none where it is not."""
-    paths = list((RESULTS / name).rglob("measured.json"))
-    return load_study(paths) if paths else []
+    root = RESULTS / name
+    found = any(next(root.rglob(file), None) for file in (FILE, PACK))
+    return load_study(root) if found else []
 
 
 def at_depths(one: Study | None, method: str) -> list[str]:
@@ -136,7 +146,7 @@ def study(name: str) -> str:
     """Every method on some data sets: the verdicts in words, and the table of each."""
     title, arguments = STUDIES[name]
     if not (RESULTS / name / "verdict.json").exists():
-        count = len(list((RESULTS / name).rglob("measured.json")))
+        count = sum(len(one.runs) for one in measured(name))
         return UNDER_WAY.format(title=title, name=name, count=count)
     read = (RESULTS / name / "verdict.json").read_text(encoding="utf-8")
     verdicts = json.loads(read)["verdicts"]
@@ -147,10 +157,10 @@ def study(name: str) -> str:
     return f"""## {title}
 
 `sounding compare {arguments}
---out benchmarks/results/{name} --drop-models` (settings in the YAML; commit, seconds and machine of
-each run in its `measured.json`). The whole of it as one page, with controls, ablations, worst
-groups and pictures:
-[results/{name}/report.html](results/{name}/report.html).
+--out benchmarks/results/{name} --drop-models` (settings in the YAML). All that was measured, clip
+by clip, with commit, seconds and machine of each run, is in `results/{name}/measured.parquet`;
+`sounding report benchmarks/results/{name} --out report.html` makes one page of it, with controls,
+ablations, worst groups and pictures.
 
 {chr(10).join(words)}
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains four methods on one real data set and measures every budget on its test clips.
 #   benchmarks/real_data.sh DIR EPOCHS [SETTING=VALUE ...]
-# DIR: an AudioFolder with metadata.csv. Results: benchmarks/results/NAME.{json,csv,md} and plots.
+# DIR: an AudioFolder with metadata.csv. Results: benchmarks/results/NAME.json and plots.
 # Goes on where it stopped.
 set -euo pipefail
 data=$1 epochs=$2
@@ -15,5 +15,4 @@ for method in full random early-exit input; do
         --method "$method" --epochs "$epochs" "${settings[@]}"
 done
 sounding sweep "runs/$name/full" "runs/$name/random" "runs/$name/early-exit" "runs/$name/input" \
-    --data "$data" --json "benchmarks/results/$name.json" --csv "benchmarks/results/$name.csv" \
-    --table "benchmarks/results/$name.md" --plots "benchmarks/results/$name"
+    --data "$data" --json "benchmarks/results/$name.json" --plots "benchmarks/results/$name"

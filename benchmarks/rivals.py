@@ -32,11 +32,11 @@ from sounding import runtime
 from sounding.data.audio import read_audio
 from sounding.data.folder import Clip, load_folder, subset
 from sounding.data.text import plain, whisper_plain, word_errors
-from sounding.evaluation.statistics import ratio_bootstrap, wilson
 from sounding.export import export
 from sounding.files import write_json
 from sounding.progress import progress
 from sounding.runs.run import load_run, provenance
+from sounding.statistics import ratio_bootstrap, wilson
 from sounding.transcribe.whisper import WhisperRecognizer
 
 RATE = 16000

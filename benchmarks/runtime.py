@@ -49,7 +49,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sounding import runtime
-from sounding.cli.app import CALIBRATION
+from sounding.cli.export import CALIBRATION
 from sounding.data.audio import read_audio
 from sounding.data.features import extract
 from sounding.data.folder import load_folder, subset

@@ -49,12 +49,13 @@ import sounding
 from sounding.data.features import clip_seconds, load_audio
 from sounding.data.folder import AudioFolder, Clip, load_folder, subset
 from sounding.data.text import whisper_plain, word_errors
-from sounding.evaluation.statistics import ratio_bootstrap, speaker_groups
 from sounding.files import sha256, write_json
-from sounding.model.dynamic import CONFIG, DynamicModel
+from sounding.model.dynamic import DynamicModel
+from sounding.model.io import CONFIG
 from sounding.progress import progress
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import provenance, trained_with
+from sounding.statistics import ratio_bootstrap, speaker_groups
 from sounding.transcribe.whisper import TAIL_SECONDS
 from sounding.weights import resolve
 

@@ -11,17 +11,11 @@ from test_tree import count_runs
 
 from sounding.data.folder import load_folder
 from sounding.evaluation.predict import predict_logits
+from sounding.policies.confidence import stops
 from sounding.policies.masks import every_mask, first_masks
+from sounding.runs.calibrate import depth_table, gate_logits, table
 from sounding.runs.config import TrainConfig
-from sounding.runs.mask_outputs import (
-    calibrate,
-    depth_table,
-    depths,
-    gate_logits,
-    mask_outputs,
-    stops,
-    table,
-)
+from sounding.runs.mask_outputs import depths, mask_outputs
 from sounding.training.loop import train
 
 MEANS = [1 + step / 4 for step in range(13)]  # of 4 layers
@@ -146,7 +140,7 @@ def test_answers_are_those_of_each_clip_alone_in_its_place(runs, folder, clips, 
             for values, one in zip(got, expected, strict=True):
                 torch.testing.assert_close(values[index, i], one, rtol=1e-4, atol=1e-4)
             assert bool(found.errors[index, i]) == bool(log_p.argmax() != labels[i])
-    scores = run.dynamic.selector.scores_of(found.pooled, torch.full((8,), 2))
+    scores = run.dynamic.policy.scores_of(found.pooled, torch.full((8,), 2))
     for i, clip in enumerate(clips):
         ran = run.dynamic(**run.collate([clip]), budget=2).executed_layers[0]
         assert ran.nonzero().flatten().tolist() == sorted(scores[i].topk(2).indices.tolist())
@@ -180,7 +174,7 @@ def test_the_means_are_those_that_run(runs, clips, name):
     """On the very clips that the thresholds come from, alone as in a batch."""
     run = runs[name]
     assert [mean for mean, _ in run.dynamic.mean_budgets] == MEANS
-    assert run.dynamic.mean_budgets == calibrate(run, clips)
+    assert run.dynamic.mean_budgets == run.method.calibrate(run, clips)
     batch = run.collate(clips)
     rows, _ = count_runs(run.dynamic)
     for mean in (1, 1.5, 2, 2.5, 3, 4):

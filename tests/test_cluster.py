@@ -10,6 +10,7 @@ import pytest
 import soundfile as sf
 
 from sounding.data.audio import SilentAudioWarning
+from sounding.errors import UsageError
 from sounding.transcribe.cluster import _Worker, transcribe_on_cluster
 from sounding.transcribe.job import Job, transcribe
 from sounding.transcribe.recognizer import Recognition
@@ -78,6 +79,13 @@ def test_two_workers_write_what_one_does_and_nothing_twice(recordings, tmp_path)
 def test_no_worker_is_refused(recordings):
     with pytest.raises(ValueError, match="0 workers"):
         transcribe_on_cluster(find_sources([recordings]), listener("log"), {}, workers=0)
+
+
+def test_what_is_no_address_of_a_cluster_is_refused_with_what_is_one(recordings):
+    with pytest.raises(UsageError, match=r"a cluster at 'nowhere': .*: give auto, or HOST:PORT"):
+        transcribe_on_cluster(
+            find_sources([recordings]), lambda: None, {}, workers=1, address="nowhere"
+        )
 
 
 def test_a_worker_tells_what_would_end_all_of_them_and_what_was_warned_of(

@@ -17,16 +17,18 @@ from sounding.cli.app import main
 from sounding.data.folder import load_folder
 from sounding.evaluation.report import check_outputs
 from sounding.evaluation.sweep import sweep
+from sounding.policies import StaticScores
 from sounding.policies.masks import every_mask
-from sounding.policies.selectors import StaticSelector
 from sounding.runs.mask_outputs import mask_outputs
 from sounding.runs.run import load_run
 from sounding.runs.search import best_static, choose_fallbacks
 from sounding.study import compare as module
 from sounding.study.arms import check
-from sounding.study.compare import BASES, VARIANTS, StudyConfig, compare, place
+from sounding.study.compare import StudyConfig, compare, place
 from sounding.study.measure_run import measure_run
-from sounding.study.study import FILE, load_study
+from sounding.study.measured import FILE
+from sounding.study.study import load_study
+from sounding.study.variants import bases, variants
 from sounding.training.loop import Interrupted, train
 
 SETS = ("validation", "test")
@@ -76,13 +78,14 @@ def test_every_method_has_its_rows_on_every_set(out, tones):
         "static": {"exact", "static"},
         "i3d": {"exact", "mean"},
         "early-exit": {"exact", "mean", "mean-shuffled", "mean-entropy"},
+        "idld": {"exact", "static", "shuffled", "constant", "oracle"},
         "input": {"exact", "mean", "mean-shuffled", "static", "shuffled", "constant", "oracle"},
     }
-    assert rules.keys() == BASES.keys()
+    assert rules.keys() == bases().keys()
     for variant, expected in rules.items():
         for where in ("validation", "test", "test at 0 dB"):
             found = rows(out, tones, variant, where)
-            if variant == "input" and where == "test":
+            if variant in ("idld", "input") and where == "test":
                 expected = expected | {"ceiling", "ceiling-reference"}
             if where.startswith("test at"):
                 expected = expected - {"oracle", "ceiling", "ceiling-reference"}
@@ -91,7 +94,7 @@ def test_every_method_has_its_rows_on_every_set(out, tones):
 
 
 def test_exact_rows_have_exactly_k_layers(out, tones):
-    for variant in BASES:
+    for variant in bases():
         for (rule, budget), row in rows(out, tones, variant).items():
             if not rule.startswith("mean"):
                 masks = [row["masks"]] if isinstance(row["masks"], str) else row["masks"]
@@ -146,12 +149,12 @@ def test_the_oracle_is_never_below_any_choice_among_the_same_masks(study, out, t
 def test_shuffled_features_change_the_masks_of_a_selector_that_reads_them(run, features, tones):
     """With weights that make the choice follow the input, another clip's features show."""
     folder = load_folder(tones)
-    before = {n: p.clone() for n, p in run.dynamic.selector.state_dict().items()}
+    before = {n: p.clone() for n, p in run.dynamic.policy.state_dict().items()}
     try:
-        run.dynamic.selector.falls_back.zero_()
+        run.dynamic.policy.falls_back.zero_()
         with torch.no_grad():
-            torch.nn.init.normal_(run.dynamic.selector.score.weight, std=3.0)
-            torch.nn.init.zeros_(run.dynamic.selector.score.bias)
+            torch.nn.init.normal_(run.dynamic.policy.score.weight, std=3.0)
+            torch.nn.init.zeros_(run.dynamic.policy.score.bias)
         made = measure_run(run, folder, "input")["sets"]["test"]["rows"]
         masks = {(row["rule"], row["budget"]): row["masks"] for row in made}
         assert masks["exact", 2] != masks["shuffled", 2]
@@ -159,11 +162,11 @@ def test_shuffled_features_change_the_masks_of_a_selector_that_reads_them(run, f
         assert len(set(masks["exact", 2])) > 1
         assert len(set(masks["constant", 2])) == 1
     finally:
-        run.dynamic.selector.load_state_dict(before)
+        run.dynamic.policy.load_state_dict(before)
 
 
 def test_a_selector_made_constant_equals_its_static_mask(run, features):
-    selector = run.dynamic.selector
+    selector = run.dynamic.policy
     weight, falls_back = selector.project.weight.clone(), selector.falls_back.clone()
     try:
         selector.falls_back.zero_()
@@ -172,12 +175,12 @@ def test_a_selector_made_constant_equals_its_static_mask(run, features):
         batch = run.collate(features)
         chosen = run.dynamic(**batch, budget=2)
         scores = selector.scores_of(torch.zeros(1, 2 * selector.width), torch.tensor([2]))
-        run.dynamic.selector = StaticSelector(scores[0].detach())
+        run.dynamic.policy = StaticScores(scores[0].detach())
         static = run.dynamic(**batch, budget=2)
         assert chosen.executed_layers.equal(static.executed_layers)
         assert chosen.logits.equal(static.logits)
     finally:
-        run.dynamic.selector = selector
+        run.dynamic.policy = selector
         with torch.no_grad():
             selector.project.weight.copy_(weight)
             selector.falls_back.copy_(falls_back)
@@ -190,15 +193,15 @@ def test_a_selector_falls_back_where_the_static_mask_is_as_good(run, features, t
     targets = run.task.targets(folder, clips)
     labels = torch.tensor([target.ids[0] for target in targets])
     some = run.read(clips, "read")
-    before = {n: p.clone() for n, p in run.dynamic.selector.state_dict().items()}
+    before = {n: p.clone() for n, p in run.dynamic.policy.state_dict().items()}
     masks = every_mask(4)
     found = mask_outputs(run, some, masks, targets)
     right = (8 - found.errors.sum(1)).tolist()
     losses = found.losses.mean(1).tolist()
     try:
-        run.dynamic.selector.falls_back.zero_()
+        run.dynamic.policy.falls_back.zero_()
         with torch.no_grad():
-            run.dynamic.selector.score.bias.copy_(torch.tensor([-9.0, 0, 9, 3]))  # a bad habit
+            run.dynamic.policy.score.bias.copy_(torch.tensor([-9.0, 0, 9, 3]))  # a bad habit
         choose_fallbacks(run, some, targets)
         best = best_static(run, some, targets)
         for k in (1, 2, 3):
@@ -207,13 +210,13 @@ def test_a_selector_falls_back_where_the_static_mask_is_as_good(run, features, t
             ahead = right[searched] > right[first] and losses[searched] < losses[first]
             static = searched if ahead else first
             out = run.dynamic(**run.collate(some), budget=k)
-            if run.dynamic.selector.falls_back[k]:
+            if run.dynamic.policy.falls_back[k]:
                 assert (out.executed_layers == masks[static]).all()
             else:
                 assert (out.logits.argmax(-1) == labels).sum() > right[static]
-        assert run.dynamic.selector.falls_back[1:4].any()
+        assert run.dynamic.policy.falls_back[1:4].any()
     finally:
-        run.dynamic.selector.load_state_dict(before)
+        run.dynamic.policy.load_state_dict(before)
 
 
 def test_the_best_static_mask_is_the_best_of_all(run, features, tones, monkeypatch):
@@ -262,11 +265,10 @@ def test_a_model_of_one_layer_has_nothing_to_choose_and_is_studied_all_the_same(
         tmp_path / "one"
     )
     settings = {"backbone": str(tmp_path / "one"), "epochs": 0.2, "batch_size": 8}
-    variants = (*BASES, "input-search", "input-library")
-    config = StudyConfig(settings=settings, seeds=(0,), variants=variants)
+    config = StudyConfig(settings=settings, seeds=(0,), variants=tuple(bases()))
     (line,) = compare(config, [tones], tmp_path / "study")
     assert json.loads(line.removeprefix("VERDICT "))["matters"] is None
-    runs = [load_run(place(tmp_path / "study", tones.name, v, 0)) for v in BASES]
+    runs = [load_run(place(tmp_path / "study", tones.name, v, 0)) for v in bases()]
     assert {row.kept_layers for row in sweep(runs, load_folder(tones), rounds=0).rows} == {1}
 
 
@@ -315,6 +317,26 @@ def test_random_dropping_is_measured_under_as_many_masks_as_asked(config, out, t
         replace(config, draws=0)
 
 
+def test_a_slip_in_the_name_of_a_data_set_is_said_before_the_first_training(
+    config, tones, tmp_path, monkeypatch, capsys
+):
+    def never(*args):
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(module, "train", never)
+    slip = tones.name[:-1]
+    for changes in ({"data": {slip: {"epochs": 9}}}, {"snr_db": {slip: [0]}}):
+        wrong = rf"\.{slip} is none of the data sets: did you mean {tones.name}\?"
+        with pytest.raises(ValueError, match=wrong):
+            compare(replace(config, **changes), [tones], tmp_path)
+    other = replace(config, data={"elsewhere": {}, slip: {}, tones.name: {}})
+    with pytest.raises(AssertionError, match="it began"):
+        compare(other, [tones], tmp_path)
+    said = capsys.readouterr().err
+    for name in ("elsewhere", slip):  # of another part of the study
+        assert f"data.{name} is not used: the data sets are {tones.name}" in said
+
+
 def test_command_line(out, tones, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["report", str(out), "--out", str(page), "--table", str(tmp_path / "t.md")]) == 0
@@ -322,7 +344,7 @@ def test_command_line(out, tones, tmp_path, capsys):
     assert tones.name in page.read_text()
     base = ["compare", "--data", str(tones), "--out", str(tmp_path / "s")]
     for wrong, text in (
-        (["--methods", "magic"], "unknown method magic; known: full"),
+        (["--methods", "magic"], "unknown method 'magic'. Known: full"),
         (["--methods", "dld"], "add full"),
         (["--seeds", "one"], "--seeds takes numbers"),
         (["--set", "epochs=never"], "epochs takes a float"),
@@ -343,4 +365,4 @@ def test_study_configuration_from_yaml(tmp_path):
     path.write_text("sedes: [3]")
     with pytest.raises(ValueError, match="sedes"):
         StudyConfig.from_yaml(path)
-    assert set(BASES) < set(VARIANTS)
+    assert set(bases()) < set(variants())

@@ -28,7 +28,7 @@ def test_demo_writes_everything_and_does_nothing_twice(tmp_path, monkeypatch, ca
     assert files <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "**synthetic**" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
     sweep = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert len(sweep["rows"]) == 16 + 4  # and mean budgets of early exit and input
+    assert len(sweep["rows"]) == 20 + 4  # and mean budgets of early exit and input
 
     trained = tmp_path / "out" / "runs" / "input" / "model" / "model.safetensors"
     before = trained.stat().st_mtime_ns

@@ -22,7 +22,7 @@ from torch.utils import _pytree
 
 import sounding
 from sounding.model.derive import why_unpicklable
-from sounding.policies.selectors import GateSelector
+from sounding.policies import GateSelector
 
 W2V = (t.Wav2Vec2ForSequenceClassification, t.Wav2Vec2Config, tiny.POST)
 
@@ -147,10 +147,10 @@ def test_an_average_of_models_follows_the_training():
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_a_selector_is_pickled_after_a_training_too(scope):
     dynamic = sounding.wrap(make("ast"), GateSelector(32, 4, scope=scope))
-    assert isinstance(pickled(dynamic).selector, GateSelector)
+    assert isinstance(pickled(dynamic).policy, GateSelector)
     dynamic = sounding.wrap(make("ast")).train()
     dynamic(**inputs(dynamic.model), budget=2)
-    assert int(pickled(dynamic.selector).seen) == 1
+    assert int(pickled(dynamic.policy).seen) == 1
 
 
 def test_a_spawned_process_answers_as_this_one():
@@ -353,11 +353,3 @@ def test_a_model_quantized_by_torch_runs_at_every_budget(selector, inplace):
     assert (got - expected).abs().max() < 0.3 * expected.abs().max()
     if not inplace:
         assert torch.equal(answer(dynamic, batch, budget=2), expected)
-
-
-# --- what would lose something in silence ---------------------------------------------------
-
-
-def test_push_to_hub_is_refused_with_what_to_do():
-    with pytest.raises(NotImplementedError, match="upload_folder"):
-        sounding.wrap(make("ast")).push_to_hub("somebody/something")

@@ -24,12 +24,13 @@ from sounding.evaluation.classify import classify
 from sounding.evaluation.predict import predict_logits
 from sounding.evaluation.report import check_outputs, write_sweep
 from sounding.evaluation.shown import in_markdown, one_line
-from sounding.evaluation.statistics import wilson
 from sounding.evaluation.sweep import DRAWS, Sweep, sweep
 from sounding.evaluation.table import markdown, rich_table, sorted_rows, to_csv
 from sounding.model.macs import count_macs
-from sounding.runs.config import METHODS, TrainConfig
+from sounding.registry import METHODS
+from sounding.runs.config import TrainConfig
 from sounding.runtime import show
+from sounding.statistics import wilson
 from sounding.training.loop import train
 
 
@@ -154,7 +155,8 @@ def test_masks_of_each_input_are_in_the_json(result, tmp_path):
     write_sweep(result, json=tmp_path / "s.json")
     read = json.loads((tmp_path / "s.json").read_text())
     means = {f"{m}-mean/{k}" for m in ("input", "early-exit", "i3d") for k in (2, 3)}
-    assert set(read["masks"]) == {"files", "labels", "input/1", "input/2", "input/3"} | means
+    chosen = {f"{m}/{k}" for m in ("idld", "input") for k in (1, 2, 3)}
+    assert set(read["masks"]) == {"files", "labels"} | chosen | means
     assert all(mask.count("1") == 2 and len(mask) == 4 for mask in read["masks"]["input/2"])
     assert len(read["masks"]["files"]) == len(read["masks"]["input/2"]) == 16
     assert Sweep.from_json(tmp_path / "s.json") == result
@@ -218,7 +220,7 @@ def test_classify_answers_each_file_by_itself(runs, folder):
     assert "2 of 4" in show(answers[0])
     assert show(answers[0]).count("■") == 2
     assert next(classify(run, files, "50%")).executed_layers == answers[0].executed_layers
-    with pytest.raises(ValueError, match="budget 9 is not allowed"):
+    with pytest.raises(ValueError, match="budget '9' is not allowed: there are 4 layers"):
         list(classify(run, files, 9))
 
 

@@ -10,8 +10,10 @@ import torch
 from tiny import inputs, make
 
 import sounding
-from sounding.model.executor import activate, run_layers
-from sounding.policies.selectors import Gates
+from sounding.model.call import activate
+from sounding.model.executor import run_layers
+from sounding.policies import Policy
+from sounding.policies.plans import Gates
 
 MIXED = torch.tensor(
     [[True, False, True, True], [False, True, False, False], [True, True, False, True]]
@@ -31,11 +33,10 @@ each_family = pytest.mark.parametrize("name", LENGTHS)
 
 
 def choosy(name, **options):
-    """A wrapped model whose selector really depends on its input."""
+    """A wrapped model whose policy really depends on its input."""
     dynamic = sounding.wrap(make(name), **options).eval()
     torch.manual_seed(5)
-    torch.nn.init.normal_(dynamic.selector.score.weight, std=3.0)
-    dynamic.selector.noise = 0.0
+    torch.nn.init.normal_(dynamic.policy.score.weight, std=3.0)
     return dynamic
 
 
@@ -171,7 +172,7 @@ def test_padding_is_refused_where_an_encoder_runs_on_a_part_of_the_batch():
     """As Whisper's fallback of temperatures does: which part is not to be known."""
     dynamic = choosy("whisper-classification")
     batch = inputs(dynamic.model, lengths=[61, 98, 37])
-    call = dynamic._call(batch["input_features"], 2, None, batch)
+    call, _ = dynamic.begin(batch["input_features"], 2, None, batch)
     with activate(call), pytest.raises(ValueError, match="one input at a time"):
         run_layers(call, torch.randn(1, 49, 32), None)
 
@@ -234,8 +235,10 @@ def test_threads_that_call_at_once_get_their_own_layers_and_answers():
 # --- gradients ------------------------------------------------------------------------------
 
 
-class Fixed(torch.nn.Module):
-    """A selector with a fixed mask whose gates can be differentiated."""
+class Fixed(Policy):
+    """A policy with a fixed mask whose gates can be differentiated."""
+
+    kind = "fixed"
 
     def __init__(self, mask):
         super().__init__()
@@ -259,7 +262,7 @@ def test_the_gradient_of_a_gate_is_the_effect_of_running_the_layer():
         return (out.last_hidden_state @ direction).mean(1)  # [batch]
 
     loss().sum().backward()
-    gradient = dynamic.selector.gates.grad
+    gradient = dynamic.policy.gates.grad
     with torch.no_grad():
         last = loss(mask) - loss(mask & torch.tensor([True, False]) | torch.tensor([[True, False]]))
     # Only the gate of the last layer acts linearly on the loss; input 2 runs layer 0 in both.
@@ -312,7 +315,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
         gradients.append({n: p.grad for n, p in dynamic.named_parameters() if p.grad is not None})
     before, after = gradients
     assert before.keys() == after.keys()
-    assert any(name.startswith("selector") for name in after)
+    assert any(name.startswith("policy.") for name in after)
     for key in before:
         torch.testing.assert_close(before[key], after[key], rtol=1e-4, atol=1e-6, msg=key)
 
@@ -357,8 +360,8 @@ def test_under_autocast_training_reaches_the_selector():
     with torch.autocast("cpu", torch.bfloat16):
         loss = dynamic(**batch, budget=2).logits.float().square().mean()
     loss.backward()
-    assert dynamic.selector.score.weight.grad.abs().sum() > 0
-    assert dynamic.selector.center.dtype == torch.float32
+    assert dynamic.policy.score.weight.grad.abs().sum() > 0
+    assert dynamic.policy.center.dtype == torch.float32
 
 
 @each_family

@@ -21,14 +21,14 @@ from tiny_runs import CASES, LAYERS, RATE, STOPS, clip, close, make_run
 
 import sounding
 from sounding import runtime
-from sounding.budget import mean_layers, threshold_for
+from sounding.budget import Budget, threshold_for
 from sounding.evaluation.classify import classify
 from sounding.export import ExportError, build, export
 from sounding.export.conv_as_matmul import SMALLEST, as_products
-from sounding.export.parts import DYNAMIC, OPSET, export_selector
+from sounding.export.parts import DYNAMIC, OPSET, export_policy
 from sounding.export.quantize import _Feeds, quantize
 from sounding.files import WriteError
-from sounding.policies.selectors import GateSelector, StaticSelector
+from sounding.policies import GateSelector, StaticScores
 
 
 @pytest.fixture(params=CASES)
@@ -76,7 +76,7 @@ def test_mean_budgets_stop_where_pytorch_stops(exported):
             for seed in range(4):
                 features = model.extract(clip(0.5, seed))
                 threshold = threshold_for(
-                    mean_layers(budget, layers=LAYERS), model.meta.mean_budgets
+                    Budget.parse(budget).mean_layers(layers=LAYERS), model.meta.mean_budgets
                 )
                 logits, executed = model.predict(features[None], LAYERS, threshold)
                 expected, ran = pytorch(run, [features], budget=budget)
@@ -131,7 +131,7 @@ def test_the_file_says_what_it_is(exported):
     meta = json.loads({p.key: p.value for p in model.metadata_props}["sounding"])
     assert meta["labels"] == run.labels
     assert meta["layers"] == LAYERS
-    assert meta["selector"] == run.dynamic.selector.kind
+    assert meta["selector"] == run.dynamic.policy.kind
     assert meta["licence"] == "MIT"
     assert meta["data"]["digest"] == "abc"
     assert meta["rate"] == RATE
@@ -263,12 +263,12 @@ def test_int8_with_ranges_measured_on_clips(whisper, tmp_path):
 def test_the_first_k_layers_without_heads_of_their_own(whisper, tmp_path):
     run = make_run("whisper", method="full")  # the weights of `whisper`
     run.dynamic = sounding.wrap(
-        sounding.unwrap(run.dynamic), selector := StaticSelector.first(LAYERS)
+        sounding.unwrap(run.dynamic), selector := StaticScores.first(LAYERS)
     ).eval()
     state = {"state": (torch.randn(2, 30, 32), {0: DYNAMIC, 1: DYNAMIC})}
     parts = replace(
         whisper.parts,
-        selector=export_selector(selector, state),
+        selector=export_policy(selector, state),
         skips=[],
         heads={LAYERS: whisper.parts.own_head},
     )
@@ -284,7 +284,7 @@ def test_the_first_k_layers_without_heads_of_their_own(whisper, tmp_path):
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     out = tmp_path / "m.onnx"
     local = make_run("wavlm")
-    local.dynamic.selector = GateSelector(32, LAYERS, scope="local")
+    local.dynamic.policy = GateSelector(32, LAYERS, scope="local")
     with pytest.raises(ExportError, match="gates of scope"):
         export(local, out)
     run = make_run("whisper", method="random")
@@ -300,7 +300,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     run.extractor = t.SeamlessM4TFeatureExtractor()
     with pytest.raises(ExportError, match="no SeamlessM4TFeatureExtractor without torch"):
         export(run, out)
-    run.dynamic.selector = torch.nn.Linear(1, 1)
+    run.dynamic.policy = torch.nn.Linear(1, 1)
     with pytest.raises(ExportError, match="selector of your own"):
         export(run, out)
     assert not list(tmp_path.iterdir())

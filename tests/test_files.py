@@ -37,14 +37,15 @@ from sounding.files import (
     write_text,
 )
 from sounding.model import io
+from sounding.policies import Policy
 
 
 def choosy(name, seed=0, **options):
     """A wrapped model whose selector really depends on its input."""
     dynamic = sounding.wrap(make(name, seed), **options).eval()
     torch.manual_seed(5 + seed)
-    nn.init.normal_(dynamic.selector.score.weight, std=3.0)
-    nn.init.normal_(dynamic.selector.center)
+    nn.init.normal_(dynamic.policy.score.weight, std=3.0)
+    nn.init.normal_(dynamic.policy.center)
     return dynamic
 
 
@@ -88,7 +89,7 @@ def test_skip_and_selector_are_saved(selector, tmp_path):
     dynamic.save_pretrained(tmp_path)
     again = sounding.load(tmp_path)
     assert again.skip.kind == "norm"
-    assert type(again.selector) is type(dynamic.selector)
+    assert type(again.policy) is type(dynamic.policy)
     batch = inputs(dynamic.model)
     assert torch.equal(dynamic(**batch, budget=2).logits, again(**batch, budget=2).logits)
 
@@ -152,13 +153,13 @@ def test_a_symbolic_link_stays_a_link(saved):
     for seed in (1, 2):
         choosy("whisper-classification", seed=seed).save_pretrained(link)
     assert link.is_symlink()
-    expected = choosy("whisper-classification", seed=2).selector.score.weight
-    assert torch.equal(sounding.load(saved).selector.score.weight, expected)
+    expected = choosy("whisper-classification", seed=2).policy.score.weight
+    assert torch.equal(sounding.load(saved).policy.score.weight, expected)
 
 
 def test_a_selector_that_load_cannot_build_is_refused_before_anything_is_written(tmp_path):
-    class Mine(nn.Module):
-        pass
+    class Mine(Policy):
+        kind = "mine"
 
     dynamic = sounding.wrap(make("ast"), Mine())
     with pytest.raises(ValueError, match="Mine"):
@@ -432,8 +433,8 @@ def test_an_interrupted_save_leaves_the_old_one_as_it_was(where, error, saved, m
     assert [path.name for path in saved.parent.iterdir()] == ["d"]
     monkeypatch.undo()
     dynamic.save_pretrained(saved)
-    expected = dynamic.selector.score.weight
-    assert torch.equal(sounding.load(saved).selector.score.weight, expected)
+    expected = dynamic.policy.score.weight
+    assert torch.equal(sounding.load(saved).policy.score.weight, expected)
 
 
 KILLED = """
@@ -448,7 +449,7 @@ value = float(sys.argv[2])
 print("ready", flush=True)
 while True:
     value += 1
-    torch.nn.init.constant_(dynamic.selector.score.weight, value)
+    torch.nn.init.constant_(dynamic.policy.score.weight, value)
     torch.nn.init.constant_(dynamic.model.classifier.weight, value)
     dynamic.save_pretrained(sys.argv[1])
     print(value, flush=True)
@@ -473,9 +474,9 @@ def test_kill_9_in_the_middle_of_a_save_leaves_the_old_one_or_the_new_one(tmp_pa
     process.wait()
     last = seen[-1]
     dynamic = sounding.load(path)
-    found = float(dynamic.selector.score.weight.flatten()[0].detach())
+    found = float(dynamic.policy.score.weight.flatten()[0].detach())
     assert found in (last, last + 1)
-    assert (dynamic.selector.score.weight == found).all()
+    assert (dynamic.policy.score.weight == found).all()
     assert (dynamic.model.classifier.weight == found).all()
 
 

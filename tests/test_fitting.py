@@ -22,7 +22,8 @@ from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run, new_run
 from sounding.study import compare as study
 from sounding.study.compare import StudyConfig, compare
-from sounding.tasks.kinds import Dictation, Recognition
+from sounding.tasks.ctc import CTC
+from sounding.tasks.decoder import Decoder
 from sounding.training import loop as module
 from sounding.training.fitting import Frames
 from sounding.training.loop import train
@@ -80,7 +81,7 @@ def lines(capsys):
 
 
 def test_ctc_needs_a_frame_for_each_token_and_one_between_two_alike():
-    task = Recognition(build_tokenizer(["low high"]))
+    task = CTC(tokenizer=build_tokenizer(["low high"]))
     targets = task.targets(None, [])
     assert targets == []
 
@@ -184,12 +185,12 @@ def test_a_text_longer_than_the_decoder_is_left_out_and_named(
     make, speaker, config, tmp_path, capsys, tokens
 ):
     """24 tokens, with the one before the text and the one at its end."""
-    config = replace(config, backbone=str(speaker), recognition="decoder")
+    config = replace(config, backbone=str(speaker), task="decoder")
     folder = load_folder(
         make([*FILLER, *[(0.5, "l" * tokens, s) for s in ("train", "validation")]])
     )
     run = train(config, folder, tmp_path / "run")
-    assert isinstance(run.task, Dictation)
+    assert isinstance(run.task, Decoder)
     told = lines(capsys)
     assert len(told) == 2 * (tokens > 22)
     for line, name in zip(told, ("of 9 training clips (10.wav)", "(11.wav)"), strict=False):
@@ -201,7 +202,7 @@ def test_where_no_text_fits_the_decoder_the_training_does_not_begin(
     make, speaker, config, tmp_path, capsys
 ):
     data = make([(0.5, LONG, "train")] * 7 + TEST)
-    settings = ["--backbone", str(speaker), "--set", "recognition=decoder"]
+    settings = ["--backbone", str(speaker), "--set", "task=decoder"]
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *settings]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -265,7 +266,7 @@ def test_texts_without_a_word_are_trained_on_told_and_count_what_is_added(
     (row,) = [r for r in sweep([run], folder, rounds=0).rows if r.kept_layers == 4]
     (told,) = lines(capsys)
     assert "1 of 3 test clips (13.wav) have a text without a word" in told
-    heard = [run.task.predict(run.dynamic(**run.collate([one])).logits, None)[0]
+    heard = [run.task.decode(run.dynamic(**run.collate([one])).logits, None)[0]
              for one in run.read(folder.split("test"), "read")]  # fmt: skip
     errors = sum(run.task.count(heard, run.task.targets(folder, folder.split("test"))))
     assert row.value == pytest.approx(errors / 2)

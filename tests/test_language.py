@@ -13,8 +13,9 @@ import transformers
 from sounding.data.folder import load_folder
 from sounding.data.language import known_languages, language_code
 from sounding.evaluation import predict
-from sounding.model.dynamic import wrap
+from sounding.model.wrapping import wrap
 from sounding.runs.config import TrainConfig
+from sounding.tasks import decoder
 from sounding.training import loop as train
 from sounding.transcribe import formats
 from sounding.transcribe.whisper import WhisperRecognizer
@@ -80,12 +81,12 @@ class Tokenizer:
 @pytest.mark.parametrize(("given", "code"), [("German", "de"), ("EN", "en"), ("fr-CA", "fr")])
 def test_a_training_takes_the_same_names(monkeypatch, given, code):
     made = Tokenizer()
-    monkeypatch.setattr(train, "resolve", str)
-    monkeypatch.setattr(train.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
-    train._decoder_tokenizer(TrainConfig(language=given))
+    monkeypatch.setattr(decoder, "resolve", str)
+    monkeypatch.setattr(decoder.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
+    decoder.Decoder.make_tokenizer(TrainConfig(language=given), None, None)
     assert made.language == code
     with pytest.raises(ValueError, match="language 'Klingon' is not one"):
-        train._decoder_tokenizer(TrainConfig(language="Klingon"))
+        decoder.Decoder.make_tokenizer(TrainConfig(language="Klingon"), None, None)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +94,12 @@ def test_a_training_takes_the_same_names(monkeypatch, given, code):
     [(MANY, "German", "fr"), (ENGLISH, "English", "de"), ({}, "Klingon", None)],
 )
 def test_a_training_in_a_language_that_the_model_does_not_know_is_refused(settings, good, bad):
-    dynamic = SimpleNamespace(generation_config=SimpleNamespace(**settings))
-    train._check_language(SimpleNamespace(dynamic=dynamic, config=TrainConfig(language=good)))
+    says = SimpleNamespace(**settings)
+    decoder.Decoder(settings=TrainConfig(language=good)).language(says)
     if bad is not None:
-        run = SimpleNamespace(dynamic=dynamic, config=TrainConfig(language=bad))
+        task = decoder.Decoder(settings=TrainConfig(language=bad))
         with pytest.raises(ValueError, match=f"language '{bad}' is not one of this model's"):
-            train._check_language(run)
+            task.language(says)
 
 
 def test_a_training_is_refused_before_its_first_step(tmp_path, tones):
@@ -107,7 +108,7 @@ def test_a_training_is_refused_before_its_first_step(tmp_path, tones):
     texts = shutil.copytree(tones, tmp_path / "texts")
     metadata = texts / "metadata.csv"
     metadata.write_text(metadata.read_text().replace("file_name,label", "file_name,text"))
-    settings = {"backbone": str(tmp_path / "backbone"), "recognition": "decoder"}
+    settings = {"backbone": str(tmp_path / "backbone"), "task": "decoder"}
     config = TrainConfig(**settings, language="German")
     with pytest.raises(ValueError, match="language 'German' is not one of this model's: en"):
         train.train(config, load_folder(texts), tmp_path / "run")
@@ -116,11 +117,8 @@ def test_a_training_is_refused_before_its_first_step(tmp_path, tones):
 def test_a_run_answers_in_the_language_that_it_was_trained_in(monkeypatch):
     asked = []
 
-    class Task(predict.Dictation):
-        def __init__(self):
-            pass
-
-        def decode(self, sequences):
+    class Task(decoder.Decoder):
+        def spell(self, sequences):
             return ["a"]
 
     def generate(**settings):
@@ -131,7 +129,8 @@ def test_a_run_answers_in_the_language_that_it_was_trained_in(monkeypatch):
         generation_config=SimpleNamespace(**MANY), generate=generate, num_layers=4
     )
     config = TrainConfig(language="German")
-    predict.predict(SimpleNamespace(task=Task(), dynamic=dynamic, config=config), {}, 4)
+    task = Task(settings=config)
+    predict.predict(SimpleNamespace(task=task, dynamic=dynamic, config=config), {}, 4)
     assert asked == ["de"]
 
 

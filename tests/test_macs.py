@@ -56,8 +56,8 @@ def test_a_layer_of_whisper_equals_a_count_by_hand():
 
 def test_the_selector_equals_a_count_by_hand():
     dynamic = sounding.wrap(make("ast"))
-    assert count_macs(dynamic).selector == 2 * 32 * dynamic.selector.hidden + (
-        dynamic.selector.hidden * 4
+    assert count_macs(dynamic).selector == 2 * 32 * dynamic.policy.hidden + (
+        dynamic.policy.hidden * 4
     )
 
 

@@ -15,17 +15,18 @@ from tiny import MODELS, inputs, make
 
 import sounding
 from sounding.files import sha256
-from sounding.model.backbones import BACKBONES, Backbone
-from sounding.model.dynamic import UntrainedWarning
+from sounding.model.backbones import Backbone
 from sounding.model.executor import LayerStack
-from sounding.policies.selectors import InputSelector, StaticSelector
+from sounding.model.untrained import UntrainedWarning
+from sounding.policies import InputSelector, StaticScores
+from sounding.registry import BACKBONES
 
 
 def choosy(name, **options):
-    """A wrapped model whose selector really depends on its input."""
+    """A wrapped model whose policy really depends on its input."""
     dynamic = sounding.wrap(make(name), **options).eval()
     torch.manual_seed(5)
-    torch.nn.init.normal_(dynamic.selector.score.weight, std=3.0)
+    torch.nn.init.normal_(dynamic.policy.score.weight, std=3.0)
     return dynamic
 
 
@@ -46,18 +47,20 @@ def test_a_compiled_model_is_refused_with_the_way_to_compile_layers():
         sounding.wrap(torch.compile(make("ast"), backend="eager"))
 
 
-def test_an_unknown_selector_or_skip_is_refused():
-    with pytest.raises(ValueError, match='"input", "first"'):
+def test_an_unknown_policy_or_skip_is_refused():
+    with pytest.raises(ValueError, match=r"unknown policy 'best'\. Known: input, .*first"):
         sounding.wrap(make("ast"), "best")
+    with pytest.raises(ValueError, match=r"a name or a sounding\.Policy, not a Linear"):
+        sounding.wrap(make("ast"), torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="identity, norm, adapter"):
         sounding.wrap(make("ast"), skip="zero")
 
 
-@pytest.mark.parametrize("selector", ["best", "input"])
-def test_a_refused_wrap_leaves_the_model_as_it_was(selector):
+@pytest.mark.parametrize(("policy", "skip"), [("best", "identity"), ("input", "norm")])
+def test_a_refused_wrap_leaves_the_model_as_it_was(policy, skip):
     model = make("wav2vec2-pre")
-    with pytest.raises(ValueError, match=r"selector is|do not"):
-        sounding.wrap(model, selector, skip="norm")
+    with pytest.raises(ValueError, match=r"unknown policy|do not"):
+        sounding.wrap(model, policy, skip=skip)
     assert not any(isinstance(module, LayerStack) for module in model.modules())
     assert sounding.wrap(model).num_layers == 4
 
@@ -264,9 +267,9 @@ def test_each_parameter_is_there_once():
     dynamic = choosy("whisper-generation")
     names = {name for name, _ in dynamic.named_parameters()}
     expected = {f"model.{name}" for name, _ in dynamic.model.named_parameters()}
-    expected |= {f"selector.{name}" for name, _ in dynamic.selector.named_parameters()}
+    expected |= {f"policy.{name}" for name, _ in dynamic.policy.named_parameters()}
     assert names == expected
-    buffers = {f"selector.{name}" for name, _ in dynamic.selector.named_buffers()}
+    buffers = {f"policy.{name}" for name, _ in dynamic.policy.named_buffers()}
     saved = {f"model.{name}" for name in dynamic.model.state_dict()}
     assert set(dynamic.state_dict()) == expected | buffers | saved
 
@@ -359,15 +362,15 @@ def test_freezing_and_training_modes_reach_the_wrapped_model():
     assert dynamic.model.training
     assert dynamic.stack.layers[0].training
     dynamic.eval()
-    assert not dynamic.selector.training
+    assert not dynamic.policy.training
     dynamic.freeze_base_model()
     assert not any(p.requires_grad for p in dynamic.stack.layers[0].parameters())
 
 
-def test_the_default_selectors_are_those_that_are_named():
-    assert isinstance(sounding.wrap(make("ast")).selector, InputSelector)
+def test_the_default_policies_are_those_that_are_named():
+    assert isinstance(sounding.wrap(make("ast")).policy, InputSelector)
     first = sounding.wrap(make("ast"), "first")
-    assert isinstance(first.selector, StaticSelector)
+    assert isinstance(first.policy, StaticScores)
     ran = first(**inputs(first.model), budget=[1, 2, 3]).executed_layers
     assert ran.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]
 
@@ -452,7 +455,7 @@ def test_generate_takes_a_mask_and_refuses_what_a_call_refuses(name, quiet):
     out = dynamic.generate(**batch, **GENERATE, mask=mask, return_dict_in_generate=True)
     assert out["executed_layers"].tolist() == [mask.tolist()] * 3
     for wrong in ({"budget": 5}, {"budget": [1]}, {"budget": 2, "mask": mask}):
-        with pytest.raises(ValueError, match=r"1 to 4|one entry|not both"):
+        with pytest.raises(ValueError, match=r"there are 4 layers|one entry|not both"):
             dynamic.generate(**batch, **GENERATE, **wrong)
     with pytest.raises(ValueError, match="output_attentions"):
         dynamic.generate(**batch, **GENERATE, output_attentions=True)
@@ -520,18 +523,22 @@ def test_moonshine_generates_alike_alone_and_padded(quiet):
 DOCS = Path(__file__).parent.parent / "docs" / "backbones.md"
 
 
+@pytest.fixture
+def own_backbones():
+    """What a test registers is gone after it."""
+    before = dict(BACKBONES._values)
+    yield
+    BACKBONES._values = before
+
+
 @pytest.mark.parametrize("loop", ["in self.layers:", "in self.layers[: len(self.layers)]:"])
 @torch.no_grad()
-def test_the_example_of_the_documentation_works_and_is_right(loop, capsys):
+def test_the_example_of_the_documentation_works_and_is_right(loop, capsys, own_backbones):
     """Extracted and run: alone as in a padded batch, and cut as a model of those layers."""
     source = "\n".join(re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL))
     assert source.count("in self.layers:") == 1
-    before = list(BACKBONES)
     space: dict = {}
-    try:
-        exec(source.replace("in self.layers:", loop), space)
-    finally:
-        BACKBONES[:] = before
+    exec(source.replace("in self.layers:", loop), space)
     assert capsys.readouterr().out.count("True") == 4
     dynamic, features, mask = space["dynamic"], space["features"], space["mask"]
     assert space["out"].executed_layers.sum(-1).tolist() == [1, 3]
@@ -555,7 +562,7 @@ def test_the_example_of_the_documentation_works_and_is_right(loop, capsys):
 
 def test_the_documentation_lists_what_is_supported():
     rows = re.findall(r"^\| ([^|`]+) \| `(\w+)` \|", DOCS.read_text("utf-8"), re.MULTILINE)
-    assert rows == [(backbone.name, backbone.base) for backbone in BACKBONES]
+    assert rows == [(backbone.name, backbone.base) for backbone in BACKBONES.values()]
 
 
 def test_the_documentation_names_every_attribute_and_method_of_a_backbone():

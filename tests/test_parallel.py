@@ -13,8 +13,8 @@ import torch
 
 import sounding
 from sounding.data.folder import load_folder
-from sounding.policies import plans as plan
-from sounding.runs import run as runs
+from sounding.policies import gates
+from sounding.registry import METHODS
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run
 from sounding.training.distributed import Processes
@@ -24,19 +24,19 @@ CONFIG = TrainConfig(epochs=1, batch_size=7, precision="fp32", noise_share=0.5) 
 # gates that differ from clip to clip, and draw no noise, which each process does for itself
 GATES = """
 import torch
-from sounding.policies import plans as plan
-from sounding.runs import run as runs
-plan.gumbel_like = torch.zeros_like
-selector = runs._selector
-def spread(config, dynamic):
-    made = selector(config, dynamic)
+from sounding.policies import gates
+from sounding.registry import METHODS
+gates.gumbel_like = torch.zeros_like
+policy = METHODS["i3d"].policy
+def spread(config, **sizes):
+    made = policy(config, **sizes)
     with torch.no_grad():
         for score in made.score:
             score.weight.mul_(300)
     logits = made.logits
     made.logits = lambda *state: 5 * torch.sin(20 * logits(*state))
     return made
-runs._selector = spread
+METHODS["i3d"].policy = spread
 """
 # `sounding train` that stops after STOP steps, if any, as by a signal
 WORKER = """
@@ -80,7 +80,7 @@ def assert_same(run, other):
     for name, value in ours.items():
         # the score of a layer that is in every candidate has no gradient but float noise, which
         # Adam makes large
-        atol = 3e-3 if name.startswith("selector.score") else 2e-5
+        atol = 3e-3 if name.startswith("policy.score") else 2e-5
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=atol, msg=name)
 
 
@@ -108,8 +108,8 @@ def test_the_mean_gate_of_two_processes_is_that_of_the_whole_batch(
     whisper, tones, tmp_path, monkeypatch
 ):
     """Their penalty is no mean over clips: that of two halves is not that of both."""
-    for module, name in ((plan, "gumbel_like"), (runs, "_selector")):
-        monkeypatch.setattr(module, name, getattr(module, name))
+    for owner, name in ((gates, "gumbel_like"), (METHODS["i3d"], "policy")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # back as they were after it
     exec(GATES, {})
     config = replace(CONFIG, backbone=str(whisper), method="i3d", gate_penalty=50.0)
     one = train(config, load_folder(tones), tmp_path / "one")

@@ -12,10 +12,12 @@ from test_tree import adapted, count_runs, lengths_of, state_of, unlike
 from tiny import inputs, make
 
 import sounding
+from sounding.budget import Budget
 from sounding.data.folder import load_folder
 from sounding.evaluation.predict import predict_logits
-from sounding.policies.plans import LocalGates, SampledGates, certainty, confidence, gates_above
-from sounding.policies.selectors import GateSelector
+from sounding.policies import Context, GateSelector
+from sounding.policies.confidence import certainty, confidence
+from sounding.policies.gates import LocalGates, SampledGates
 from sounding.runs.config import TrainConfig
 from sounding.training.loop import train
 
@@ -128,8 +130,10 @@ def test_an_input_stops_at_the_same_depth_alone_and_in_a_batch(name, padded):
 def test_a_threshold_is_interpolated_between_calibrated_means():
     dynamic = sounding.wrap(make("ast"))
     dynamic.mean_budgets = [(1.0, 0.0), (2.0, 0.5), (4.0, 0.9)]
-    found = [dynamic._threshold(mean) for mean in (1, 1.5, 2, 3, 4)]
-    assert found == pytest.approx([0, 0.25, 0.5, 0.7, 0.9])
+    budgets = [Budget.mean(mean) for mean in (1, 1.5, 2, 3, 4)] + [Budget.parse("mean:75%")]
+    context = Context(4, 3, lambda *args: None, confidence)
+    found = [dynamic.policy_for(one).plan(one, context).threshold for one in budgets]
+    assert found == pytest.approx([0, 0.25, 0.5, 0.7, 0.9, 0.7])
 
 
 def test_mean_budgets_that_are_not_allowed():
@@ -138,12 +142,15 @@ def test_mean_budgets_that_are_not_allowed():
     with pytest.raises(ValueError, match="no calibrated mean budgets"):
         dynamic(**batch, budget="mean:2")
     dynamic.mean_budgets = [(1.0, 0.0), (4.0, 1.1)]
-    for budget in ("mean:9", "mean:x", "mean:0.5", "mean:nan", "mean:", "mean:20%", "mean:101%"):
+    for budget in ("mean:9", "mean:0.5", "mean:20%"):
         with pytest.raises(ValueError, match="a mean budget is"):
+            dynamic(**batch, budget=budget)
+    for budget in ("mean:x", "mean:nan", "mean:", "mean:101%", "mean:0"):
+        with pytest.raises(ValueError, match=r"not allowed: give .* a mean over inputs"):
             dynamic(**batch, budget=budget)
     with pytest.raises(ValueError, match="not both"):
         dynamic(**batch, budget="mean:2", mask=FIRST[0])
-    with pytest.raises(ValueError, match="not allowed"):
+    with pytest.raises(ValueError, match="a list of budgets has"):
         dynamic(**batch, budget=["mean:2", 1, 1])
 
 
@@ -153,7 +160,10 @@ def test_models_that_cannot_say_how_sure_they_are_refuse_a_mean_budget():
         dynamic.mean_budgets = [(1.0, 0.0), (4.0, 1.1)]
         with pytest.raises(ValueError, match=r"logits|decoder"):
             dynamic(**inputs(dynamic.model), budget="mean:2")
-    dynamic.selector = GateSelector(32, 4)
+    dynamic.policy = GateSelector(32, 4)
+    with pytest.raises(ValueError, match="no calibrated mean budgets"):  # those were of another
+        dynamic(**inputs(dynamic.model), budget="mean:2")
+    dynamic.mean_budgets = [(1.0, 0.0), (4.0, 1.1)]
     with torch.no_grad():
         assert dynamic(**inputs(dynamic.model), budget="mean:1").executed_layers.all()
 
@@ -301,7 +311,7 @@ def gated(scope, name="whisper-classification", skip="identity", spread=1.0, see
 def gates_of(dynamic, batch):
     """The logits of the "global" gates. Shape: [batch, layers]."""
     read = dynamic.forward_masks(batch, FIRST[:1])
-    return dynamic.selector.logits(read.features, read.frame_mask)
+    return dynamic.policy.logits(read.features, read.frame_mask)
 
 
 @torch.no_grad()
@@ -335,7 +345,7 @@ def test_local_gates_keep_exactly_k_in_order_by_what_enters_each_layer(skip):
         masks |= {tuple(mask) for mask in ran.tolist()}
         for i in range(4):  # an open gate is kept while some are left; a closed one if it must be
             used, left = ran[:, :i].sum(1), 4 - i
-            logit = dynamic.selector.logits(out.hidden_states[i], None, i)[:, 0]
+            logit = dynamic.policy.logits(out.hidden_states[i], None, i)[:, 0]
             assert torch.equal(ran[:, i], ((logit > 0) & (used < k)) | (k - used >= left))
     assert len(masks) > 6
 
@@ -369,15 +379,15 @@ def test_gates_above_a_threshold_are_kept_and_one_at_least(scope):
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_sampled_gates_reach_every_gate_and_every_layer(scope):
     dynamic = gated(scope, spread=0.1).train()
-    plan = SampledGates(dynamic.selector)
+    gates = SampledGates(dynamic.policy)
     rows, _ = count_runs(dynamic)
-    out = dynamic.forward_plan(inputs(dynamic.model, batch=6), plan)
+    out = dynamic.forward_plan(inputs(dynamic.model, batch=6), gates.plan())
     assert rows == [6] * 4
-    assert [tuple(soft.shape) for soft in plan.soft] == [(6,)] * 4
+    assert [tuple(soft.shape) for soft in gates.soft] == [(6,)] * 4
     out.logits.square().mean().backward()
-    for score in dynamic.selector.score:
+    for score in dynamic.policy.score:
         assert score.weight.grad.flatten(1).any(1).all()
-    for project in dynamic.selector.project:
+    for project in dynamic.policy.project:
         assert project.weight.grad.any()
     for layer in dynamic.stack.layers:
         assert any(p.grad is not None and p.grad.any() for p in layer.parameters())
@@ -394,7 +404,7 @@ def test_a_closed_gate_passes_what_a_skipped_layer_would(skip):
     for layer in dynamic.stack.layers:
         layer.register_forward_pre_hook(lambda module, args: entered.append(args[0].detach()))
         layer.register_forward_hook(lambda module, args, out: came_out.append(out.detach()))
-    plan, is_open = SampledGates(dynamic.selector), []
+    plan, is_open = SampledGates(dynamic.policy).plan(), []
 
     def noting(index, state, frame_mask):
         keep, weight = plan(index, state, frame_mask)
@@ -445,7 +455,7 @@ def test_a_local_plan_starts_anew_with_each_pass():
     for _ in range(2):
         kept = torch.stack([plan(i, states[i], None)[0] for i in range(4)], 1)
         assert kept.sum(1).tolist() == [1, 3]
-    assert isinstance(gates_above(selector, 0.0), LocalGates)
+    assert isinstance(selector.above(0.0), LocalGates)
 
 
 def test_a_gate_selector_of_an_unknown_scope_is_refused():
@@ -458,5 +468,5 @@ def test_training_by_sampled_gates_moves_the_gates(tones, whisper, tmp_path):
         config = TrainConfig(backbone=str(whisper), method="i3d", gates=gates, epochs=2)
         config = replace(config, batch_size=8, gate_penalty=50.0, lr_selector=0.05)
         run = train(config, load_folder(tones), tmp_path / gates)
-        biases = torch.cat([score.bias.detach() for score in run.dynamic.selector.score])
+        biases = torch.cat([score.bias.detach() for score in run.dynamic.policy.score])
         assert (biases < 1.0).all()  # open at the start; the penalty closes them to half

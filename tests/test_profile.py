@@ -16,6 +16,7 @@ from tiny_runs import LAYERS, RATE, clip
 
 from sounding import runtime
 from sounding.cli.app import main
+from sounding.errors import UsageError
 from sounding.runtime import BudgetWarning, Governed, ModelError, Profile, profile_path
 from sounding.runtime.governor import plot_log, watch, write_log
 from sounding.runtime.profile import Table, device, measure
@@ -109,7 +110,7 @@ def test_times_are_measured_at_every_length_and_number_of_layers(monkeypatch):
     assert np.allclose(table.median, expected)
     assert np.allclose(table.high, expected)
     assert np.allclose(table.features, 1)
-    with pytest.raises(ValueError, match="lengths above 0 s"):
+    with pytest.raises(ValueError, match="lengths of at least 0"):
         measure(predict, features, Meta, (0.0,), 1)
 
 
@@ -248,6 +249,8 @@ def test_a_governed_model_takes_fewer_layers_while_it_is_slow(model, tmp_path):
     pytest.importorskip("matplotlib")
     plot_log(list(governed.steps), tmp_path / "log.png")
     assert (tmp_path / "log.png").stat().st_size > 1000
+    with pytest.raises(UsageError, match=r"jpgg would be a picture of unknown kind: .*png"):
+        plot_log(list(governed.steps), tmp_path / "log.jpgg")
 
 
 def test_a_low_battery_and_heat_halve_the_layers(model):
@@ -322,6 +325,8 @@ def test_calibrating_and_governing_on_the_command_line(exports, tmp_path, capsys
         (["run", str(path)], "give audio files, or --watch DIR"),
         (["run", str(tmp_path), str(wav), "--governor", "5ms"], "are for exported models"),
         (["calibrate", str(path), "--threads", "0"], "--threads takes numbers above 0"),
+        (["calibrate", str(path), "--seconds", "1e-9"], "lengths of at least 0.06 s"),
+        ([*run, "--threads", "99999999999"], "give 1 to 1024"),
     ):
         assert main(wrong) == 2
         assert message in capsys.readouterr().err

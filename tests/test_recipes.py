@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 
 import corpora
@@ -19,7 +19,7 @@ from sounding.data.corpora import LAYOUTS, MARKS
 from sounding.data.folder import DataError
 from sounding.data.hub import hub_folder
 from sounding.evaluation.sweep import sweep
-from sounding.model.dynamic import load
+from sounding.model.loading import load
 from sounding.recipes import (
     METRICS,
     NOT_YET,
@@ -30,6 +30,7 @@ from sounding.recipes import (
 )
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run
+from sounding.study.study import load_study
 from sounding.training.loop import train
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +65,7 @@ def backbones(tmp_path_factory):
 
 def backbone_of(settings, backbones) -> str:
     """The tiny backbone in place of the one that settings name."""
-    own_decoder = settings.get("recognition") == "decoder"
+    own_decoder = settings.get("task") == "decoder"
     return str(backbones["decoder" if own_decoder else settings["backbone"]])
 
 
@@ -83,8 +84,6 @@ def settings_of(recipe) -> dict:
     missing = set(recipe.settings) - SETTINGS
     if missing:
         pytest.skip(f"TrainConfig has no {', '.join(missing)} yet")
-    if recipe.metric == "map" and find_spec("sounding.tasks.kinds") is None:
-        pytest.skip("training has one label a clip only yet")
     return recipe.settings
 
 
@@ -124,10 +123,17 @@ def test_a_recipe_resolves(name):
     assert config == TrainConfig.from_values({**recipe.settings, "epochs": 2})
 
 
-def disagreements(measured: Path, settings: dict) -> list[str]:
-    """What the runs in a file of a sweep, or a directory of a study, had set otherwise."""
-    if measured.is_dir():
-        configs = [json.loads(f.read_text())["config"] for f in measured.rglob("measured.json")]
+@cache
+def packed(measured: Path) -> list[tuple[str, dict]]:
+    """Data set and settings of each run of a study."""
+    return [(run.data, run.info["config"]) for one in load_study(measured) for run in one.runs]
+
+
+def disagreements(measured: Path, settings: dict, name: str = "") -> list[str]:
+    """What the runs of a sweep, or of a study on the corpus of a recipe, had set otherwise."""
+    if measured.suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+        configs = [config for data, config in packed(measured) if name.startswith(f"{data}-")]
     else:
         read = json.loads(measured.read_text())
         configs = [run["config"] for run in read.get("header", read)["runs"]]
@@ -145,15 +151,16 @@ def test_what_is_measured_was_measured_with_the_settings_of_the_recipe(name):
     recipe = load_recipe(name)
     if not recipe.measured.startswith(NOT_YET):
         assert recipe.measured.startswith("benchmarks/results/")
-        assert not disagreements(ROOT / recipe.measured, recipe.settings)
+        assert not disagreements(ROOT / recipe.measured, recipe.settings, name)
 
 
 def test_settings_that_disagree_with_a_measurement_are_found():
     measured = ROOT / "benchmarks" / "results" / "fsdd.json"
     assert not disagreements(measured, {"backbone": "whisper-base", "epochs": 4})
     assert disagreements(measured, {"epochs": 5}) == ["epochs: 4.0"] * 4
-    ravdess = ROOT / "benchmarks" / "results" / "study" / "ravdess"
-    assert disagreements(ravdess, {"max_seconds": 2.4})
+    study = ROOT / "benchmarks" / "results" / "study" / "measured.parquet"
+    assert disagreements(study, {"max_seconds": 2.4}, "ravdess-whisper-base")
+    assert not disagreements(study, {"max_seconds": 2.5}, "ravdess-whisper-base")
 
 
 @pytest.mark.parametrize("name", [n for n in recipe_names() if not load_recipe(n).trained_by])
@@ -242,6 +249,19 @@ settings: {}
         (None, "is no recipe (No such file"),
         (GOOD + "licence: no\n", "licence: expected a text, got false"),
         (GOOD + "licence: MIT\nfree: 1\n", "free is not known"),
+        (GOOD + "lisence: MIT\n", "lisence is not known: did you mean licence?"),
+        (
+            GOOD.replace("{}", "{epcohs: 1}") + "licence: MIT\n",
+            "settings.epcohs is not known: did you mean epochs?",
+        ),
+        (
+            GOOD.replace("{}", "{language: no}") + "licence: MIT\n",
+            "settings.language takes a text, in quotes; got false (or no, or off)",
+        ),
+        (
+            GOOD.replace("{}", "{vocabulary: 0500}") + "licence: MIT\n",
+            "0500 would be a number that is not decimal: write it without zeros in front, or in q",
+        ),
         (GOOD + "licence: MIT\nname: x\n", "name is not known"),
         (GOOD.replace("accuracy", "bleu") + "licence: MIT\n", "metric: expected 'accuracy', 'wer'"),
         (GOOD.replace("layout", "kind") + "licence: MIT\n", "corpus needs a layout"),

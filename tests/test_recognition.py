@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,14 +23,19 @@ from sounding.data.text import build_tokenizer, collapse, normalize_text, tokens
 from sounding.evaluation.classify import classify
 from sounding.evaluation.sweep import sweep
 from sounding.model.heads import EncoderCTCConfig, EncoderForCTC
+from sounding.policies.confidence import confidence
 from sounding.policies.masks import every_mask
-from sounding.policies.plans import confidence
-from sounding.runs.config import METHODS, TrainConfig
+from sounding.registry import METHODS
+from sounding.runs.config import TrainConfig
 from sounding.runs.mask_outputs import mask_outputs
 from sounding.runs.run import load_run, new_run
 from sounding.study.compare import StudyConfig, compare
-from sounding.tasks.kinds import Dictation, Recognition, Target
-from sounding.training.loop import TrainState, train
+from sounding.tasks.base import Target
+from sounding.tasks.ctc import CTC
+from sounding.tasks.decoder import Decoder
+from sounding.tasks.one_class import OneClass
+from sounding.training.checkpoint import TrainState
+from sounding.training.loop import train
 from sounding.transcribe.trained import RunRecognizer
 
 TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
@@ -93,8 +99,8 @@ def test_characters_and_pieces_give_every_training_text_back():
     assert len(pieces) <= 24
     assert any(len(token) > 2 for token in tokens_of(pieces)[2:])
     for tokenizer in (characters, pieces):
-        task = Recognition(tokenizer)
-        assert task.decode([tokenizer(one)["input_ids"] for one in said]) == said
+        task = CTC(tokenizer=tokenizer)
+        assert task.spell([tokenizer(one)["input_ids"] for one in said]) == said
         assert tokens_of(build_tokenizer(said, "24")) == tokens_of(pieces)
     assert characters("low z")["input_ids"][-1] == 1  # a character that training did not have
     for wrong in ("many", "3"):
@@ -117,7 +123,7 @@ def test_collapse_of_a_path():
 def test_losses_and_errors_of_a_padded_batch_are_those_of_each_clip_alone():
     torch.manual_seed(0)
     tokenizer = build_tokenizer(["low high"])
-    task = Recognition(tokenizer)
+    task = CTC(tokenizer=tokenizer)
     targets = [Target(tuple(tokenizer(one)["input_ids"]), one) for one in ("low", "high low")]
     logits = 3 * torch.randn(2, 2, 30, len(tokenizer))
     frames = torch.tensor([14, 30])
@@ -142,7 +148,7 @@ def test_losses_and_errors_of_a_padded_batch_are_those_of_each_clip_alone():
 
 
 def test_a_batch_of_empty_texts_learns_that_nothing_is_said():
-    task = Recognition(build_tokenizer(["low high"]))
+    task = CTC(tokenizer=build_tokenizer(["low high"]))
     logits = torch.randn(2, 1, 7, len(task.tokenizer), requires_grad=True)
     losses = task.losses(logits, None, [Target((), "")])
     expected = -logits.log_softmax(-1)[..., 0].sum(-1)
@@ -155,7 +161,7 @@ def test_a_text_too_long_for_its_clip_teaches_nothing_and_breaks_nothing():
     tokenizer = build_tokenizer(["low high"])
     target = Target(tuple(tokenizer("low high low")["input_ids"]), "low high low")
     logits = torch.randn(1, 1, 3, len(tokenizer), requires_grad=True)
-    loss = Recognition(tokenizer).losses(logits, None, [target])
+    loss = CTC(tokenizer=tokenizer).losses(logits, None, [target])
     loss.sum().backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -240,9 +246,9 @@ def test_every_method_recognizes_and_answers_alike_after_loading(method, runs, r
             out = run.dynamic(**batch, budget=k)
             assert out.logits.shape[-1] == len(run.labels)
             assert again.dynamic(**batch, budget=k).logits.equal(out.logits)
-            texts_together = run.task.predict(out.logits, run.frame_mask(batch, out.logits))
+            texts_together = run.task.decode(out.logits, run.frame_mask(batch, out.logits))
             alone = [
-                run.task.predict(run.dynamic(**run.collate([one]), budget=k).logits, None)[0]
+                run.task.decode(run.dynamic(**run.collate([one]), budget=k).logits, None)[0]
                 for one in features
             ]
             assert texts_together == alone
@@ -257,7 +263,7 @@ def test_a_training_goes_on_from_the_model_of_a_run_with_its_head(config, runs, 
     other = new_run(again, [*runs["full"].labels, "z"], {"task": "text"}, runs["full"].tokenizer)
     assert other.dynamic.model.lm_head.out_features == len(runs["full"].labels) + 1
     with pytest.raises(ValueError, match="EncoderForCTC, which this task cannot go on from"):
-        new_run(again, ["a", "b"], {"task": "class"})
+        new_run(again, ["a", "b"], {})
 
 
 @pytest.mark.parametrize(("labels", "given", "rate"), [
@@ -267,7 +273,8 @@ def test_a_new_head_of_ctc_learns_faster_than_one_of_classes(config, runs, label
     full = runs["full"]
     own = replace(config, method="early-exit", lr_head=given)
     tokenizer = None if labels else full.tokenizer
-    run = new_run(own, labels or full.labels, {"task": "text"}, tokenizer)
+    info = {"task": "classification" if labels else "text"}
+    run = new_run(own, labels or full.labels, info, tokenizer)
     groups = TrainState(run, total=1).optimizer.param_groups
     rates = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
     assert {rates[id(p)] for p in run.dynamic.exits.parameters()} == {rate}
@@ -297,8 +304,9 @@ def test_a_sweep_has_word_error_rates(runs, texts):
             assert row.value == pytest.approx(count / words)
     found = mask_outputs(run, features, every_mask(4), targets)
     assert found.errors.max() > 0
+    full = runs["full"]
     with pytest.raises(ValueError, match="which the full run was not trained for"):
-        sweep([replace(runs["full"], info={"task": "classification"})], folder)
+        sweep([replace(full, info={**full.info, "task": "classification"})], folder)
 
 
 def test_a_study_of_texts_has_every_rule_and_word_error_rates(config, texts, tmp_path):
@@ -342,7 +350,7 @@ def test_a_decoder_is_trained_at_every_depth_and_says_the_same_alone(
     method, speaker, texts, tmp_path
 ):
     config = TrainConfig(
-        backbone=str(speaker), method=method, recognition="decoder", epochs=0.7, batch_size=8,
+        backbone=str(speaker), method=method, task="decoder", epochs=0.7, batch_size=8,
         max_seconds=0.9, precision="fp32",
     )  # fmt: skip
     folder = load_folder(texts)
@@ -364,7 +372,7 @@ def test_a_decoder_is_trained_at_every_depth_and_says_the_same_alone(
 
 def test_a_decoder_learns_the_tokens_after_its_prompt_and_padding_does_not_count(speaker):
     torch.manual_seed(0)
-    task = Dictation(t.AutoTokenizer.from_pretrained(speaker))
+    task = Decoder(tokenizer=t.AutoTokenizer.from_pretrained(speaker))
     assert task.prompt == 1
     targets = [
         Target(tuple(task.tokenizer(one)["input_ids"]), one) for one in ("low", "high low", "high")
@@ -380,14 +388,14 @@ def test_a_decoder_learns_the_tokens_after_its_prompt_and_padding_does_not_count
         own, wanted = logits[0, row, : len(target.ids) - 1], torch.tensor(target.ids[1:])
         torch.testing.assert_close(losses[0, row], torch.nn.functional.cross_entropy(own, wanted))
         assert errors[0, row] == (own.argmax(-1) != wanted).sum()
-    assert task.decode([target.ids for target in targets]) == ["low", "high low", "high"]
+    assert task.spell([target.ids for target in targets]) == ["low", "high low", "high"]
 
 
 def test_a_sweep_asks_each_run_in_its_own_tokens_and_none_for_more_than_it_takes(
     runs, speaker, texts, config, tmp_path
 ):
     folder = load_folder(texts)
-    config = replace(config, backbone=str(speaker), method="full", recognition="decoder")
+    config = replace(config, backbone=str(speaker), method="full", task="decoder")
     run = train(config, folder, tmp_path / "run")
     alone = sweep([run], folder, rounds=0).rows
     both = sweep([runs["static"], run], folder, rounds=0).rows
@@ -399,8 +407,8 @@ def test_a_sweep_asks_each_run_in_its_own_tokens_and_none_for_more_than_it_takes
 
 
 def test_a_study_of_decoders_is_refused(config, texts, tmp_path):
-    settings = {"backbone": config.backbone, "recognition": "decoder"}
-    with pytest.raises(ValueError, match="use recognition: ctc"):
+    settings = {"backbone": config.backbone, "task": "decoder"}
+    with pytest.raises(ValueError, match="which task 'decoder' does not give"):
         compare(StudyConfig(settings=settings), [texts], tmp_path)
 
 
@@ -441,7 +449,7 @@ def test_transcribing_by_a_run_on_the_command_line(runs, root, texts, tmp_path, 
         assert main(["transcribe", clip, *more]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="tells classes"):
-        RunRecognizer(replace(runs["input"], tokenizer=None), "run")
+        RunRecognizer(SimpleNamespace(task=OneClass(["low"])), "run")
 
 
 def test_what_cannot_recognize_is_said(texts, tmp_path):

@@ -27,6 +27,7 @@ from sounding.files import LOCK, UNSET, WriteError, locked, seal_file, write_jso
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run, new_run
 from sounding.study.compare import StudyConfig, compare
+from sounding.tasks.decoder import Decoder
 from sounding.training import loop as module
 from sounding.training.loop import train
 
@@ -529,9 +530,9 @@ def test_a_recognizer_with_a_damaged_tokenizer_gets_one_line(tmp_path):
     tiny.save_speaker(tmp_path / "speaker")
     t.AutoTokenizer.from_pretrained(tmp_path / "speaker")
     (tmp_path / "speaker" / "tokenizer.json").write_text("{")
-    config = TrainConfig(backbone=str(tmp_path / "speaker"), recognition="decoder")
+    config = TrainConfig(backbone=str(tmp_path / "speaker"), task="decoder")
     with pytest.raises(ValueError, match="speaker cannot be loaded as AutoTokenizer") as error:
-        module._decoder_tokenizer(config)
+        Decoder.make_tokenizer(config, None, None)
     one_line(error, tmp_path)
 
 

@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_up_study import CLIPS, HELP, LABELS, METHODS, SETS, columns, measured, write
 
 from sounding.evaluation.shown import in_markdown, in_plot
-from sounding.evaluation.statistics import paired_bootstrap, ratio_bootstrap
 from sounding.evaluation.sweep import Row, Sweep
 from sounding.files import write_json
+from sounding.statistics import paired_bootstrap, ratio_bootstrap
 from sounding.study.compare import StudyConfig
 from sounding.study.diagnostics import (
     area_weights,
@@ -25,89 +26,13 @@ from sounding.study.diagnostics import (
     varying_arms,
     worst_group,
 )
-from sounding.study.html import accuracies, report, write_report
-from sounding.study.study import METHODS, Measured, Study, load_study
+from sounding.study.html import report, write_report
+from sounding.study.measured import Measured
+from sounding.study.study import Study, load_study
+from sounding.study.tables import accuracies
 from sounding.study.verdict import best_blind, in_words, judge, verdict_line
 
-LAYERS, CLIPS, HELP = 6, 240, 0.2
-LABELS = ["<script>alert(1)</script>", "R&D $x$", "sad"]
-SETS = {"validation": 0.0, "test": 0.0, "test at 10 dB": 0.1, "test at 0 dB": 0.2}
 VOID = {"meta", "br", "path", "use", "rect", "image"}
-
-
-class Maker:
-    """Writes the rows of one run: the same clips are hard for all methods and seeds."""
-
-    def __init__(self, method, seed, set_name, gain):
-        self.method, self.gain, self.noise = method, gain, SETS[set_name]
-        self.hard = np.random.default_rng(list(SETS).index(set_name)).uniform(size=CLIPS)
-        self.rng = np.random.default_rng([METHODS.index(method), seed, list(SETS).index(set_name)])
-
-    def row(self, rule, budget, better=0.0, clips=None, draws=1, vary=False):
-        chance = 0.3 + 0.1 * budget + better - self.noise
-        own = self.rng.normal(0, 0.05, (draws, CLIPS))
-        errors = (self.hard + own >= chance).astype(int).tolist()
-        kept = round(budget)
-        mask = "1" * kept + "0" * (LAYERS - kept)
-        masks = [mask if i % 2 else mask[::-1] for i in range(CLIPS)] if vary else mask
-        row = {"rule": rule, "budget": budget, "macs": 1e9 * (0.1 + 0.15 * budget)}
-        if clips is not None:
-            errors = [[line[i] for i in clips] for line in errors]
-            masks = [masks[i] for i in clips] if vary else masks
-            row["clips"] = list(clips)
-        return {**row, "errors": errors, "masks": masks}
-
-    def rows(self):
-        looks = self.method == "input"
-        draws = 3 if self.method in ("random", "dld") else 1
-        rows = []
-        for k in range(1, LAYERS + 1):
-            better = self.gain if looks and k < LAYERS else 0.0
-            rows.append(self.row("exact", k, better, draws=draws, vary=looks))
-        for k in range(1, LAYERS):
-            if self.method in ("static", "random", "dld", "input"):
-                rows.append(self.row("static", k, 0.06 * (self.method == "static")))
-            if looks:
-                rows += [self.row("shuffled", k), self.row("constant", k)]
-                rows.append(self.row("oracle", k, 0.3, vary=True))
-                some = range(0, CLIPS, 3)
-                rows.append(self.row("ceiling", k, 0.1, clips=some, vary=True))
-                rows.append(self.row("ceiling-reference", k, clips=some, vary=True))
-        if self.method in ("early-exit", "input"):
-            rows += [self.row("mean", m, self.gain * looks, vary=True) for m in (2, 3.5, 4)]
-            rows += [self.row("mean-shuffled", m, vary=True) for m in (2, 3.5, 4)]
-        if self.method == "early-exit":
-            rows.append(self.row("mean-entropy", 3))
-        return rows
-
-
-def measured(method, seed, data, *, variant=None, gain=None):
-    gain = HELP * (data == "helps") if gain is None else gain
-    rows = {name: Maker(method, seed, name, gain).rows() for name in SETS}
-    return {
-        "format": 2, "method": method, "variant": variant or method, "seed": seed,
-        "layers": LAYERS, "data": {"name": data, "digest": "d1"}, "labels": LABELS,
-        "config": {"method": method}, "steps": 400, "seconds": {"train": 60.0, "measure": 5.0},
-        "versions": {"torch": "2"}, "commit": "c0ffee", "machine": {"cpu": "a <b>", "threads": 1},
-        "macs": {"full": 1.0e9},
-        "sets": {name: {"clips": columns(), "rows": rows[name]} for name in SETS},
-    }  # fmt: skip
-
-
-def columns():
-    return {
-        "file": [f"{i}.wav" for i in range(CLIPS)],
-        "label": [LABELS[i % 3] for i in range(CLIPS)],
-        "speaker": [f"s{i % 7}" if i > 2 else "rare" for i in range(CLIPS)],
-        "seconds": [1 + i / 100 for i in range(CLIPS)],
-    }
-
-
-def write(root, run):
-    path = root / f"{run['data']['name']}-{run['variant']}-{run['seed']}" / "measured.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(run))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +310,7 @@ def test_the_report_comes_with_verdict_and_table(page, studies):
     assert [v["data"] for v in read["verdicts"]] == ["helps", "idle"]
     table = [line for line in (out / "t.md").read_text().splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    head, rows = accuracies(studies["helps"], "test")
+    head, rows, _ = accuracies(studies["helps"], "test")
     assert head[1] == "k = 1 (25 %)"
     cells = {row[0]: row for row in rows}
     assert {"full depth", "input-driven", "static scores, best static mask"} <= cells.keys()
@@ -455,7 +380,7 @@ def spoil(change):
     [
         (lambda run, clips, row: run.pop("sets"), "is no measured.json: sets is missing"),
         (lambda run, clips, row: run.update(format=3), "format 3, this version reads 1 and 2"),
-        (lambda run, clips, row: run.update(method="magic"), "method: expected 'full', 'random', "),
+        (lambda run, clips, row: run.update(method=True), "method: expected a text, got true"),
         (lambda run, clips, row: run.update(macs=[]), "is no measured.json"),
         (
             lambda run, clips, row: run["macs"].update(full=0),
@@ -493,7 +418,10 @@ def spoil(change):
         (lambda run, clips, row: row.update(errors=[[-1] * 240]), "the errors of 240 clips"),
         (lambda run, clips, row: row.update(clips=["1"]), "clips[0]: expected a whole number"),
         (lambda run, clips, row: row.update(masks=[1]), "masks"),
-        (lambda run, clips, row: row.update(errros=[]), "rows[0].errros is not known"),
+        (
+            lambda run, clips, row: row.update(errros=[]),
+            "rows[0].errros is not known: did you mean errors?",
+        ),
         (lambda run, clips, row: clips["clips"].update(file=[]), "file"),
         (lambda run, clips, row: clips["clips"].update(speaker=[5] * 240), "speaker[0]: expected"),
         (lambda run, clips, row: clips["clips"].update(weight=[]), "weights that do not fit"),
@@ -541,7 +469,7 @@ def test_texts_count_by_their_words(tmp_path):
     inside = [i for i in range(CLIPS) if columns()["speaker"][i] == name]
     rate = sum(errors[i] for i in inside) / sum(words[i] for i in inside)
     assert worst == pytest.approx(1 - rate)
-    assert f"{100 - 100 * expected:.1f} (" in accuracies(study, "test")[1][0][2]
+    assert f"{100 - 100 * expected:.1f} (" in accuracies(study, "test").rows[0][2]
 
 
 def spoken(tmp_path, speakers, better=None):
@@ -622,14 +550,23 @@ def test_a_pipe_is_an_error_and_no_wait(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("sedes: [3]", "sedes is not known"),
+        ("sedes: [3]", "sedes is not known: did you mean seeds?"),
+        ("settings: {epoch: 3}", "settings.epoch is not known: did you mean epochs?"),
+        ("settings: {language: no}", "settings.language takes a text, in quotes; got false"),
+        ("settings: {vocabulary: 0500}", "line 1: 0500 would be a number that is not decimal: "),
+        ("settings: {method: no}", "settings.method takes a text, in quotes; got false"),
+        ("data: {a: {language: no}}", "data.a.language takes a text, in quotes; got false"),
+        ("data: {a: {}, b: {vocabulry: x}}", "b.vocabulry is not known: did you mean vocabulary?"),
+        ("data: {a: {epochs: many}}", "data.a.epochs takes a float; got 'many'"),
+        ('data: {"a\\nb": {epochs: 0}}', "data.'a\\nb'.epochs must be above 0"),
+        ("start: {lr_haed: 1}", "start.lr_haed is not known: did you mean lr_head?"),
         ("seeds: 3", "seeds: expected a list, got 3"),
         ("seeds: [x]", "seeds[0]: expected a whole number, got 'x'"),
         ("seeds: [yes]", "seeds[0]: expected a whole number, got true"),
         ("seeds: []", "one method and one seed at least"),
         ("variants: full", "variants: expected a list, got 'full'"),
         ("variants: [no]", "variants[0]: expected a text, got false"),
-        ("variants: [magic]", "unknown method magic"),
+        ("variants: [magic]", "unknown method 'magic'"),
         ("settings: [a]", "settings: expected names with values"),
         ("data: {a: 5}", "data.a: expected names with values, got 5"),
         ("data: {2024: {}}", "the name 2024 is no text: write it in quotes"),

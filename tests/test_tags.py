@@ -12,11 +12,12 @@ from torch.nn.functional import binary_cross_entropy
 
 from sounding.data.folder import load_folder
 from sounding.evaluation.classify import classify
-from sounding.evaluation.statistics import average_precision, precision_interval
 from sounding.evaluation.sweep import sweep
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run
-from sounding.tasks.kinds import Tags, Target
+from sounding.statistics import average_precision, precision_interval
+from sounding.tasks.base import Target
+from sounding.tasks.tags import Tags
 from sounding.training.loop import train
 
 
@@ -80,7 +81,7 @@ def test_losses_errors_and_answers_of_tags():
     torch.testing.assert_close(
         task.errors(logits, None, targets)[0], torch.tensor([1 - (1 + 2 / 3) / 2, 0.5])
     )
-    assert task.predict(logits[0], None) == ["a;b", "a"]
+    assert task.decode(logits[0], None) == ["a;b", "a"]
     assert task.count(["a;b", "a"], targets) == [2, 2]
     assert task.distances(logits, logits[0], None, targets).abs().max() < 1e-6
     assert task.distances(logits, -logits[0], None, targets).min() > 0.1

@@ -25,14 +25,17 @@ import sounding
 from sounding.data.features import clip_seconds
 from sounding.data.folder import load_folder
 from sounding.data.text import build_tokenizer, tokens_of
-from sounding.methods.steps import TRAIN, Step, _losses, train_choice, train_dld
+from sounding.methods.base import Step
+from sounding.methods.choice import _losses
 from sounding.model.dynamic import MaskLogits
 from sounding.policies.masks import random_masks
-from sounding.policies.selectors import depth_prior
-from sounding.runs.config import METHODS, TrainConfig
+from sounding.policies.static import depth_prior
+from sounding.registry import METHODS
+from sounding.runs.config import TrainConfig
 from sounding.runs.randomness import seeded
 from sounding.runs.run import Run, load_run, new_run
-from sounding.tasks.kinds import Target
+from sounding.tasks.base import Target
+from sounding.training import checkpoint, loader
 from sounding.training import loop as module
 from sounding.training.loop import Interrupted, train
 
@@ -62,7 +65,7 @@ def weights(run_directory):
 
 def steps_in(config, lengths):
     """Steps of a whole training on clips of these lengths."""
-    return module._Order(lengths, config).total
+    return loader.Order(lengths, config).total
 
 
 def stop_and_go_on(config, folder, out, stop, monkeypatch):
@@ -163,7 +166,7 @@ def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_were(config,
     expected = draw()
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(5)
-    config = replace(config, epochs=0.4, selector_fit="library")
+    config = replace(config, epochs=0.4)
     train(config, load_folder(tones), tmp_path / "run")
     assert draw() == expected
 
@@ -237,7 +240,7 @@ def test_weight_decay_is_for_matrices_only(name):
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for part, names in (
         (dynamic.skip, {"down", "up"}),
-        (dynamic.selector, {"project.weight", "score.weight"}),
+        (dynamic.policy, {"project.weight", "score.weight"}),
     ):
         assert {n for n, p in part.named_parameters() if id(p) in decayed} == names
     every = dict(dynamic.base.named_parameters())
@@ -250,7 +253,7 @@ def test_a_checkpoint_whose_parameters_are_numbered_is_refused(
     config, tones, tmp_path, monkeypatch
 ):
     """Those of earlier versions: their numbers may belong to other parameters now."""
-    save = module.save_file
+    save = checkpoint.save_file
 
     def numbered(tensors, path, metadata):
         names = [n for n in tensors if n.startswith("optimizer.")]
@@ -258,8 +261,8 @@ def test_a_checkpoint_whose_parameters_are_numbered_is_refused(
         save({**tensors, **made}, path, metadata=metadata)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_file", numbered)
-    monkeypatch.setattr(module, "atomic_path", lambda path: nullcontext(path))
+    monkeypatch.setattr(checkpoint, "save_file", numbered)
+    monkeypatch.setattr(checkpoint, "atomic_path", lambda path: nullcontext(path))
     with pytest.raises(KeyboardInterrupt):
         train(config, load_folder(tones), tmp_path / "run")
     with pytest.raises(ValueError, match="remove it to start anew"):
@@ -295,7 +298,7 @@ def test_noise_is_new_in_each_step_and_only_on_its_share_of_the_clips(config, to
     batches = {}
     for share in (0.0, 0.5, 1.0):
         run = new_run(replace(config, noise_share=share), list(folder.labels), {})
-        source = module._Source(run, clips)
+        source = loader.Source(run, clips)
         batches[share] = [source.batch(rows, step)["input_features"] for step in (3, 3, 4)]
     clean = batches[0.0][0]
     assert torch.equal(clean, batches[0.0][2])
@@ -310,7 +313,7 @@ def test_noise_is_new_in_each_step_and_only_on_its_share_of_the_clips(config, to
 def test_speed_and_masks_are_new_in_each_step(config, tones, change):
     folder = load_folder(tones)
     run = new_run(replace(config, **change), list(folder.labels), {})
-    source = module._Source(run, folder.split("train"))
+    source = loader.Source(run, folder.split("train"))
     one, again, other = (source.batch([0, 1, 2], step)["input_features"] for step in (3, 3, 4))
     assert torch.equal(one, again)
     assert one.shape != other.shape or not torch.equal(one, other)
@@ -469,11 +472,11 @@ def test_an_encoder_without_a_classifier_of_its_own_gets_one(name, method, tones
 
 
 def test_training_learns_and_its_selector_too(config, tones, tmp_path):
-    before = sounding.wrap(tiny.make("whisper-classification")).selector.score.weight.clone()
+    before = sounding.wrap(tiny.make("whisper-classification")).policy.score.weight.clone()
     run = train(replace(config, epochs=8), load_folder(tones), tmp_path / "run")
     losses = np.loadtxt(tmp_path / "run" / "log.csv", delimiter=",", skiprows=1)[:, 1]
     assert losses[-5:].mean() < losses[:5].mean()
-    assert not torch.allclose(run.dynamic.selector.score.weight, before, atol=1e-3)
+    assert not torch.allclose(run.dynamic.policy.score.weight, before, atol=1e-3)
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
@@ -536,16 +539,16 @@ def test_the_selector_learns_to_prefer_the_candidates_with_a_low_loss(config, to
 
     def loss():
         torch.manual_seed(0)
-        return train_choice(run, batch, targets, Step(0, 2, np.random.default_rng(3)))
+        return run.method.loss(run, batch, targets, Step(0, 2, np.random.default_rng(3)))
 
     before = loss()
     assert runs[0] == 1
     assert sum(runs) < 4 * 7
     before.backward()
-    for name, parameter in (*run.dynamic.selector.named_parameters(), ("up", run.dynamic.skip.up)):
+    for name, parameter in (*run.dynamic.policy.named_parameters(), ("up", run.dynamic.skip.up)):
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
-    selector = run.dynamic.selector.eval()  # its running statistics stay as they are
+    selector = run.dynamic.policy.eval()  # its running statistics stay as they are
     values = []
     for _ in range(5):
         value = loss()
@@ -562,14 +565,14 @@ def test_learned_scores_are_trained_and_no_layer_is_read_after_that_is_not_there
     config, tones, tmp_path
 ):
     static = train(replace(config, method="static"), load_folder(tones), tmp_path / "static")
-    scores = static.dynamic.selector.layer_scores
+    scores = static.dynamic.policy.layer_scores
     assert not torch.allclose(scores, depth_prior(4), atol=1e-3)
     again = load_run(tmp_path / "static")
-    assert torch.equal(again.dynamic.selector.layer_scores, scores)
+    assert torch.equal(again.dynamic.policy.layer_scores, scores)
     late = replace(config, selector_after=9, epochs=0.2)
     run = train(late, load_folder(tones), tmp_path / "late")
-    assert run.dynamic.selector.after == 3
-    assert load_run(tmp_path / "late").dynamic.selector.after == 3
+    assert run.dynamic.policy.after == 3
+    assert load_run(tmp_path / "late").dynamic.policy.after == 3
 
 
 def test_imitating_itself_at_full_depth_costs_nothing(config, tones):
@@ -584,7 +587,7 @@ def test_imitating_itself_at_full_depth_costs_nothing(config, tones):
     full = cross_entropy(run.dynamic(**batch).logits, labels)
     for seed in range(40):
         mask = np.random.default_rng(seed).random(4) < 0.5
-        loss = train_dld(run, batch, targets, Step(0, 1, np.random.default_rng(seed)))
+        loss = run.method.loss(run, batch, targets, Step(0, 1, np.random.default_rng(seed)))
         if mask.all():
             torch.testing.assert_close(loss, full, rtol=1e-4, atol=1e-4)
             break
@@ -614,12 +617,16 @@ def test_a_loss_is_the_mean_over_the_clips_whatever_their_lengths(config, tones,
         step = Step(0, 1, np.random.default_rng(1))
         batch = run.collate([features[row] for row in rows])
         with torch.no_grad(), seeded(0):
-            return TRAIN[method](run, batch, [targets[row] for row in rows], step)
+            return run.method.loss(run, batch, [targets[row] for row in rows], step)
 
     if method == "i3d":  # open or closed for all alike, whatever the noise
-        for score in run.dynamic.selector.score:
+        for score in run.dynamic.policy.score:
             torch.nn.init.zeros_(score.weight)
             torch.nn.init.constant_(score.bias, 100.0)
+    if method == "idld":  # the first k for all alike
+        torch.nn.init.zeros_(run.dynamic.policy.score.weight)
+        with torch.no_grad():
+            run.dynamic.policy.score.bias.copy_(-1000.0 * torch.arange(4))
     alone = torch.stack([loss([row]) for row in range(3)])
     assert alone.std() > 1e-3
     torch.testing.assert_close(loss([0, 1, 2]), alone.mean(), rtol=1e-4, atol=1e-4)
@@ -651,14 +658,14 @@ def test_a_step_has_as_much_audio_as_it_may_and_each_clip_comes_once_an_epoch(to
     clips = load_folder(tones).split("train")
     lengths = [clip_seconds(clip) for clip in clips]
     config = TrainConfig(batch_size=30, batch_seconds=4 * max(lengths), epochs=2.5)
-    order = module._Order(lengths, config)
+    order = loader.Order(lengths, config)
     steps = [order[step] for step in range(order.total)]
     assert all(len(rows) * max(lengths[row] for row in rows) <= 4 * max(lengths) for rows in steps)
     assert max(len(rows) for rows in steps) > 4  # of short clips more fit
     first, second = int(order.ends[0]), int(order.ends[1])
     for epoch in (steps[:first], steps[first:second]):
         assert sorted(row for rows in epoch for row in rows) == list(range(len(clips)))
-    again = module._Order(lengths, config)
+    again = loader.Order(lengths, config)
     assert [again[step] for step in reversed(range(order.total))] == steps[::-1]
 
 
@@ -695,7 +702,7 @@ def test_configuration_survives_yaml(tmp_path):
         ({"epochs": 0}, "epochs must be above 0"),
         ({"epochs": float("nan")}, "epochs must be above 0"),
         ({"batch_size": 2.5}, "batch_size takes an int"),
-        ({"method": "magic"}, "method is one of input, static"),
+        ({"method": "magic"}, r"unknown method 'magic'\. Known: full"),
         ({"freeze": "all"}, "freeze is one of"),
         ({"skip": "jump"}, "skip is one of"),
         ({"distill": 2}, "distill is a share"),
@@ -703,8 +710,8 @@ def test_configuration_survives_yaml(tmp_path):
         ({"seed": -1}, "seed"),
         ({"gates": "near"}, "gates is one of global, local"),
         ({"precision": "fp16"}, "precision is one of auto, bf16, fp32"),
-        ({"method": "dld"}, 'method "dld" needs teacher'),
-        ({"teacher": "runs/full"}, "teacher is for method \"dld\", not 'input'"),
+        ({"method": "dld"}, "method 'dld' needs teacher: a finished run of method 'full'"),
+        ({"teacher": "runs/full"}, "method 'input' learns from no teacher"),
         ({"noise_share": 1.5}, "noise_share is a share"),
         ({"noise_share": float("nan")}, "noise_share is a share"),
         ({"random_share": -0.1}, "random_share is a share"),

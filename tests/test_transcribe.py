@@ -27,7 +27,7 @@ from tiny_transcribe import Fake, run, silence, tree, write
 
 from sounding import cli
 from sounding.data.audio import AudioError, audio_blocks, read_audio
-from sounding.model.dynamic import wrap
+from sounding.model.wrapping import wrap
 from sounding.progress import Interrupted
 from sounding.transcribe.cut import cut, join, part, widen
 from sounding.transcribe.formats import FORMATS, Piece, Transcript
@@ -384,7 +384,7 @@ def test_what_is_not_there_or_has_no_audio_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"budget": 5}, "budget 5 is not allowed"),
+        ({"budget": 5}, "budget '5' is not allowed: there are 4 layers"),
         ({"budget": "mean:9"}, "mean budget"),
         ({"formats": ("txt", "doc")}, "'doc'"),
         ({"max_seconds": 31}, "give 2 to 30 s"),

@@ -21,7 +21,7 @@ from filelock import FileLock
 from tiny_transcribe import RATE, Fake, run, silence, write
 
 from sounding import cli
-from sounding.model.dynamic import wrap
+from sounding.model.wrapping import wrap
 from sounding.progress import Interrupted
 from sounding.transcribe import job as module
 from sounding.transcribe import vad

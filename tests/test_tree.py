@@ -11,9 +11,9 @@ from torch import nn
 
 import sounding
 from sounding.model.skip import RANK, SkipPath
-from sounding.policies.plans import UpFront
+from sounding.policies import InputSelector, StaticScores
+from sounding.policies.plans import Gates, UpFront
 from sounding.policies.pooling import pool
-from sounding.policies.selectors import Gates, InputSelector, StaticSelector
 
 ALL = torch.tensor([m for m in itertools.product((False, True), repeat=4) if any(m)])
 SOME = ALL[[0, 3, 6, 8, 10, 13, 14]]
@@ -124,8 +124,8 @@ def test_masks_that_are_not_allowed_in_a_tree():
     ):
         with pytest.raises(ValueError, match=match):
             dynamic.forward_masks(batch, masks)
-    dynamic.selector = InputSelector(32, 4, after=1)
-    with pytest.raises(ValueError, match="before the selector"):
+    dynamic.policy = InputSelector(32, 4, after=1)
+    with pytest.raises(ValueError, match="before the policy reads"):
         dynamic.forward_masks(batch, MIXED[1:2])
     dynamic.forward_masks(batch, MIXED)
 
@@ -152,7 +152,7 @@ def test_a_tree_gives_what_the_selector_reads():
         layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     dynamic.forward_masks(batch, MIXED[2:])
     for after in (0, 1):
-        dynamic.selector = InputSelector(32, 4, after=after)
+        dynamic.policy = InputSelector(32, 4, after=after)
         out = dynamic.forward_masks(batch, MIXED)
         assert torch.equal(out.features, seen[after])
         assert out.frame_mask.sum(1).tolist() == [31, 49, 19]
@@ -246,8 +246,8 @@ def test_adapters_work_in_a_model_of_lower_precision_and_under_autocast():
 def late(name="whisper-classification", after=1):
     dynamic = sounding.wrap(make(name), InputSelector(32, 4, after=after)).eval()
     torch.manual_seed(5)
-    nn.init.normal_(dynamic.selector.score.weight, std=3.0)
-    nn.init.normal_(dynamic.selector.project.weight, std=0.5)
+    nn.init.normal_(dynamic.policy.score.weight, std=3.0)
+    nn.init.normal_(dynamic.policy.project.weight, std=0.5)
     return dynamic
 
 
@@ -258,7 +258,7 @@ def test_a_selector_after_layer_0_reads_its_state_and_layer_0_runs_once_for_all(
     batch = unlike(dynamic, batch)
     features = dynamic.forward_masks(batch, MIXED)
     pooled = pool(features.features, features.frame_mask)
-    dynamic.selector.center, dynamic.selector.spread = pooled.mean(0), pooled.std(0)
+    dynamic.policy.center, dynamic.policy.spread = pooled.mean(0), pooled.std(0)
     rows, runs = count_runs(dynamic)
     k = torch.tensor([1, 2, 3, 4, 2, 3])
     out = dynamic(**batch, budget=k)
@@ -266,7 +266,7 @@ def test_a_selector_after_layer_0_reads_its_state_and_layer_0_runs_once_for_all(
     assert runs[0] == 1
     assert rows == out.executed_layers.sum(0).tolist()
     assert out.executed_layers.sum(1).tolist() == k.tolist()
-    scores = dynamic.selector.scores(features.features, features.frame_mask, k)
+    scores = dynamic.policy.scores(features.features, features.frame_mask, k)
     assert scores[:, 0].isinf().all()
     order = scores.argsort(1, descending=True)
     for i in range(6):
@@ -291,7 +291,7 @@ def test_one_layer_after_layer_0_is_layer_0_alone(training):
         assert sum(rows) == total
         assert out.executed_layers[:, 0].all()
     out.logits.sum().backward()
-    gradient = dynamic.selector.score.weight.grad
+    gradient = dynamic.policy.score.weight.grad
     assert gradient is None or (gradient[0] == 0).all()
     assert (gradient is not None) is training
 
@@ -314,11 +314,13 @@ def test_a_selector_after_all_layers_is_refused():
 def test_a_plan_chooses_once_after_its_layers():
     seen = []
 
-    def choose(state, frame_mask):
+    def choose(state, frame_mask, k):
         seen.append(state)
+        assert k.tolist() == [3, 2, 3]
         return Gates(MIXED)
 
-    plan, states = UpFront(choose, after=2), [torch.randn(3, 5, 8) for _ in range(4)]
+    k = torch.tensor([3, 2, 3])
+    plan, states = UpFront(choose, k, after=2), [torch.randn(3, 5, 8) for _ in range(4)]
     kept = [plan(i, state, None)[0] for i, state in enumerate(states)]
     assert len(seen) == 1
     assert seen[0] is states[2]
@@ -327,9 +329,9 @@ def test_a_plan_chooses_once_after_its_layers():
 
 def test_learned_scores_that_ignore_the_input_are_trained_and_the_first_k_are_not():
     scores = torch.tensor([0.1, 2.0, -1.0, 1.0])
-    learned = StaticSelector(scores, learn=True)
+    learned = StaticScores(scores, learn=True)
     assert [p.requires_grad for p in learned.parameters()] == [True]
-    assert not any(p.requires_grad for p in StaticSelector.first(4).parameters())
+    assert not any(p.requires_grad for p in StaticScores.first(4).parameters())
     features, k = torch.randn(3, 7, 32), torch.tensor([1, 2, 3])
     assert learned(features, None, k).mask.int().tolist() == [
         [0, 1, 0, 0],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
@@ -68,8 +69,9 @@ def test_json_becomes_values_of_its_type(tmp_path):
         (json.dumps(changed(pairs={})), "inner.pairs: expected a list, got names with values"),
         (json.dumps(changed(by_number={"x": True})), "inner.by_number.x"),
         (json.dumps({**GOOD, "inner": []}), "inner: expected names with values, got a list of 0"),
-        (json.dumps({**GOOD, "sahre": 1}), "sahre is not known"),
-        (json.dumps(changed(nmae="a")), "inner.nmae is not known"),
+        (json.dumps({**GOOD, "sahre": 1}), "sahre is not known: did you mean share?"),
+        (json.dumps({"inner": {}, "cuont": 1}), "cuont is not known: did you mean count?"),
+        (json.dumps(changed(nmae="a")), "inner.nmae is not known: did you mean name?"),
         (json.dumps({"inner": GOOD["inner"]}), "count is missing"),
         ("[]", "expected names with values, got a list of 0"),
         ("null", "expected names with values, got null"),
@@ -84,7 +86,7 @@ def test_json_becomes_values_of_its_type(tmp_path):
         ("{", "it is no JSON"),
         ("", "it is no JSON"),
         ('{"inner": "\\ud800"}', "hex escape"),
-        ('{"a\\u001b[31m": 1}', "is missing"),
+        ('{"a\\u001b[31m": 1}', "'a\\x1b[31m' is not known"),
     ],
     ids=lambda value: value[:40],
 )
@@ -131,6 +133,31 @@ def test_a_file_that_is_far_too_long_is_not_read(tmp_path):
     for read in (read_json, read_yaml):
         with pytest.raises(ValueError, match="it is longer than"):
             read(tmp_path / "long", dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Nested:
+    many: dict[str, list[Inner]]
+    one: Annotated[Inner | None, "a note"] = None
+    few: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"many": {"a": [{}, {"nmae": 1}]}}, "many.a[1].nmae"),
+        ({"many": {}, "one": {"nmae": 1}}, "one.nmae"),
+        ({"many": {}, "few": [{"nmae": 1}]}, "few[0].nmae"),
+    ],
+)
+def test_the_name_that_was_meant_is_found_at_any_depth(value, place):
+    with pytest.raises(ValueError, match=re.escape(f"{place} is not known: did you mean name?")):
+        check(value, Nested, "a")
+
+
+def test_no_name_is_guessed_where_none_is_close():
+    with pytest.raises(ValueError, match=r"colour is not known$"):
+        check({"colour": 1}, Inner, "a")
 
 
 def test_a_value_gets_a_narrower_type():

@@ -10,7 +10,7 @@ import pytest
 
 from sounding.data import text
 from sounding.data.text import character_errors, normalize_text, whisper_plain, word_errors
-from sounding.evaluation.statistics import ratio_bootstrap
+from sounding.statistics import ratio_bootstrap
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tiny runs to export, of several families, selectors and skip paths."""
+"""Tiny runs to export, of several families, policies and skip paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers as t
 import sounding
 from sounding.data.text import build_tokenizer
 from sounding.export.validate import sound
-from sounding.policies.selectors import GateSelector, InputSelector, LibrarySelector
+from sounding.policies import GateSelector, InputSelector
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import Run
 
@@ -32,13 +32,6 @@ def fallen_back(selector):
     return selector
 
 
-def library():
-    made = LibrarySelector(32, LAYERS, hidden=8, size=3)
-    for k in range(1, LAYERS):
-        made.library[k] = torch.stack([torch.arange(LAYERS).roll(s) < k for s in range(3)])
-    return fallen_back(made)
-
-
 # name -> (model, features, selector, skip path, exits, mean budgets)
 CASES = {
     "whisper": (
@@ -53,7 +46,10 @@ CASES = {
     "ctc": (
         "moonshine-ctc", WAVE, lambda: InputSelector(32, LAYERS, hidden=8), "adapter", True, STOPS,
     ),
-    "wav2vec2": ("wav2vec2-post", WAVE, library, "norm", False, []),
+    "wav2vec2": (
+        "wav2vec2-post", WAVE, lambda: fallen_back(InputSelector(32, LAYERS, hidden=8)),
+        "norm", False, [],
+    ),
     "ast": ("ast", BANK, lambda: InputSelector(32, LAYERS, hidden=8), "adapter", True, STOPS),
     "tags": ("ast", BANK, lambda: InputSelector(32, LAYERS, hidden=8), "identity", True, YESES),
     "wavlm": ("wavlm-pre", WAVE, lambda: GateSelector(32, LAYERS), "identity", False, GATES),
@@ -66,7 +62,7 @@ def make_run(case, method="input"):
     model = tiny.make(name.replace("wavlm-pre", "wavlm-post"))
     dynamic = sounding.wrap(model, selector(), skip=skip, exits=exits).eval()
     with torch.no_grad():
-        for part in (dynamic.selector, dynamic.skip, dynamic.exits):
+        for part in (dynamic.policy, dynamic.skip, dynamic.exits):
             for parameter in [] if part is None else part.parameters():
                 parameter.normal_(std=0.5)
     dynamic.mean_budgets = means

@@ -11,23 +11,55 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .model.backbones import Backbone, register
-    from .model.dynamic import DynamicModel, load, unwrap, wrap
+    from .budget import Budget
+    from .errors import SoundingError
+    from .methods import Method, register_method
+    from .model.backbones import Backbone, register_backbone
+    from .model.dynamic import DynamicModel
+    from .model.loading import load
     from .model.macs import summary
+    from .model.wrapping import unwrap, wrap
+    from .policies import Policy, register_policy
+    from .tasks import register_task
+    from .tasks.base import Task
 
 __all__ = [
     "Backbone",
+    "Budget",
     "DynamicModel",
+    "Method",
+    "Policy",
+    "SoundingError",
+    "Task",
     "__version__",
     "load",
-    "register",
+    "register_backbone",
+    "register_method",
+    "register_policy",
+    "register_task",
     "summary",
     "unwrap",
     "wrap",
 ]
 __version__ = "0.1.0"
 
-_HOME = {"Backbone": "backbones", "register": "backbones", "summary": "macs"}
+_HOME = {
+    "Backbone": "model.backbones",
+    "Budget": "budget",
+    "DynamicModel": "model.dynamic",
+    "Method": "methods",
+    "Policy": "policies",
+    "SoundingError": "errors",
+    "Task": "tasks.base",
+    "load": "model.loading",
+    "register_backbone": "model.backbones",
+    "register_method": "methods",
+    "register_policy": "policies",
+    "register_task": "tasks",
+    "summary": "model.macs",
+    "unwrap": "model.wrapping",
+    "wrap": "model.wrapping",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -37,7 +69,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     try:
-        module = import_module(f".model.{_HOME.get(name, 'dynamic')}", __name__)
+        module = import_module(f".{_HOME[name]}", __name__)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(explain_missing(error), name=error.name) from None
     return getattr(module, name)

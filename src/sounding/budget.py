@@ -1,74 +1,261 @@
-"""Budgets: what a caller may ask for, turned into kept layers (k) per input."""
+"""How much may run: kept layers, a share of them, a mean over inputs, a time, multiply-accumulates.
+
+A budget is parsed once, where a caller gives it, and passed on as a value.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-Budget: TypeAlias = int | float | str | Sequence[int | float | str] | None
+from .errors import UsageError
+
+Kind: TypeAlias = Literal[
+    "full", "layers", "share", "mean", "mean-share", "ms", "rtf", "gmac", "each"
+]
 
 ALLOWED = (
-    "an int of kept layers (1 to {layers}), a fraction in (0, 1] such as 0.5, a percentage such as "
-    '"50%", a list of these with one entry per input, or None for full depth'
+    'a number of kept layers (3), a percentage of them ("50%"), a mean over inputs ("mean:3" or '
+    '"mean:50%"), a list of these with one entry per input, or None for full depth'
+)
+LIMITS = {"ms": "{:g}ms", "rtf": "rtf:{:g}", "gmac": "{:g}gmac"}  # how each is written
+NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
+FORMS: tuple[tuple[str, Kind], ...] = (
+    (rf"mean:\s*{NUMBER}\s*%", "mean-share"),
+    (rf"mean:\s*{NUMBER}", "mean"),
+    (rf"{NUMBER}\s*%", "share"),
+    (rf"{NUMBER}\s*ms", "ms"),
+    (rf"{NUMBER}\s*gmac", "gmac"),
+    (rf"rtf:\s*{NUMBER}", "rtf"),
+    (r"([+-]?\d+)", "layers"),
 )
 
 
-def kept_layers(budget: Any, *, layers: int, batch: int) -> list[int]:
-    """Turn `budget` into the number of kept layers of each of the `batch` inputs.
+class BudgetError(UsageError):
+    """A budget that is not allowed; the text says what is."""
 
-    A fraction keeps the largest k with `k / layers <= fraction`, and at least one layer.
 
-    Raises:
-        ValueError: a budget of the wrong kind or out of range; the text says what is allowed.
+@dataclass(frozen=True)
+class Budget:
+    """How much of a model may run for an input.
 
-    >>> kept_layers("50%", layers=6, batch=2)
-    [3, 3]
-    >>> kept_layers([1, 0.5, None], layers=6, batch=3)
+    Made by `parse`, or by `full`, `layers`, `share`, `mean` and `each`.
+
+    Attributes:
+        kind: what `value` is: kept layers; a share of them, from 0 to 1; the mean of kept layers
+            over inputs, or its share; milliseconds for an input ("ms"), seconds for a second of it
+            ("rtf"), billions of multiply-accumulates ("gmac"). "each" has `entries` instead.
+        entries: a budget for each input of a batch.
+
+    >>> Budget.parse("50%"), str(Budget.parse("mean: 3"))
+    (Budget.share(0.5), 'mean:3')
+    >>> Budget.parse([1, "50%", None]).kept_layers(layers=6, batch=3)
     [1, 3, 6]
     """
-    budget = _plain(budget)
-    if isinstance(budget, (list, tuple)):
-        if len(budget) != batch:
-            raise ValueError(
-                f"the budget has {len(budget)} entries for a batch of {batch} inputs: "
-                "give one entry per input, or a single budget for all"
+
+    kind: Kind
+    value: float = 0.0
+    entries: tuple[Budget, ...] = ()
+
+    def __post_init__(self) -> None:
+        share = self.kind in ("share", "mean-share")
+        fits = 0 < self.value < math.inf and (not share or self.value <= 1)
+        if self.kind not in ("full", "each") and not fits:  # false for NaN too
+            raise _not_allowed(self)
+        if any(not one.is_exact or one.kind == "each" for one in self.entries):
+            raise BudgetError(
+                "a list of budgets has a number of kept layers, a percentage or None for each input"
             )
-        return [_one(entry, layers) for entry in budget]
-    return [_one(budget, layers)] * batch
 
+    @classmethod
+    def parse(cls, value: Any) -> Budget:
+        """Make a budget of what a caller gives.
 
-def mean_layers(budget: Any, *, layers: int) -> float | None:
-    """The mean number of kept layers that "mean:3" (or "mean:50%") asks for; None if none is.
+        Args:
+            value: a budget; None for full depth; kept layers as an int; a text: "3", "50%",
+                "mean:3", "mean:50%", "40ms", "rtf:0.1", "1.5gmac" or "full"; a list of these with
+                one entry for each input, also as a tensor or an array of int.
 
-    Raises:
-        ValueError: a mean out of range.
+        Raises:
+            BudgetError: anything else. A bare float is refused: 1 is one layer, 1.0 all of them.
+        """
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        if isinstance(value, Budget):
+            return value
+        if value is None:
+            return cls.full()
+        if isinstance(value, str):
+            return cls._of_text(value)
+        if isinstance(value, (list, tuple)):
+            return cls.each(value)
+        if isinstance(value, float):
+            raise BudgetError(
+                f"budget {value!r} is not allowed, since 1 would be one layer and 1.0 all of them: "
+                f'give a number of kept layers, or a share as "{100 * value:g}%" or '
+                f"Budget.share({value!r})"
+            )
+        if not isinstance(value, bool):
+            try:
+                return cls.layers(operator.index(value))
+            except TypeError:
+                pass
+        raise _not_allowed(value)
 
-    >>> mean_layers("mean:2.5", layers=6), mean_layers("mean:50%", layers=6)
-    (2.5, 3.0)
-    >>> mean_layers(3, layers=6) is None
-    True
-    """
-    if not isinstance(budget, str) or not budget.strip().startswith("mean:"):
-        return None
-    text = budget.strip().removeprefix("mean:").strip()
-    try:
-        mean = float(text[:-1]) / 100 * layers if text.endswith("%") else float(text)
-    except ValueError:
-        mean = math.nan
-    if not 1 <= mean <= layers:  # false for NaN too
-        raise ValueError(
-            f'budget {budget!r} is not allowed: a mean budget is "mean:M" with M from 1 to '
-            f"{layers} kept layers, or a percentage of {layers}"
+    @classmethod
+    def _of_text(cls, given: str) -> Budget:
+        text = given.strip().lower()
+        if text == "full":
+            return cls.full()
+        for form, kind in FORMS:
+            if match := re.fullmatch(form, text):
+                number = float(match[1]) / (100 if kind in ("share", "mean-share") else 1)
+                return cls(kind, number)
+        if re.fullmatch(NUMBER, text):
+            return cls.parse(float(text))  # refused, with what to write
+        raise _not_allowed(given)
+
+    @classmethod
+    def full(cls) -> Budget:
+        """All layers."""
+        return cls("full")
+
+    @classmethod
+    def layers(cls, count: int) -> Budget:
+        """So many kept layers, for each input."""
+        return cls("layers", count)
+
+    @classmethod
+    def share(cls, share: float) -> Budget:
+        """The largest number of layers that is at most that share of all, and at least one."""
+        return cls("share", share)
+
+    @classmethod
+    def mean(cls, layers: float) -> Budget:
+        """Fewer layers for easy inputs and more for hard ones, that many in the mean."""
+        return cls("mean", layers)
+
+    @classmethod
+    def each(cls, budgets: Sequence[Any]) -> Budget:
+        """A budget for each input of a batch."""
+        return cls("each", entries=tuple(map(cls.parse, budgets)))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it says how many layers each input keeps."""
+        return self.kind in ("full", "layers", "share", "each")
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it says how many layers inputs keep in the mean."""
+        return self.kind in ("mean", "mean-share")
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether it says what an input may cost; a profile turns that into layers."""
+        return self.kind in LIMITS
+
+    def kept_layers(self, *, layers: int, batch: int = 1) -> list[int]:
+        """Say how many layers each of the `batch` inputs keeps.
+
+        Args:
+            layers: L, of which these are.
+
+        Raises:
+            BudgetError: not an exact budget, more than L, or another number of entries.
+        """
+        if not self.is_exact:
+            raise _not_allowed(self)
+        if self.kind != "each":
+            return [self._kept(layers)] * batch
+        if len(self.entries) != batch:
+            raise BudgetError(
+                f"the budget has {len(self.entries)} entries for a batch of {batch} inputs: give "
+                "one entry per input, or a single budget for all"
+            )
+        return [one._kept(layers) for one in self.entries]
+
+    def _kept(self, layers: int) -> int:
+        if self.kind == "full":
+            return layers
+        if self.kind == "share":  # 0.1 * 3 / 3 style rounding must not lose a layer
+            return max(1, math.floor(self.value * layers + 1e-9))
+        if self.value > layers:
+            raise BudgetError(f"budget {str(self)!r} is not allowed: there are {layers} layers")
+        return int(self.value)
+
+    def keeps_all(self, *, layers: int) -> bool:
+        """Whether every input keeps all layers."""
+        return self.is_exact and all(
+            one._kept(layers) == layers for one in (self.entries if self.kind == "each" else [self])
         )
-    return mean
+
+    def mean_layers(self, *, layers: int) -> float:
+        """Say how many layers inputs keep in the mean.
+
+        Raises:
+            BudgetError: not a mean budget, or one that is not from 1 to L.
+        """
+        mean = self.value * (layers if self.kind == "mean-share" else 1)
+        if not self.is_mean or not 1 <= mean <= layers:
+            raise BudgetError(
+                f'budget {str(self)!r} is not allowed: a mean budget is "mean:M" with M from 1 to '
+                f"{layers} kept layers, or a percentage of {layers}"
+            )
+        return mean
+
+    def fitting_layers(
+        self, cost: Callable[[int], float], seconds: float, *, layers: int
+    ) -> tuple[int, float]:
+        """Say how many layers a limit allows an input.
+
+        Args:
+            cost: of so many layers, in milliseconds or in billions of multiply-accumulates.
+            seconds: length of the input.
+
+        Returns:
+            The most layers that fit, or 0 where not even one does; and what was allowed, in the
+            unit of `cost`.
+        """
+        if not self.is_limit:
+            raise BudgetError(f"budget {str(self)!r} is no time and no number of operations")
+        allowed = 1000 * self.value * seconds if self.kind == "rtf" else self.value
+        return max((k for k in range(1, layers + 1) if cost(k) <= allowed), default=0), allowed
+
+    def __str__(self) -> str:
+        """As text that `parse` reads."""
+        if self.kind in LIMITS:
+            return LIMITS[self.kind].format(self.value)
+        written = {
+            "full": "full",
+            "layers": f"{self.value:g}",
+            "share": f"{100 * self.value:g}%",
+            "mean": f"mean:{self.value:g}",
+            "mean-share": f"mean:{100 * self.value:g}%",
+        }
+        return written.get(self.kind) or "[" + ", ".join(map(str, self.entries)) + "]"
+
+    def __repr__(self) -> str:
+        """As an expression."""
+        makers = {"layers": "layers", "share": "share", "mean": "mean"}
+        if self.kind in makers:
+            return f"Budget.{makers[self.kind]}({self.value:g})"
+        return f"Budget.parse({str(self)!r})" if self.kind != "full" else "Budget.full()"
+
+
+def _not_allowed(given: Any) -> BudgetError:
+    shown = str(given) if isinstance(given, Budget) else given
+    return BudgetError(f"budget {shown!r} is not allowed: give {ALLOWED}")
 
 
 def threshold_for(mean: float, table: Sequence[tuple[float, float]]) -> float:
-    """The threshold of a mean budget, between the calibrated ones.
+    """Find the threshold of a mean budget, between the calibrated ones.
 
     Args:
         table: [mean, threshold] by rising mean.
@@ -78,46 +265,3 @@ def threshold_for(mean: float, table: Sequence[tuple[float, float]]) -> float:
     """
     means, thresholds = np.array(table, dtype=float).T
     return float(np.interp(mean, means, thresholds))
-
-
-def _plain(budget: Any) -> Any:
-    """Python values in place of a tensor or an array."""
-    return budget.tolist() if hasattr(budget, "tolist") else budget
-
-
-def _one(budget: Any, layers: int) -> int:
-    budget = _plain(budget)
-    if budget is None:
-        return layers
-    if isinstance(budget, str):
-        return _from_fraction(_percentage(budget, layers), budget, layers)
-    if isinstance(budget, float):
-        return _from_fraction(budget, budget, layers)
-    if not isinstance(budget, bool):
-        try:
-            k = operator.index(budget)
-        except TypeError:
-            raise _error(budget, layers) from None
-        if 1 <= k <= layers:
-            return k
-    raise _error(budget, layers)
-
-
-def _percentage(text: str, layers: int) -> float:
-    try:
-        if not text.strip().endswith("%"):
-            raise ValueError
-        return float(text.strip()[:-1]) / 100
-    except ValueError:
-        raise _error(text, layers) from None
-
-
-def _from_fraction(fraction: float, given: Any, layers: int) -> int:
-    if not 0 < fraction <= 1:  # false for NaN too
-        raise _error(given, layers)
-    # 0.1 * 3 / 3 style rounding must not lose a layer: 0.3 of 10 layers is 3.
-    return max(1, math.floor(fraction * layers + 1e-9))
-
-
-def _error(given: Any, layers: int) -> ValueError:
-    return ValueError(f"budget {given!r} is not allowed: give {ALLOWED.format(layers=layers)}")

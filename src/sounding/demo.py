@@ -1,4 +1,4 @@
-"""The demo: spoken commands, four methods, every budget, in one go that may be interrupted.
+"""The demo: spoken commands, five methods, every budget, in one go that may be interrupted.
 
 OUT/runs/METHOD/        the trained runs
 OUT/sweep.json, .csv    the table
@@ -21,13 +21,13 @@ from .evaluation.report import write_sweep
 from .evaluation.sweep import Sweep, sweep
 from .evaluation.table import rich_table
 from .files import locked
+from .registry import METHODS
 from .runs.config import TrainConfig
 from .runtime import show
 from .training.loop import train
 from .weights import cache_dir
 
-METHODS = ("full", "random", "early-exit", "input")
-BUDGETS = (1, 0.5, None)  # of the clip that is classified at the end
+BUDGETS = (1, "50%", None)  # of the clip that is classified at the end
 DATA_NOTE = """- Data: **synthetic**. espeak-ng says 16 command words in 63 voices and 8 accents,
   with reverberation and noise from -5 to 20 dB; the test voices are not heard in training. No
   figure here says how well the model understands people.
@@ -58,8 +58,9 @@ def _demo(out: Path, backbone: str, seed: int, *, quick: bool) -> Sweep:
         config = replace(config, epochs=1)
     folder = load_folder(commands_folder(cache_dir(), commands))
     runs = []
-    for method in METHODS:
-        console.rule(f"{method} ({METHODS.index(method) + 1} of {len(METHODS)})")
+    methods = [name for name, method in METHODS.items() if method.in_demo]
+    for number, method in enumerate(methods, start=1):
+        console.rule(f"{method} ({number} of {len(methods)})")
         runs.append(train(replace(config, method=method), folder, out / "runs" / method))
     console.rule("every budget")
     result = sweep(runs, folder, seed=seed)

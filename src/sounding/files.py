@@ -26,6 +26,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from .errors import SoundingError, UsageError
+
 LOCK = ".lock"  # in a directory that one process at a time works on
 SEAL = "seal"  # key of the checksum of a JSON file
 UNSET = "0" * 64  # stands where a checksum will, while it is taken
@@ -38,7 +40,7 @@ MAKING = threading.Lock()  # while one is made
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.([0-9a-f]{8})-([0-9]+)\.[^.]{8}\.tmp", re.DOTALL)
 
 
-class WriteError(OSError):
+class WriteError(SoundingError, OSError):
     """There is no room for a file; the text says where, and what to do."""
 
     def __str__(self) -> str:
@@ -86,12 +88,12 @@ def atomic_directory(path: Path | str, *, keep_others: bool = False) -> Iterator
         keep_others: keep the files of an existing `path` that were not written anew.
 
     Raises:
-        ValueError: `path` is a file.
+        UsageError: `path` is a file.
         WriteError: no room is left.
     """
     path = Path(path).resolve()
     if path.is_file():
-        raise ValueError(f"{path} is a file: give the name of a directory")
+        raise UsageError(f"{path} is a file: give the name of a directory")
     with temporary_directory(path) as temporary:
         recover(path)
         yield temporary
@@ -296,7 +298,7 @@ def locked(directory: Path | str) -> Iterator[None]:
     """Keep `directory` to this process until the end of the block; a kill lets go of it too.
 
     Raises:
-        ValueError: another process has it.
+        UsageError: another process has it.
     """
     from filelock import FileLock, Timeout
 
@@ -306,7 +308,7 @@ def locked(directory: Path | str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(
+        raise UsageError(
             f"{directory} is in use by another process: wait for its end, or give another directory"
         ) from None
     except NotImplementedError:  # a file system without locks

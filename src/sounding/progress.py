@@ -16,12 +16,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .errors import SoundingError
+
 Advance = Callable[[int, str], None]
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
 
 
-class Interrupted(Exception):
+class Interrupted(SoundingError):
     """Long work was asked to stop and has kept what is done; the text says how to go on."""
+
+    exit_code = 130  # as a shell says of a program that Ctrl-C ended
 
 
 def say(text: str) -> None:

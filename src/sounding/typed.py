@@ -9,23 +9,25 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from .errors import UsageError
 from .files import SEAL, open_regular, seal_holds
+from .plain_yaml import YAML_BYTES, Problem, named, parse_yaml, short, shown, to_yaml, whole
 
 T = TypeVar("T")
 
+__all__ = ["check", "named", "nearest", "parse_json", "read_json", "read_yaml", "to_yaml"]
+
 MEGABYTES = 64  # at most, of a JSON file
-YAML_BYTES = 2**18  # at most: settings are written by hand
-YAML_VALUES = 20_000  # at most, with those that aliases stand for
-YAML_DEPTH = 50
-LARGEST = 2**63  # no whole number of ours is beyond it
 STRICT: ConfigDict = {"extra": "forbid", "allow_inf_nan": False}
 EXPECTED = {
     "string_type": "a text",
@@ -37,17 +39,14 @@ EXPECTED = {
     "dict_type": "names with values",
     "dataclass_type": "names with values",
 }
-
-
-class _Problem(ValueError):
-    """What is wrong with a file or a value, without its name."""
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 def read_json(
     path: Path | str,
     kind: type[T],
     *,
-    error: type[Exception] = ValueError,
+    error: type[Exception] = UsageError,
     what: str = "cannot be used",
     advice: str = "",
     megabytes: float = MEGABYTES,
@@ -79,7 +78,7 @@ def read_json(
             f"{path} is not the file that was written (its sha256 differs): it is damaged or was "
             f"changed{end}"
         ) from None
-    except _Problem as problem:
+    except Problem as problem:
         raise _error(error, path, what, problem, advice) from None
 
 
@@ -88,7 +87,7 @@ def parse_json(
     kind: type[T],
     name: Path | str,
     *,
-    error: type[Exception] = ValueError,
+    error: type[Exception] = UsageError,
     what: str = "cannot be used",
     advice: str = "",
 ) -> T:
@@ -97,7 +96,7 @@ def parse_json(
         data = text.encode(errors="replace") if isinstance(text, str) else text
         _parse(data)
         return _validate(data, kind)
-    except _Problem as problem:
+    except Problem as problem:
         raise _error(error, name, what, problem, advice) from None
 
 
@@ -106,14 +105,14 @@ def check(
     kind: type[T],
     name: Path | str,
     *,
-    error: type[Exception] = ValueError,
+    error: type[Exception] = UsageError,
     what: str = "cannot be used",
     advice: str = "",
 ) -> T:
     """Give a value of `parse_json` or `read_yaml` a narrower type; arguments as there."""
     try:
         return _validate(_dumped(value), kind)
-    except _Problem as problem:
+    except Problem as problem:
         raise _error(error, name, what, problem, advice) from None
 
 
@@ -121,7 +120,7 @@ def read_yaml(
     path: Path | str,
     kind: type[T],
     *,
-    error: type[Exception] = ValueError,
+    error: type[Exception] = UsageError,
     what: str = "cannot be used",
     advice: str = "",
 ) -> T:
@@ -134,10 +133,22 @@ def read_yaml(
         error: a file that cannot be read, or holds something else.
     """
     try:
-        value = _plain(_read(path, YAML_BYTES))
+        value = parse_yaml(_read(path, YAML_BYTES))
         return _validate(_dumped({} if value is None else value), kind)
-    except _Problem as problem:
+    except Problem as problem:
         raise _error(error, path, what, problem, advice) from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return what to say behind a name that is not known: the one that was meant, if any is close.
+
+    >>> nearest("sedes", ["seeds", "data"])
+    ': did you mean seeds?'
+    >>> nearest("colour", ["seeds", "data"])
+    ''
+    """
+    close = get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 class _Changed(Exception):
@@ -145,7 +156,7 @@ class _Changed(Exception):
 
 
 def _error(
-    error: type[Exception], name: Path | str, what: str, problem: _Problem, advice: str
+    error: type[Exception], name: Path | str, what: str, problem: Problem, advice: str
 ) -> Exception:
     return error(f"{name} {what} ({problem}): {advice}" if advice else f"{name} {what}: {problem}")
 
@@ -155,11 +166,11 @@ def _read(path: Path | str, limit: int) -> bytes:
         with open_regular(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise _Problem(error.strerror or str(error)) from None
+        raise Problem(error.strerror or str(error)) from None
     except ValueError as error:  # a zero byte in the name
-        raise _Problem(str(error)) from None
+        raise Problem(str(error)) from None
     if len(data) > limit:
-        raise _Problem(f"it is longer than the {limit:,} bytes that such a file has at most")
+        raise Problem(f"it is longer than the {limit:,} bytes that such a file has at most")
     return data
 
 
@@ -188,7 +199,7 @@ def _dumped(value: Any) -> bytes:
     try:
         return json.dumps(value).encode()
     except RecursionError:
-        raise _Problem("it is nested too deeply") from None
+        raise Problem("it is nested too deeply") from None
 
 
 def _parse(data: bytes) -> Any:
@@ -199,14 +210,14 @@ def _parse(data: bytes) -> Any:
             object_pairs_hook=_once,
             parse_constant=_not_finite,
             parse_float=_finite,
-            parse_int=_whole,
+            parse_int=whole,
         )
     except RecursionError:
-        raise _Problem("it is nested too deeply") from None
+        raise Problem("it is nested too deeply") from None
     except UnicodeDecodeError:
-        raise _Problem("it is no UTF-8 text") from None
+        raise Problem("it is no UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise _Problem(f"it is no JSON: {error}") from None
+        raise Problem(f"it is no JSON: {error}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -214,25 +225,19 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in made if names.count(name) > 1)
-        raise _Problem(f"{_named(twice)} stands there twice")
+        raise Problem(f"{named(twice)} stands there twice")
     return made
 
 
 def _not_finite(text: str) -> float:
-    raise _Problem(f"{text} is no number that can be used")
+    raise Problem(f"{text} is no number that can be used")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        _not_finite(_short(text))
+        _not_finite(short(text))
     return value
-
-
-def _whole(text: str) -> int:
-    if len(text) > len(str(LARGEST)) or abs(int(text)) >= LARGEST:
-        raise _Problem(f"the number {_short(text)} is too large")
-    return int(text)
 
 
 @cache
@@ -245,17 +250,21 @@ def _validate(data: bytes, kind: Any) -> Any:
     try:
         return _adapter(kind).validate_json(b"[%b]" % data, strict=True)[0]
     except ValidationError as error:
-        raise _Problem(_told(error)) from None
+        raise Problem(_told(error, kind)) from None
 
 
-def _told(error: ValidationError) -> str:
-    """The first problem that pydantic found, in a line."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    kind, place = first["type"], _place(first["loc"][1:])
+def _told(error: ValidationError, expected_kind: Any) -> str:
+    """The first problem that pydantic found, in a line; a name that is not known before others."""
+    found_all = error.errors(include_url=False, include_context=False)
+    unknown = (one for one in found_all if one["type"] in UNKNOWN)
+    first = next(unknown, found_all[0])
+    location = first["loc"][1:]
+    kind, place = first["type"], _place(location)
     if kind == "missing":
         return f"{place} is missing"
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{place} is not known"
+    if kind in UNKNOWN:
+        known = _names_at(expected_kind, location[:-1])
+        return f"{place} is not known{nearest(str(location[-1]), known)}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")
     expected = EXPECTED.get(kind) or message.removeprefix("Input should be ")
     if expected == message:  # of a check of ours, for instance
@@ -263,8 +272,29 @@ def _told(error: ValidationError) -> str:
     quote = ""
     if kind == "string_type" and isinstance(first["input"], bool | int | float):
         quote = ", which is a text only in quotes"
-    found = f"expected {expected}, got {_shown(first['input'])}{quote}"
+    found = f"expected {expected}, got {shown(first['input'])}{quote}"
     return f"{place}: {found}" if place else found
+
+
+def _names_at(kind: Any, location: tuple[str | int, ...]) -> list[str]:
+    """The names that a type has at a place; none where it has no names of its own."""
+    for part in location:
+        kind = _bare(kind)
+        if is_dataclass(kind):
+            kind = get_type_hints(kind).get(str(part))
+        else:  # of a list, or of names with values
+            kind = next((one for one in reversed(get_args(kind)) if one is not Ellipsis), None)
+    kind = _bare(kind)
+    return [field.name for field in fields(kind)] if is_dataclass(kind) else []
+
+
+def _bare(kind: Any) -> Any:
+    """A type without its annotations, and without None where it is optional."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, UnionType):
+        return next(one for one in get_args(kind) if one is not NoneType)
+    return kind
 
 
 def _place(location: tuple[str | int, ...]) -> str:
@@ -274,153 +304,5 @@ def _place(location: tuple[str | int, ...]) -> str:
         if isinstance(part, int):
             made += f"[{part}]"
         else:
-            made += ("." if made else "") + _named(part)
+            made += ("." if made else "") + named(part)
     return made
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, list | dict):
-        return f"a list of {len(value)}" if isinstance(value, list) else "names with values"
-    return reprlib.repr(value)
-
-
-def _named(name: str) -> str:
-    return _short(name) if name.isprintable() else ascii(_short(name))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-# --- YAML -----------------------------------------------------------------------------------
-
-
-def _plain(data: bytes) -> Any:
-    """YAML as values that JSON has; None for an empty document."""
-    import yaml
-
-    try:
-        root = yaml.compose(data.decode(), Loader=_yaml()[0])
-        return None if root is None else _Values().of(root)
-    except UnicodeDecodeError:
-        raise _Problem("it is no UTF-8 text") from None
-    except yaml.YAMLError as error:
-        told = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
-        raise _Problem(f"it is no YAML: {told}") from None
-    except RecursionError:
-        raise _Problem("it is nested too deeply") from None
-
-
-def to_yaml(value: dict[str, Any]) -> str:
-    """Write values as YAML text that `read_yaml` gives back."""
-    import yaml
-
-    return yaml.dump(value, Dumper=_yaml()[1], sort_keys=False)
-
-
-@cache
-def _yaml() -> tuple[Any, Any]:
-    """Loader and dumper of PyYAML that know 1e-4 for a number, as YAML 1.2 does."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    number = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
-    for one in (Loader, Dumper):
-        one.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return Loader, Dumper
-
-
-class _Values:
-    """Makes values of the nodes of a YAML document, and counts them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def of(self, node: Any, depth: int = 0) -> Any:
-        """The value of a node."""
-        self.count += 1
-        if self.count > YAML_VALUES:
-            raise _at(node, "its aliases stand for too much")
-        if depth > YAML_DEPTH:
-            raise _at(node, "it is nested too deeply")
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
-        if kind == "map" and node.id == "mapping":
-            return dict(self.pairs(node, depth))
-        if kind == "seq" and node.id == "sequence":
-            return [self.of(item, depth + 1) for item in node.value]
-        if node.id == "scalar" and kind in SCALARS:
-            return SCALARS[kind](node)
-        if node.id == "scalar":
-            raise _at(node, f"{_short(node.value)!r} is a {kind}: write a text in quotes")
-        raise _at(node, f"the tag {_short(node.tag)} is not allowed")
-
-    def pairs(self, node: Any, depth: int) -> Iterator[tuple[str, Any]]:
-        """Names with values; those that are merged in come first, so that others win."""
-        own: dict[str, Any] = {}
-        for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                yield from self.merged(value, depth)
-                continue
-            name = self.of(key, depth + 1)
-            if not isinstance(name, str):
-                shown = key.value if key.id == "scalar" else _shown(name)
-                raise _at(key, f"the name {_short(shown)} is no text: write it in quotes")
-            if name in own:
-                raise _at(key, f"{_named(name)} stands there twice")
-            own[name] = self.of(value, depth + 1)
-        yield from own.items()
-
-    def merged(self, node: Any, depth: int) -> Iterator[tuple[str, Any]]:
-        """The pairs of what `<<` names: one mapping, or several of which the first wins."""
-        for one in reversed(node.value if node.id == "sequence" else [node]):
-            if one.id != "mapping":
-                raise _at(one, "<< takes names with values")
-            yield from self.pairs(one, depth + 1)
-
-
-def _at(node: Any, problem: str) -> _Problem:
-    return _Problem(f"line {node.start_mark.line + 1}: {problem}")
-
-
-def _decimal(node: Any) -> int:
-    text = node.value.replace("_", "")
-    if not text.lstrip("+-").isdecimal() or text.lstrip("+-")[:1] == "0" != text.lstrip("+-"):
-        raise _at(
-            node,
-            f"{node.value} would be a number that is not decimal: write it without zeros in front, "
-            "or in quotes for a text",
-        )
-    return _whole(text)
-
-
-def _truth(node: Any) -> bool:
-    if node.value.lower() not in ("yes", "true", "on", "no", "false", "off"):
-        raise _at(node, f"{_short(node.value)!r} is neither true nor false")
-    return node.value.lower() in ("yes", "true", "on")
-
-
-def _fraction(node: Any) -> float:
-    text = node.value.replace("_", "")
-    try:
-        value = float(text)
-    except ValueError:  # .inf, and 1:30.5, which is a number to the base of 60
-        value = math.nan
-    if not math.isfinite(value):
-        raise _at(node, f"{node.value} is no number that can be used, a text only in quotes")
-    return value
-
-
-SCALARS: dict[str, Any] = {
-    "str": lambda node: node.value,
-    "null": lambda node: None,
-    "bool": _truth,
-    "int": _decimal,
-    "float": _fraction,
-}

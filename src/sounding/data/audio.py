@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from ..errors import UsageError
 from . import media
 from .decode import Decoder, check_file, open_audio
 from .errors import (
@@ -90,7 +91,7 @@ def read_audio(
     Raises:
         AudioError: a missing, empty, corrupt, cut or too short file, one with NaN, infinity or
             values that no audio has, or one that ends more than 0.5 s before the segment does.
-        ValueError: `max_seconds` below `MIN_SECONDS`.
+        UsageError: `max_seconds` below `MIN_SECONDS`.
 
     Warns:
         SilentAudioWarning: the peak is below 1e-5.
@@ -98,7 +99,7 @@ def read_audio(
         IncompleteAudioWarning: audio may be missing.
     """
     if max_seconds is not None and not max_seconds >= MIN_SECONDS:
-        raise ValueError(f"max_seconds is {max_seconds}: give at least {MIN_SECONDS}, or None")
+        raise UsageError(f"max_seconds is {max_seconds}: give at least {MIN_SECONDS}, or None")
     check_segment(path, start, end)
     name = segment_name(path, start, end)
     with closing(open_audio(path)) as decoder:

@@ -23,6 +23,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from ..errors import SoundingError, UsageError
 from ..files import atomic_directory
 from ..progress import progress
 from .audio import Seconds
@@ -68,7 +69,7 @@ _COLUMNS = "file_name label split speaker accent snr_db reverb_s rate pitch dura
 COLUMNS = tuple(_COLUMNS.split())
 
 
-class EngineError(RuntimeError):
+class EngineError(SoundingError, RuntimeError):
     """espeak-ng cannot be used; the text says why and what to do."""
 
 
@@ -88,7 +89,7 @@ class CommandSet:
         seed: of everything random, the division of the voices too.
 
     Raises:
-        ValueError: values that no usable folder can be made of.
+        UsageError: values that no usable folder can be made of.
     """
 
     words: tuple[str, ...] = WORDS
@@ -104,24 +105,24 @@ class CommandSet:
 
     def __post_init__(self) -> None:
         if len(self.words) < 2 or len(set(self.words)) < len(self.words):
-            raise ValueError(f"words are {self.words}: give at least two, each once")
+            raise UsageError(f"words are {self.words}: give at least two, each once")
         if odd := [word for word in self.words if not re.fullmatch("[a-z]+", word)]:
-            raise ValueError(f"the words {odd} are not of the letters a to z: spell them so")
+            raise UsageError(f"the words {odd} are not of the letters a to z: spell them so")
         # a word without a training clip would be no class
         least = {"train": len(self.words), "validation": 1, "test": 1, "seed": 0}
         for name, count in (least | {"validation_voices": 1, "test_voices": 1}).items():
             if getattr(self, name) < count:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least {count}")
+                raise UsageError(f"{name} is {getattr(self, name)}: give at least {count}")
         held_out = self.validation_voices + self.test_voices
         if len(set(self.voices)) < len(self.voices) or len(self.voices) <= held_out:
-            raise ValueError(
+            raise UsageError(
                 f"{len(self.voices)} voices of which {held_out} are held out: give more voices, "
                 "each once, or hold out fewer"
             )
         for name, low, high in (("snr_db", -100, 100), ("seconds", 0.1, 30)):
             first, last = getattr(self, name)
             if not low <= first <= last <= high:
-                raise ValueError(
+                raise UsageError(
                     f"{name} is {(first, last)}: give the lower first, from {low} to {high}"
                 )
 
@@ -129,10 +130,10 @@ class CommandSet:
         """The voices of a split, in no other split.
 
         Raises:
-            ValueError: an unknown split.
+            UsageError: an unknown split.
         """
         if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}: use {', '.join(SPLITS)}")
+            raise UsageError(f"unknown split {split!r}: use {', '.join(SPLITS)}")
         shuffled = np.random.default_rng([self.seed, len(SPLITS)]).permutation(self.voices).tolist()
         first, last = self.validation_voices, self.validation_voices + self.test_voices
         held_out = {"validation": shuffled[:first], "test": shuffled[first:last]}
@@ -164,11 +165,11 @@ def make_commands(root: Path | str, config: CommandSet | None = None) -> Path:
 
     Raises:
         EngineError: espeak-ng is not installed or does not work.
-        ValueError: `root` holds something else, or a voice is unknown.
+        UsageError: `root` holds something else, or a voice is unknown.
     """
     root, config = Path(root), config or CommandSet()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} is there already, expected a new folder: give another path")
+        raise UsageError(f"{root} is there already, expected a new folder: give another path")
     _check_voices(config.voices)
     clips = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
     with atomic_directory(root) as folder, progress("spoken commands", len(clips)) as advance:
@@ -193,7 +194,7 @@ def make_clip(config: CommandSet, split: str, index: int) -> tuple[np.ndarray, d
 
     Raises:
         EngineError: espeak-ng is not installed or does not work.
-        ValueError: an unknown split, or an index below 0.
+        UsageError: an unknown split, or an index below 0.
     """
     voices = config.split_voices(split)
     rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
@@ -338,7 +339,7 @@ def _check_voices(voices: tuple[str, ...]) -> None:
     known = set(os.listdir(Path(_engine_paths()[1]) / "voices" / "!v"))
     unknown = sorted(set(voices) - known)
     if unknown:
-        raise ValueError(f"unknown voices {', '.join(unknown)}: use some of {', '.join(VOICES)}")
+        raise UsageError(f"unknown voices {', '.join(unknown)}: use some of {', '.join(VOICES)}")
 
 
 def _noise(kind: str, length: int, voices: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:

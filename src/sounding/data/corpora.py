@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from . import layouts
 from .folder import AudioFolder, Clip, DataError, Task, folder_of, load_folder
 from .hub import HUB_MARKS, hub_folder, is_hub_id
@@ -68,10 +69,10 @@ def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -
 
     Raises:
         DataError: no known layout, a part that is missing, or clips that cannot be used.
-        ValueError: an unknown layout or option.
+        UsageError: an unknown layout or option.
     """
     if layout is not None and layout not in MARKS:
-        raise ValueError(f"unknown layout {layout!r}: use one of {', '.join(MARKS)}")
+        raise UsageError(f"unknown layout {layout!r}: use one of {', '.join(MARKS)}")
     path = Path(os.path.abspath(Path(source).expanduser()))
     if not path.exists() and is_hub_id(str(source)) and layout in (None, HUB):
         return load_folder(hub_folder(str(source), **options), hash_audio=False)
@@ -81,7 +82,7 @@ def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -
     known = LAYOUTS[name].options if name in LAYOUTS else {}
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(
+        raise UsageError(
             f"the layout {name!r} has no option {', '.join(unknown)}; it has: "
             f"{', '.join(known) or 'none'}"
         )

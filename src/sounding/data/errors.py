@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import SoundingError
+
 FORMATS = "wav, flac, ogg, opus or mp3"  # the best known of them
 
 
-class AudioError(ValueError):
+class AudioError(SoundingError, ValueError):
     """An audio file or signal that cannot be used; the text says why and what to do."""
 
 
-class DataError(ValueError):
+class DataError(SoundingError, ValueError):
     """A folder of clips or a corpus that cannot be used; the text says why and what to do."""
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from ..errors import UsageError
 from .audio import (
     AudioError,
     Seconds,
@@ -98,11 +99,11 @@ def load_features(
     Raises:
         AudioError: clips that cannot be used; the text names them, all in one.
         OSError: no room for the temporary file.
-        ValueError: `rate` is not what the extractor was made for.
+        UsageError: `rate` is not what the extractor was made for.
     """
     rate = extractor.sampling_rate if rate is None else rate
     if rate != extractor.sampling_rate:
-        raise ValueError(
+        raise UsageError(
             f"rate is {rate} Hz, but {type(extractor).__name__} takes {extractor.sampling_rate} "
             "Hz: leave `rate` out"
         )
@@ -231,12 +232,12 @@ def collate(
     int64, 1 where the features are real.
 
     Raises:
-        ValueError: no features.
+        UsageError: no features.
     """
     import torch  # here, since a folder can be read and checked without it
 
     if not features:
-        raise ValueError("no features to collate: give at least one clip")
+        raise UsageError("no features to collate: give at least one clip")
     longest = max(len(one) for one in features)
     padded = torch.zeros(len(features), longest, *features[0].shape[1:])
     attention_mask = torch.zeros(len(features), longest, dtype=torch.long)
@@ -268,10 +269,10 @@ def batches(
     by length, and their batches put in random order. All of it follows from (seed, epoch).
 
     Raises:
-        ValueError: a batch size below 1.
+        UsageError: a batch size below 1.
     """
     if batch_size < 1:
-        raise ValueError(f"a batch size of {batch_size}: give at least 1")
+        raise UsageError(f"a batch size of {batch_size}: give at least 1")
     if not shuffle:
         return _cut(list(range(len(lengths))), batch_size, lengths, most)
     rng = np.random.default_rng([seed, epoch])

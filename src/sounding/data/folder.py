@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..errors import UsageError
 from ..files import sha256
 from .audio import Seconds, check_segment, segment_name
 from .errors import DataError
@@ -367,10 +368,10 @@ def subset(folder: AudioFolder, split: str, n: int, seed: int) -> list[Clip]:
 
     Raises:
         DataError: as `AudioFolder.split`.
-        ValueError: `n` below 1.
+        UsageError: `n` below 1.
     """
     if n < 1:
-        raise ValueError(f"a subset of {n} clips: give at least 1")
+        raise UsageError(f"a subset of {n} clips: give at least 1")
     clips = folder.split(split)
     keys = {folder.name(clip): _sha256(f"{seed}:{folder.name(clip)}") for clip in clips}
     classes: dict[str, list[str]] = defaultdict(list)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from ..errors import UsageError
+
 
 def known_languages(generation_config: Any) -> list[str]:
     """Return the codes of the languages that a model knows; none where it does not say.
@@ -27,7 +29,7 @@ def language_code(language: str, known: Collection[str] = ()) -> str:
         known: codes of the model's languages; empty for all that a Whisper may know.
 
     Raises:
-        ValueError: it is none of them.
+        UsageError: it is none of them.
     """
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
@@ -38,6 +40,6 @@ def language_code(language: str, known: Collection[str] = ()) -> str:
         if code in known:
             return code
     more = ": take a model of many languages, such as whisper-base" if len(known) == 1 else ""
-    raise ValueError(
+    raise UsageError(
         f"language {language!r} is not one of this model's: {', '.join(sorted(known))}{more}"
     )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
 
+from ..errors import UsageError
+
 BLANK, UNKNOWN, SPACE = "<pad>", "<unk>", "▁"  # <pad> is the blank, as in transformers
 CHARACTERS = "characters"
 INSTALL = 'pip install "sounding[asr]"'
@@ -83,19 +85,19 @@ def build_tokenizer(texts: Iterable[str], vocabulary: str = CHARACTERS) -> Any:
             (arXiv 1508.07909), as SentencePiece has them.
 
     Raises:
-        ValueError: no text, or another vocabulary.
+        UsageError: no text, or another vocabulary.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     known = sorted({text for text in texts if text})
     if not known:
-        raise ValueError("no text to make a vocabulary from: all are empty")
+        raise UsageError("no text to make a vocabulary from: all are empty")
     special = [BLANK, UNKNOWN]
     alphabet = sorted({c for text in known for c in text if c != " "})
     size = int(vocabulary) if vocabulary.isdecimal() else 0
     if vocabulary != CHARACTERS and size < len(alphabet) + 4:
-        raise ValueError(
+        raise UsageError(
             f"vocabulary is {CHARACTERS!r}, or a number of tokens from {len(alphabet) + 4} on "
             f"(these texts have {len(alphabet)} characters); got {vocabulary!r}"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.text import BLANK, SPACE, UNKNOWN, collapse, spelled
+from ..errors import UsageError
 from ..files import open_regular
 
 LM_WEIGHT = 1.5
@@ -32,7 +33,7 @@ class BeamDecoder:
 
     Raises:
         ModuleNotFoundError: flashlight-text is not installed; the text says how to install it.
-        ValueError: a beam below 1, a file that is no ARPA model, or pieces of words as tokens
+        UsageError: a beam below 1, a file that is no ARPA model, or pieces of words as tokens
             with a model of words.
     """
 
@@ -45,7 +46,7 @@ class BeamDecoder:
         lm_weight: float = LM_WEIGHT,
     ) -> None:
         if beam < 1:
-            raise ValueError(f"a beam of {beam}: give at least 1")
+            raise UsageError(f"a beam of {beam}: give at least 1")
         self.tokens = list(tokens)
         self.words: Any = None
         if lm is None:
@@ -85,17 +86,17 @@ class BeamDecoder:
     def _with_words(self, beam: int, path: Path, weight: float) -> Any:
         lib, dictionary = _flashlight()
         if any(len(token) > 1 for token in self.tokens if token not in (BLANK, UNKNOWN)):
-            raise ValueError("a language model of words needs a vocabulary of characters")
+            raise UsageError("a language model of words needs a vocabulary of characters")
         words = [word for word in _unigrams(path) if word not in ("<s>", "</s>", UNKNOWN)]
         spelled = {word: s for word in words if (s := self._spell(word)) is not None}
         if not spelled:
-            raise ValueError(f"{path} has no word that can be spelled with the model's tokens")
+            raise UsageError(f"{path} has no word that can be spelled with the model's tokens")
         self.words = dictionary.create_word_dict({word: [[word]] for word in (*spelled, UNKNOWN)})
         try:
             model = _kenlm()(str(path), self.words)
         except RuntimeError as error:  # its last line has the reason and the place
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{path} is damaged as an ARPA language model: {reason}") from None
+            raise UsageError(f"{path} is damaged as an ARPA language model: {reason}") from None
         trie = lib.Trie(len(self.tokens), self.tokens.index(SPACE))
         start = model.start(False)
         for word, spelling in spelled.items():
@@ -139,9 +140,9 @@ def _unigrams(path: Path) -> list[str]:
                 elif inside and line:
                     found.append(line.split("\t")[1])
     except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as an ARPA language model: {error}") from None
+        raise UsageError(f"{path} cannot be read as an ARPA language model: {error}") from None
     if not found:
-        raise ValueError(f"{path} is no ARPA language model: it has no 1-grams")
+        raise UsageError(f"{path} is no ARPA language model: it has no 1-grams")
     return found
 
 

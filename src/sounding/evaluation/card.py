@@ -26,13 +26,8 @@ def model_card(run: Run, sweep: Sweep, macs: Macs, *, notes: str = "") -> str:
         {"type": r.metric, "value": round(r.value, 4), "name": f"{r.metric} at k = {r.kept_layers}"}
         for r in sorted(best, key=lambda r: r.kept_layers)
     ]
-    kind, what = "audio-classification", "An audio classifier"
-    knows = f"Classes: {', '.join(in_markdown(label) for label in run.labels)}"
-    if run.tokenizer is not None:
-        by_ctc = run.config.recognition == "ctc"
-        kind = "automatic-speech-recognition"
-        what = f"A speech recognizer ({'CTC' if by_ctc else 'its own decoder'})"
-        knows = f"Tokens: {len(run.tokenizer)}"
+    kind, (heading, known) = run.task.pipeline_tag, run.task.knows()
+    knows = f"{heading}: {', '.join(map(in_markdown, known))}"
     task = {"type": kind}
     name, backbone = one_line(header["data"]["name"]), one_line(run.config.backbone)
     dataset = {"type": name, "name": name}
@@ -56,7 +51,7 @@ def model_card(run: Run, sweep: Sweep, macs: Macs, *, notes: str = "") -> str:
 
 # {in_markdown(backbone)}, {run.dynamic.num_layers} layers, any k of them
 
-{what} whose encoder runs only the layers that a selector keeps (IDLD-style, after
+{run.task.title} whose encoder runs only the layers that a selector keeps (IDLD-style, after
 arXiv 2507.07954): the budget k may change with every call.
 
 ```python

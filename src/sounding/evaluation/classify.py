@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..budget import Budget, kept_layers, mean_layers
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
 from ..runs.run import Run
 from ..runtime.answer import Answer, not_finite
-from .predict import predict
+from .predict import exact_or_mean, predict
 
 
 def classify(
     run: Run,
     files: Sequence[Path | str],
-    budget: Budget = None,
+    budget: Any = None,
     *,
     max_seconds: Seconds | None = None,
 ) -> Iterator[Answer]:
@@ -33,11 +33,7 @@ def classify(
             comes; ask for the others again.
     """
     layers = run.dynamic.num_layers
-    asked: int | str
-    if isinstance(budget, str) and mean_layers(budget, layers=layers) is not None:
-        asked = budget
-    else:
-        (asked,) = kept_layers(budget, layers=layers, batch=1)
+    asked = exact_or_mean(budget, layers)
     for file in files:
         features = load_features(
             [Clip(Path(file), "", "test")], run.extractor, max_seconds=max_seconds

@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UsageError
 from ..files import atomic_path
+from ..methods.looks import MEAN, looks
+from ..tasks import metric_title
 from .shown import in_plot
 from .sweep import Sweep
-from .table import METHODS, METRICS, sorted_rows
-
-COLORS = {
-    "full": "#444444", "first": "#8c8c8c", "random": "#d98c1f", "early-exit": "#3b7dd8",
-    "dld": "#7a5c00", "i3d": "#1f9e89", "static": "#7b4fc9",
-    "i3d-mean": "#7fd1c3", "early-exit-mean": "#8fb8ec", "input-mean": "#e884a8",
-    "input": "#c2255c",
-}  # fmt: skip
+from .table import sorted_rows
 
 
 def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
@@ -29,7 +25,7 @@ def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
     """
     figure, axes = subplots(1, 1, (7, 4.5))
     axis = axes[0, 0]
-    for method, name in METHODS.items():
+    for method, look in looks().items():
         rows = [row for row in sorted_rows(sweep) if row.method == method]
         if not rows:
             continue
@@ -39,14 +35,14 @@ def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
         if len(rows) == 1:
             axis.errorbar(
                 x, y, yerr=[[y[0] - low[0]], [high[0] - y[0]]], fmt="D", ms=7, capsize=3,
-                color=COLORS[method], label=name, zorder=3,
+                color=look.color, label=look.label, zorder=3,
             )  # fmt: skip
         else:
-            axis.plot(x, y, "o-", ms=5, lw=2, color=COLORS[method], label=name)
-            axis.fill_between(x, low, high, color=COLORS[method], alpha=0.12, lw=0)
+            axis.plot(x, y, "o-", ms=5, lw=2, color=look.color, label=look.label)
+            axis.fill_between(x, low, high, color=look.color, alpha=0.12, lw=0)
     axis.set_xlabel("million multiply-accumulates per clip (front end, selector and head included)")
     metric = sweep.rows[0].metric
-    axis.set_ylabel(f"{METRICS[metric]} (%)")
+    axis.set_ylabel(f"{metric_title(metric)} (%)")
     data = sweep.header["data"]
     axis.set_title(
         f"{in_plot(data['name'])}: {sweep.header['clips']} {data['split']} clips", loc="left"
@@ -63,13 +59,12 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
     Budgets at which all clips run the same layers are left out, if there are others.
 
     Raises:
-        ValueError: the sweep has no input-driven rows.
+        UsageError: the sweep has no input-driven rows.
         ModuleNotFoundError: as `plot_accuracy`.
     """
-    panels = {n: m for n, m in sweep.masks.items() if n.split("/")[0] in ("input", "input-mean")}
-    panels = {n: m for n, m in panels.items() if len(set(m)) > 1} or panels
+    panels = _chosen_masks(sweep)
     if not panels:
-        raise ValueError("the sweep has no budget at which the layers depend on the input")
+        raise UsageError("the sweep has no budget at which the layers depend on the input")
     labels = np.array(sweep.masks["labels"])
     figure, axes = subplots(1, len(panels), (1.6 + 1.5 * len(panels), 6))
     for axis, (name, masks) in zip(axes[0], panels.items(), strict=True):
@@ -79,7 +74,7 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
             ran[order], aspect="auto", interpolation="nearest", cmap="PuRd", vmin=0, vmax=1.2
         )
         method, _, k = name.partition("/")
-        axis.set_title(f"mean {k}" if method.endswith("-mean") else f"k = {k}")
+        axis.set_title(f"mean {k}" if method.endswith(MEAN) else f"k = {k}")
         axis.set_xticks(range(ran.shape[1]))
         axis.set_xlabel("layer")
         names, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
@@ -89,6 +84,17 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
         axis.set_yticks(first + counts / 2 - 0.5, shown)
     figure.suptitle("Layers that ran, one line a clip", x=0.02, ha="left")
     _save(figure, path)
+
+
+def _chosen_masks(sweep: Sweep) -> dict[str, list[str]]:
+    """Of the last method of the table that keeps which layers it chose: by row, where they vary."""
+    names = [name for name in looks() if any(n.startswith(f"{name}/") for n in sweep.masks)]
+    methods = [name for name in names if not name.endswith(MEAN)]
+    if not methods:
+        return {}
+    shown = (methods[-1], methods[-1] + MEAN)
+    panels = {n: m for n, m in sweep.masks.items() if n.split("/")[0] in shown}
+    return {n: m for n, m in panels.items() if len(set(m)) > 1} or panels
 
 
 def need_matplotlib() -> None:

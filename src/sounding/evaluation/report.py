@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import UsageError
 from ..files import write_json, write_text
 from ..model.macs import count_macs
+from ..registry import METHODS
 from ..runs.run import Run
 from .card import model_card
 from .plots import need_matplotlib, plot_accuracy, plot_layers
@@ -36,7 +38,7 @@ def write_sweep(
         notes: on the data, for the card.
 
     Raises:
-        ValueError: a plot that cannot be drawn.
+        UsageError: a plot that cannot be drawn.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if json is not None:
@@ -53,7 +55,7 @@ def write_sweep(
 
 def _plot(sweep: Sweep, directory: Path) -> None:
     drawn = {"accuracy.png": plot_accuracy}
-    if any(name.startswith("input/") for name in sweep.masks):
+    if any(name.split("/")[0] in METHODS for name in sweep.masks):
         drawn["layers.png"] = plot_layers
     failed = []
     for name, plot in drawn.items():
@@ -64,7 +66,7 @@ def _plot(sweep: Sweep, directory: Path) -> None:
         except Exception as error:  # of matplotlib, whatever it is: no figure is worth the sweep
             failed.append(f"{directory / name} cannot be drawn ({error})")
     if failed:
-        raise ValueError(f"{'; '.join(failed)}: all else is written")
+        raise UsageError(f"{'; '.join(failed)}: all else is written")
 
 
 def check_outputs(
@@ -77,14 +79,14 @@ def check_outputs(
         plots: a directory for plots.
 
     Raises:
-        ValueError: a directory in the place of a file, a file in that of a directory, or no
+        UsageError: a directory in the place of a file, a file in that of a directory, or no
             permission; the text names it.
         ModuleNotFoundError: plots without matplotlib.
     """
     for file in files:
         if file is not None:
             if Path(file).is_dir():
-                raise ValueError(f"{file} is a directory: give the name of a file")
+                raise UsageError(f"{file} is a directory: give the name of a file")
             _check_directory(Path(file).absolute().parent)
     if plots is not None:
         need_matplotlib()
@@ -95,6 +97,6 @@ def _check_directory(directory: Path) -> None:
     """Refuse a directory that cannot be written to, or made."""
     there = next(path for path in (directory, *directory.parents) if path.exists())
     if not there.is_dir():
-        raise ValueError(f"{there} is a file: {directory} cannot be a directory")
+        raise UsageError(f"{there} is a file: {directory} cannot be a directory")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} cannot be written to: choose another place")
+        raise UsageError(f"{there} cannot be written to: choose another place")

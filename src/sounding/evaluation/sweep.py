@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..budget import Budget
 from ..data.features import FeatureSet, batches
 from ..data.folder import COLUMNS, AudioFolder
-from ..data.text import character_errors
+from ..errors import UsageError
 from ..model.macs import Macs, count_macs
 from ..policies.masks import random_masks
 from ..progress import progress
 from ..runs.run import Run, provenance, trained_with
-from ..tasks.kinds import Tags, Targets
+from ..tasks.base import Targets
 from ..training.fitting import check_words, tell_test, writes
 from ..typed import read_json
-from .predict import RANDOM, predict
-from .statistics import Interval, precision_interval, ratio_bootstrap, speaker_groups, wilson
+from .predict import predict
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
 
@@ -37,12 +37,13 @@ class Row:
     """One method at one budget.
 
     Attributes:
-        method: "full", "first" (the first k layers of the model trained at full depth),
-            or the run's method; with "-mean" behind it for mean budgets.
+        method: the run's method, or how that calls itself below full depth ("first"); with "-mean"
+            behind it for mean budgets.
         kept_layers: k, as asked for; the mean asked for where the method ends in "-mean".
-        metric, value, ci_low, ci_high: "accuracy" from 0 to 1 with its 95 % interval over the
-            clips (Wilson), "map" (bootstrap over clips) or "wer" (bootstrap; over speakers where
-            there are 10 or more); for "random" the mean over the masks.
+        metric, value, ci_low, ci_high: the score of the run's task with its 95 % interval:
+            "accuracy" from 0 to 1 (Wilson, over the clips), "map" (bootstrap over clips), "wer"
+            (bootstrap; over speakers where there are 10 or more), ...; for "random" the mean over
+            the masks.
         macs: multiply-accumulates of a clip of median length, the selector's included.
         macs_share: of those at full depth without a selector.
         latency_ms: median of one clip of median length at a time; an illustration.
@@ -91,7 +92,7 @@ class Sweep:
         """Read what `to_json` gave.
 
         Raises:
-            ValueError: not such a file.
+            UsageError: not such a file.
         """
         return read_json(path, cls, what="is not the JSON of a sweep")
 
@@ -112,13 +113,13 @@ def sweep(
         seed: of the random masks and of the order of the timings.
 
     Raises:
-        ValueError: no run, two of one method, a run trained on other classes, or rounds or a seed
+        UsageError: no run, two of one method, a run trained on other classes, or rounds or a seed
             below 0.
         DataError, AudioError: clips that cannot be used.
     """
     _check(runs, folder)
     if min(rounds, seed) < 0:
-        raise ValueError(f"rounds and seed are 0 or more; got {rounds} and {seed}")
+        raise UsageError(f"rounds and seed are 0 or more; got {rounds} and {seed}")
     clips = folder.split(split)
     check_words(folder, split)
     rows: list[Row] = []
@@ -142,11 +143,11 @@ def sweep(
                 row = _row(run, k, found, targets, macs)
                 rows.append(row)
                 timed.append((run, k, median))
-                if row.method == "input" and k < layers:
-                    masks[f"input/{k}"] = _texts(found.executed[0])
+                if run.method.shows_layers and k < layers:
+                    masks[f"{row.method}/{k}"] = _texts(found.executed[0])
                 show(k, f"{row.method} k={k} {row.value:.3f}")
             for done, mean in enumerate(asked, layers + 1):
-                budget = f"mean:{mean}"
+                budget = Budget.mean(mean)
                 found = _answers(run, features, targets, budget, batch_size, seed)
                 means.append(_mean_row(run, mean, found, targets, macs))
                 masks[f"{means[-1].method}/{mean}"] = _texts(found.executed[0])
@@ -167,18 +168,18 @@ def sweep(
 
 def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
     if not runs:
-        raise ValueError("nothing to sweep: give at least one run")
+        raise UsageError("nothing to sweep: give at least one run")
     methods = [run.config.method for run in runs]
     if len(set(methods)) < len(methods):
-        raise ValueError(f"more than one run of a method ({', '.join(methods)}): sweep them apart")
+        raise UsageError(f"more than one run of a method ({', '.join(methods)}): sweep them apart")
     for run in runs:
-        if run.info.get("task", "classification") != folder.task:
-            raise ValueError(
+        if run.task.data != folder.task:
+            raise UsageError(
                 f"{folder.root} has a column {COLUMNS[folder.task]!r}, which the "
                 f"{run.config.method} run was not trained for: give the data that it was trained on"
             )
-        if run.tokenizer is None and run.labels != list(folder.labels):
-            raise ValueError(
+        if run.labels != run.task.labels_of(folder, run.tokenizer):
+            raise UsageError(
                 f"the {run.config.method} run knows the classes {', '.join(run.labels)}, but "
                 f"{folder.root} has {', '.join(folder.labels)}: give the data that it "
                 "was trained on"
@@ -189,33 +190,30 @@ def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
 class BudgetResult:
     """Of all clips at one budget, for each draw of random masks.
 
-    Shape: errors [draws, clips], executed [draws, clips, layers] bool, scores [clips, labels] for
-    clips with several labels, of the first draw.
+    Shape: errors [draws, clips], executed [draws, clips, layers] bool; details [clips, ...], of the
+    first draw, as `Task.details`.
     """
 
     errors: np.ndarray
     executed: Tensor
-    scores: np.ndarray | None
-    letters: int  # errors in characters, of the first draw
+    details: np.ndarray | None
 
 
 def _answers(
-    run: Run, features: FeatureSet, targets: Targets, k: int | str, batch_size: int, seed: int
+    run: Run, features: FeatureSet, targets: Targets, k: int | Budget, batch_size: int, seed: int
 ) -> BudgetResult:
     layers = run.dynamic.num_layers
     masks: Tensor | None = None
     draws = 1
-    if isinstance(k, int) and run.config.method in RANDOM and k < layers:
+    if isinstance(k, int) and run.method.draws_masks and k < layers:
         draws = DRAWS
         masks = random_masks(np.random.default_rng([seed, k]), draws * len(features), layers, k)
         masks = masks.view(draws, len(features), layers)
     errors = np.zeros((draws, len(features)))
     executed = torch.zeros(draws, len(features), layers, dtype=torch.bool)
-    several = isinstance(run.task, Tags)
-    scores = np.zeros((len(features), len(run.labels))) if several else None
-    letters = 0
+    details: dict[int, np.ndarray] = {}
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
-    size = batch_size if run.batches else 1
+    size = batch_size if run.task.batches else 1
     for draw in range(draws):
         for rows in batches(order, size, seed=0, epoch=0, shuffle=False):
             index = [order[i] for i in rows]
@@ -223,40 +221,25 @@ def _answers(
             predicted = predict(run, batch, k, None if masks is None else masks[draw, index])
             some = [targets[i] for i in index]
             errors[draw, index] = run.task.count(predicted.texts, some)
-            if run.task.metric == "wer" and draw == 0:
-                letters += sum(
-                    map(character_errors, (target.text for target in some), predicted.texts)
-                )
             executed[draw, index] = predicted.executed
-            if scores is not None and predicted.logits is not None and draw == 0:
-                scores[index] = predicted.logits.float().numpy()
-    return BudgetResult(errors, executed, scores, letters)
-
-
-def _value(run: Run, found: BudgetResult, targets: Targets) -> tuple[str, Interval]:
-    """The metric, and its value with the interval."""
-    if found.scores is not None:
-        assert isinstance(run.task, Tags)
-        return "map", precision_interval(found.scores, run.task.wanted(targets).numpy())
-    if run.task.metric == "wer":
-        weight = np.array([run.task.weight(target) for target in targets])
-        groups = speaker_groups([target.speaker for target in targets])
-        return "wer", ratio_bootstrap(found.errors.mean(0), weight, groups=groups)
-    value = float(1 - found.errors.mean())
-    return "accuracy", Interval(value, *wilson(value, found.errors.shape[1]))
+            found = run.task.details(predicted, some) if draw == 0 else None
+            if found is not None:
+                details |= dict(zip(index, found, strict=True))
+    in_order = np.array([details[i] for i in sorted(details)]) if details else None
+    return BudgetResult(errors, executed, in_order)
 
 
 def _row(run: Run, k: int, found: BudgetResult, targets: Targets, macs: Macs) -> Row:
-    layers, method, executed = run.dynamic.num_layers, run.config.method, found.executed
-    metric, (value, low, high) = _value(run, found, targets)
-    cost = macs.of(executed.flatten(0, 1), selector=method in ("input", "i3d") and k < layers)
+    layers, method, executed = run.dynamic.num_layers, run.method, found.executed
+    score = run.task.score(found.errors, found.details, targets)
+    cost = macs.of(executed.flatten(0, 1), selector=k < layers)
     return Row(
-        method="first" if method == "full" and k < layers else method,
+        method=method.below[0] if method.below and k < layers else method.name,
         kept_layers=k,
-        metric=metric,
-        value=value,
-        ci_low=low,
-        ci_high=high,
+        metric=score.metric,
+        value=score.value,
+        ci_low=score.low,
+        ci_high=score.high,
         macs=cost,
         macs_share=cost / macs.full,
         latency_ms=None,
@@ -264,17 +247,17 @@ def _row(run: Run, k: int, found: BudgetResult, targets: Targets, macs: Macs) ->
         executed_layers=float(executed.sum(-1).double().mean()),
         layer_use=executed.double().mean((0, 1)).tolist(),
         draws=len(executed),
-        cer=found.letters / sum(len(g.text) for g in targets) if metric == "wer" else None,
+        cer=score.cer,
     )
 
 
 def _mean_row(run: Run, mean: int, found: BudgetResult, targets: Targets, macs: Macs) -> Row:
     row = _row(run, mean, found, targets, macs)
     cost = row.macs
-    if run.config.method != "i3d":  # an answer after each layer, to see whether it is sure
+    if not run.dynamic.policy.serves(Budget.mean(mean)):  # an answer after each layer decides
         depth = found.executed[0].sum(1).double()
         cost += (macs.exit or macs.head) * float(depth.clamp(max=run.dynamic.num_layers - 1).mean())
-        cost -= macs.selector if run.config.method == "input" else 0
+        cost -= macs.selector
     return replace(row, method=f"{run.config.method}-mean", macs=cost, macs_share=cost / macs.full)
 
 

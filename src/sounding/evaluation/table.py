@@ -10,39 +10,26 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from ..methods.looks import looks
+from ..tasks import metric_title
 from .shown import one_line
 from .sweep import Row, Sweep
 
-METHODS = {  # in the order of the table; what people read
-    "full": "full depth",
-    "first": "first k layers",
-    "random": "random dropping",
-    "dld": "random (DLD)",
-    "i3d": "gates (I3D)",
-    "i3d-mean": "I3D, mean",
-    "early-exit": "early exit",
-    "early-exit-mean": "early exit, mean",
-    "static": "static scores",
-    "input": "input-driven",
-    "input-mean": "input, mean",
-}
-METRICS = {"accuracy": "accuracy", "wer": "WER", "map": "mAP"}  # as people read them
-
 
 def _columns(sweep: Sweep) -> tuple[str, ...]:
-    metric = METRICS[sweep.rows[0].metric]
+    metric = metric_title(sweep.rows[0].metric)
     return ("method", "k", metric, "95 % CI", "MACs", "of full", "latency", "of full")
 
 
 def sorted_rows(sweep: Sweep) -> list[Row]:
     """Rows by method, then from few layers to many."""
-    order = list(METHODS)
+    order = list(looks())
     return sorted(sweep.rows, key=lambda row: (order.index(row.method), row.kept_layers))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
-        METHODS[row.method],
+        looks()[row.method].label,
         f"{row.executed_layers:.2f}" if row.method.endswith("-mean") else str(row.kept_layers),
         f"{100 * row.value:.1f} %",
         f"{100 * row.ci_low:.1f}-{100 * row.ci_high:.1f}",

@@ -41,7 +41,6 @@ from .parts import OPSET, ExportError, Parts, check, export_parts
 from .quantize import Feed, part_feeds, quantize
 from .validate import SECONDS, Difference, faster, sound, validate
 
-MASKED = ("random", "dld")  # methods without a selector of their own
 LARGEST = 2**31 - 1  # bytes of an ONNX file
 
 
@@ -130,8 +129,8 @@ def export(
 
 def _refuse(run: Run, out: Path, split: bool, mask: Sequence[bool] | None) -> None:
     layers = run.dynamic.num_layers
-    if run.config.recognition == "decoder" and run.tokenizer is not None:
-        raise ExportError("a decoder writes a text token by token: export a run that uses CTC")
+    if run.task.runtime is None:
+        raise ExportError(run.task.no_export)
     if split and mask is not None:
         raise ExportError("a fixed mask is one plain graph: give --split or a mask, not both")
     if split and out.suffix == ".onnx":
@@ -142,7 +141,7 @@ def _refuse(run: Run, out: Path, split: bool, mask: Sequence[bool] | None) -> No
         raise ExportError(
             f"a mask has {layers} digits, one a layer, and keeps at least one; got {len(mask)}"
         )
-    if mask is None and run.config.method in MASKED:
+    if mask is None and run.method.draws_masks:
         raise ExportError(
             f"a run of method {run.config.method!r} has no selector, it was trained for masks from "
             "outside: export one of them with --mask or --layers"
@@ -151,7 +150,7 @@ def _refuse(run: Run, out: Path, split: bool, mask: Sequence[bool] | None) -> No
 
 def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
     """What the exported model will say of itself."""
-    extractor, selector = run.extractor, run.dynamic.selector
+    extractor, policy = run.extractor, run.dynamic.policy
     features = feature_settings(extractor)
     limit, window = LIMIT_SECONDS, run.dynamic.backbone.window(run.dynamic.base)
     if window is not None:
@@ -160,14 +159,14 @@ def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
     names = ("torch", "transformers", "onnx", "onnxruntime")
     return Metadata(
         format=FORMAT,
-        task=run.info.get("task", "classification"),
+        task=run.task.runtime or run.task.data,
         labels=run.labels,
         rate=extractor.sampling_rate,
         features=features,
         limit_seconds=limit,
         max_seconds=run.config.max_seconds,
         layers=run.dynamic.num_layers,
-        selector=str(selector.kind),
+        selector=policy.kind,
         mask=None if mask is None else [bool(kept) for kept in mask],
         mean_budgets=[] if mask is not None else list(run.dynamic.mean_budgets),
         macs=_macs(run, limit),
@@ -178,7 +177,8 @@ def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
         commit=provenance()["commit"],
         versions={name: version(name) for name in names},
         opset=OPSET,
-        confidence="sigmoid" if run.dynamic.several else "softmax",
+        reads_threshold=policy.reads_threshold,
+        confidence=run.task.confidence_by,
     )
 
 
@@ -234,9 +234,7 @@ def write(parts: Parts, meta: Metadata, path: Path, *, split: bool) -> None:
         _save(static_graph(parts, meta.mask), path, meta)
     else:
         mean = bool(meta.mean_budgets)
-        graph = dynamic_graph(
-            parts, mean=mean, kind=meta.selector, several=meta.confidence == "sigmoid"
-        )
+        graph = dynamic_graph(parts, mean=mean, several=meta.confidence == "sigmoid")
         _save(graph, path, meta)
 
 

@@ -119,16 +119,17 @@ def branch_output(output: str, branch: str) -> str:
     return f"{output}/{branch}/out"
 
 
-def dynamic_graph(parts: Parts, *, mean: bool, kind: str, several: bool = False) -> onnx.ModelProto:
+def dynamic_graph(parts: Parts, *, mean: bool, several: bool = False) -> onnx.ModelProto:
     """The graph that chooses its own layers.
 
     Args:
         mean: whether it has an input `threshold` for mean budgets; infinite means off.
-        kind: of the selector.
         several: whether an input may have several classes, each a yes or no by itself.
     """
     graph, layers = Graph(), len(parts.layers)
-    stops = mean and kind != "gates"  # by the confidence of its answers, without the selector
+    stops = (
+        mean and not parts.reads_threshold
+    )  # by the confidence of its answers, without the selector
     nodes = _front(graph, parts) + _modes(graph, layers, mean=mean, stops=stops)
     for index in range(layers):
         if index == parts.after:

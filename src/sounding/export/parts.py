@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,17 +29,18 @@ from onnx import numpy_helper
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from ..errors import SoundingError
+from ..model.call import Call, activate
 from ..model.dynamic import DynamicModel
-from ..model.executor import Call, activate, uncompiled
-from ..policies.pooling import pool
-from ..policies.selectors import GateSelector, InputSelector, Selector, StaticSelector
+from ..model.layer import uncompiled
+from ..policies import Policy
 
 OPSET = 20
 EXAMPLES = ((2, 0.7), (3, 1.0))  # (batch, seconds): what differs between the two is dynamic
 DYNAMIC = torch.export.Dim.DYNAMIC
 
 
-class ExportError(ValueError):
+class ExportError(SoundingError, ValueError):
     """A run that cannot be exported; the text says why and what to do."""
 
 
@@ -53,6 +53,7 @@ class Parts:
             other.
         skips: empty where a skipped layer is the identity.
         after: layers that run before the selector reads.
+        reads_threshold: whether the selector reads the threshold of mean budgets.
         extras: number of further inputs of a layer.
         batches: whether a part of the inputs can be taken out of a batch: the first dimension of
             each extra is the batch, or none.
@@ -65,6 +66,7 @@ class Parts:
     skips: list[onnx.ModelProto]
     heads: dict[int, onnx.ModelProto]
     after: int
+    reads_threshold: bool
     extras: int
     batches: bool
     per_input: list[bool]
@@ -121,11 +123,12 @@ def export_parts(dynamic: DynamicModel) -> Parts:
     heads[len(layers)] = to_onnx(OwnHead(dynamic), state_input, ["logits"])
     return Parts(
         front=front,
-        selector=export_selector(dynamic.selector, state_input),
+        selector=export_policy(dynamic.policy, state_input),
         layers=layers,
         skips=skips,
         heads=heads,
-        after=getattr(dynamic.selector, "after", 0),
+        after=dynamic.policy.after,
+        reads_threshold=dynamic.policy.reads_threshold,
         extras=len(extras),
         batches=all(own or 0 not in dims for own, dims in zip(per_input, varies, strict=True)),
         per_input=per_input,
@@ -141,17 +144,15 @@ def check(dynamic: DynamicModel) -> None:
     kind = type(dynamic.model).__name__
     if dynamic.model.dtype != torch.float32:
         raise ExportError(f"the weights are {dynamic.model.dtype}: load the model in float32")
-    if dynamic._has_decoder():
+    if dynamic.has_decoder:
         raise ExportError(f"a {kind} has a decoder: only encoders with a head can be exported")
     if getattr(dynamic.model.config, "use_weighted_layer_sum", False):
         raise ExportError("use_weighted_layer_sum answers from all hidden states: no export")
-    selector = dynamic.selector
-    if not isinstance(selector, Selector):
-        raise ExportError(f"a selector of your own ({type(selector).__name__}) has no export")
-    if isinstance(selector, GateSelector) and selector.scope == "local":
+    if dynamic.policy.graph() is None:
         raise ExportError(
-            'gates of scope "local" are read before each layer and have no export: train with '
-            "--set gates=global, or export one fixed mask with --mask"
+            f"a policy {dynamic.policy.kind!r} as this one has no export (as gates of scope "
+            '"local", which are read before each layer): train with --set gates=global, or export '
+            "one fixed mask with --mask"
         )
 
 
@@ -166,7 +167,7 @@ def _entered(dynamic: DynamicModel, features: Tensor) -> tuple[Tensor, dict[str,
     call = Call(
         stack=dynamic.stack,
         base=dynamic.base,
-        backbone=_AnyLength(dynamic.backbone),  # type: ignore[arg-type]
+        backbone=_AnyLength(dynamic.backbone),
         plan=lambda: lambda *_: (torch.empty(0), None),  # never asked
         skip=dynamic.skip,
         entered=lambda *given: found.extend(given),
@@ -291,54 +292,14 @@ class ExitHead(nn.Module):
         return self.exits(state, None, 1)
 
 
-class Mask(nn.Module):
-    """The layers that a selector keeps."""
-
-    def __init__(self, selector: Selector) -> None:
-        super().__init__()
-        self.selector = selector
-
-    def forward(self, state: Tensor, k: Tensor) -> Tensor:
-        """Shape: state [batch, frames, width], k [batch] -> [batch, layers] bool."""
-        selector = self.selector
-        if isinstance(selector, StaticSelector):
-            return highest(selector.scores(state, None, k), k)
-        assert isinstance(selector, InputSelector)
-        return highest(selector.scores_of(pool(state, None), k), k)
-
-
-class GateMask(nn.Module):
-    """The layers that global gates keep: k of them, or those above a finite threshold."""
-
-    def __init__(self, selector: GateSelector) -> None:
-        super().__init__()
-        self.selector = selector
-
-    def forward(self, state: Tensor, k: Tensor, threshold: Tensor) -> Tensor:
-        """Shape: state [batch, frames, width], k [batch], threshold [] -> [batch, layers] bool."""
-        logits = self.selector.logits(state, None)
-        best = highest(logits, torch.ones_like(k))
-        mean = threshold < math.inf
-        # ONNX Runtime has no `Where` of bool
-        return (mean & ((logits > threshold) | best)) | (~mean & highest(logits, k))
-
-
-def highest(scores: Tensor, k: Tensor) -> Tensor:
-    """As `top_k_mask`, without a sort, which ONNX does not promise to be stable."""
-    one, other = scores[:, :, None], scores[:, None, :]
-    index = torch.arange(scores.shape[1])
-    earlier = index[None, :] < index[:, None]
-    rank = ((other > one) | ((other == one) & earlier)).sum(-1)
-    return rank < k[:, None]
-
-
-def export_selector(selector: Any, state: dict[str, Any]) -> onnx.ModelProto:
-    """The graph of a selector, from an example of a state (as `to_onnx`)."""
+def export_policy(policy: Policy, state: dict[str, Any]) -> onnx.ModelProto:
+    """Trace the choice of a policy, from an example of a state (as `to_onnx`)."""
     inputs = state | {"k": (torch.tensor([1, 2]), {0: DYNAMIC})}
-    if isinstance(selector, GateSelector):
+    if policy.reads_threshold:
         inputs |= {"threshold": (torch.tensor(0.5), {})}
-        return to_onnx(GateMask(selector), inputs, ["mask"])
-    return to_onnx(Mask(selector), inputs, ["mask"])
+    graph = policy.graph()
+    assert graph is not None  # refused by `check`
+    return to_onnx(graph, inputs, ["mask"])
 
 
 def _alike(

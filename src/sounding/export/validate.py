@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from ..budget import Budget
 from ..data.features import extract
 from ..evaluation.predict import predict_logits
 from ..runs.run import Run
@@ -71,16 +72,16 @@ def validate(run: Run, model: Model, *, exact: bool) -> Difference:
     return Difference(max(errors), sum(agreeing), len(agreeing), sum(other))
 
 
-def budgets(model: Model) -> list[int | str | None]:
+def budgets(model: Model) -> list[int | Budget | None]:
     """Every number of kept layers, and the calibrated mean budgets."""
     if model.meta.mask is not None:
         return [None]
-    means = [f"mean:{mean}" for mean, _ in model.meta.mean_budgets]
+    means = [Budget.mean(mean) for mean, _ in model.meta.mean_budgets]
     return [*range(1, model.meta.layers + 1), *means]
 
 
 def reference(
-    run: Run, features: np.ndarray, budget: int | str | None, mask: list[bool] | None
+    run: Run, features: np.ndarray, budget: int | Budget | None, mask: list[bool] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """PyTorch's answer to the features of one clip.
 

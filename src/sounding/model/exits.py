@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..policies.pooling import float_dtype, frame_mean
+from .derive import original_class
+from .heads import CLASSIFIERS, CTC, head_of, is_a
 
 HEAD_WIDTH = 256  # as the classification heads of transformers
 
@@ -65,7 +68,7 @@ class ExitHeads(nn.Module):
         """
         kept = executed.sum(1)
         logits = own
-        for k in kept.unique().tolist():
+        for k in sorted(set(kept.tolist())):
             if k < self.layers:
                 rows = (kept == k).nonzero().squeeze(1).to(state.device)
                 valid = None if frame_mask is None else frame_mask[rows]
@@ -76,3 +79,19 @@ class ExitHeads(nn.Module):
     def macs(self, frames: int) -> int:
         """Multiply-accumulates of one answer for one input of so many frames."""
         return frames * HEAD_WIDTH * (self.width + self.labels)
+
+
+def new_exits(model: Any, layers: int, width: int) -> ExitHeads:
+    """Make the exits of a classifier or a CTC model, to be trained.
+
+    Raises:
+        UsageError: another kind of model.
+    """
+    head = head_of(model)
+    if is_a(head, *CLASSIFIERS):
+        return ExitHeads(layers, width, head.config.num_labels)
+    if is_a(head, CTC):
+        return ExitHeads(layers, width, head.config.vocab_size, pooled=False)
+    raise UsageError(
+        f"exits are heads of a classifier or for CTC, not of a {original_class(model).__name__}"
+    )

@@ -1,26 +1,29 @@
-"""The decoder of an encoder-decoder model: which of its layers `generate` runs.
+"""`generate` of a dynamic model: some layers of the encoder, and some of the decoder.
 
 An input keeps its decoder layers for its whole generation, so inputs with the same mask can be
-generated together: each group goes through the model's own `generate`. A layer that is not kept is
-not executed. Its place in the cache of keys and values holds one number per position, so that the
-lengths, positions and beams that `transformers` reads from the cache stay right.
+generated together: each group goes through the model's own `generate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..budget import Budget, kept_layers
+from ..errors import UsageError
+from ..policies import Policy
 from ..policies.plans import check_mask
+from .call import Call, activate
+from .checks import by_name, main_input, refuse_options, refuse_padding
+from .decoder import DecoderStack, asked_layers, running
+from .groups import merge_results, rows_of
+from .outputs import add_layers
+from .untrained import warn_untrained
 
 PER_INPUT = (  # what `generate` takes for each input; what is left out belongs to all
     "decoder_attention_mask",
@@ -31,96 +34,83 @@ PER_INPUT = (  # what `generate` takes for each input; what is left out belongs 
     "num_frames",
 )
 ONE_MASK_ONLY = ("assistant_model", "cache", "past_key_values", "prefix_allowed_tokens_fn")
+DECODER_UNTRAINED = (
+    "the decoder of this model was never trained with layers left out: it answers with noise. "
+    "Leave decoder_budget out, or train it and set dynamic.decoder_trained"
+)
 
 
-@dataclass
-class _Running:
-    """Shape: mask [layers] bool: the layers to run; ran [layers] bool: those that did."""
-
-    stack: DecoderStack
-    mask: list[bool]
-    ran: Tensor
-
-    def __iter__(self) -> Iterator[Any]:
-        for index, layer in enumerate(self.stack.layers):
-            if self.mask[index]:
-                self.ran[index] = True
-                yield layer
-            else:
-                yield partial(_pass, index)
-
-
-_running: ContextVar[_Running | None] = ContextVar("sounding_decoder", default=None)
-
-
-class DecoderStack(nn.ModuleList):
-    """The decoder's own layers under their own names; within `running` only some of them run."""
-
-    def __iter__(self) -> Iterator[Any]:
-        now = _running.get()
-        return iter(now) if now is not None and now.stack is self else super().__iter__()
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The layers, also while some of them run."""
-        return list(self._modules.values())
-
-
-def find_decoder(model: nn.Module, name: str | None) -> Any:
-    """The part of `model` that is a decoder of the class `name`, or None."""
-    for module in model.modules():
-        if name in {cls.__name__ for cls in type(module).__mro__}:
-            return module
-    return None
-
-
-@contextmanager
-def running(stack: DecoderStack, mask: Tensor) -> Iterator[Tensor]:
-    """Run only the layers of `mask` in a `with` block of this thread or task.
-
-    Yields what has really run so far. Shape: mask [layers] bool -> the same.
-    """
-    now = _Running(stack, mask.tolist(), torch.zeros(len(stack), dtype=torch.bool))
-    token = _running.set(now)
-    try:
-        yield now.ran
-    finally:
-        _running.reset(token)
+def generate(
+    dynamic: Any,
+    *args: Any,
+    budget: Any = None,
+    mask: Tensor | None = None,
+    decoder_budget: Any = None,
+    decoder_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Generate with a `DynamicModel`; see its `generate`."""
+    model = dynamic.model
+    kwargs = by_name(type(model).generate, args, kwargs)
+    settings = kwargs.get("generation_config") or model.generation_config
+    refuse_options(model.config, {"output_attentions": settings.output_attentions, **kwargs})
+    inputs = main_input(
+        model.main_input_name, {model.main_input_name: kwargs.get("inputs"), **kwargs}
+    )
+    call, full = dynamic.begin(inputs, budget, mask, kwargs)
+    refuse_padding(dynamic, call, inputs)
+    window = dynamic.backbone.window(dynamic.base)
+    if window is not None and inputs.shape[-1] > window:
+        call.lengths = None  # the model cuts it into pieces, each a full window
+    wanted = {"output_hidden_states": settings.output_hidden_states, **kwargs}
+    call.keep_hidden_states = bool(wanted["output_hidden_states"])
+    stack = dynamic.decoder_stack
+    if stack is None:
+        if decoder_budget is not None or decoder_mask is not None:
+            raise UsageError(f"a {type(model).__name__} has no decoder that drops layers")
+        with activate(call):
+            out, ran = model.generate(**kwargs), None
+    else:
+        asked = asked_layers(decoder_budget, decoder_mask, layers=len(stack), batch=len(inputs))
+        policy = None if decoder_mask is not None else dynamic.decoder_policy
+        if not asked.all() and not dynamic.decoder_trained:
+            warn_untrained(dynamic, DECODER_UNTRAINED)
+        short = window is not None and inputs.shape[-1] < window
+        if short or not (asked.all() and full):
+            kwargs = untimed(model, kwargs)
+        decoding = Decoding(model, stack, partial(_encode, dynamic, call), policy, short)
+        with activate(call):
+            out, ran = decoding(asked, kwargs)
+    executed = call.executed[0] if len(call.executed) == 1 else call.executed or None
+    add_layers(out, executed_layers=executed, executed_decoder_layers=ran)
+    return out
 
 
-def _pass(index: int, hidden: Tensor, mask: Any, encoder_states: Tensor, **kwargs: Any) -> Tensor:
-    """Stand in for the decoder layer `index` of Whisper or Moonshine.
-
-    Shape: hidden [batch, tokens, width] -> the same; encoder_states [batch, frames, width].
-    """
-    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # as in transformers 5.20
-    if cache is not None:
-        place = hidden[:, None, :, :1]  # as keys of one head of width 1
-        cache.self_attention_cache.update(place, place, index)
-        if not cache.is_updated.get(index):
-            place = encoder_states[:, None, :, :1]
-            cache.cross_attention_cache.update(place, place, index)
-            cache.is_updated[index] = True
-    return hidden
-
-
-def asked_layers(budget: Budget, mask: Tensor | None, *, layers: int, batch: int) -> Tensor:
-    """The decoder layers that were asked for: those of the mask, or of a budget the first k.
-
-    Shape: -> [batch, layers] bool.
-
-    Raises:
-        ValueError: a budget or a mask that is not allowed.
-    """
-    if mask is not None and budget is not None:
-        raise ValueError("give a decoder_budget or a decoder_mask, not both")
-    try:
-        if mask is not None:
-            return check_mask(mask, layers=layers, batch=batch)
-        k = torch.tensor(kept_layers(budget, layers=layers, batch=batch))
-    except ValueError as error:
-        raise ValueError(f"of the decoder: {error}") from None
-    return torch.arange(layers) < k[:, None]
+def _encode(dynamic: Any, call: Call, kwargs: dict[str, Any]) -> tuple[Any, Tensor | None]:
+    """What the encoder makes of the inputs of `generate`, and the mask of its valid frames."""
+    main = dynamic.model.main_input_name
+    inputs: Any = kwargs.get(main, kwargs.get("inputs"))
+    window = dynamic.backbone.window(dynamic.base)
+    if window is not None and inputs.shape[-1] > window:
+        raise UsageError(
+            f"above {window / 100:g} s the encoder runs more than once: give one decoder_mask, "
+            "or one decoder_budget without a decoder_policy, for all inputs"
+        )
+    needs_window = {  # Whisper then comes back to the audio, which is encoded once here
+        "several temperatures": isinstance(kwargs.get("temperature"), (list, tuple)),
+        "num_return_sequences": (kwargs.get("num_return_sequences") or 1) > 1,
+        "return_timestamps": bool(kwargs.get("return_timestamps")),
+    }
+    refused = [name for name, asked in needs_window.items() if asked]
+    if window is not None and refused:
+        raise UsageError(
+            f"{' and '.join(refused)} need clips that are padded to the 30 s window, and the "
+            "same decoder layers for all"
+        )
+    batch = {main: inputs, "attention_mask": kwargs.get("attention_mask")}
+    with torch.no_grad():
+        encoded = dynamic.base(**{name: v for name, v in batch.items() if v is not None})
+    return encoded, call.frame_mask(encoded.last_hidden_state.shape[1])
 
 
 class WithoutTokens(LogitsProcessor):
@@ -171,18 +161,18 @@ class Decoding:
         model: what generates; `stack` are the layers of its decoder.
         encode: the encoder by itself: from the arguments of `generate` what it returns, and the
             mask of its valid frames.
-        selector: chooses decoder layers by the output of the encoder; None for the first k.
+        policy: chooses decoder layers by the output of the encoder; None for the first k.
         encodes_first: whether the encoder has to run before `generate` in any case.
     """
 
     model: Any
     stack: DecoderStack
     encode: Callable[[dict[str, Any]], tuple[Any, Tensor | None]]
-    selector: nn.Module | None
+    policy: Policy | None
     encodes_first: bool
 
     def __call__(self, asked: Tensor, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
-        """Generate with the layers that were asked for, or as many others that the selector keeps.
+        """Generate with the layers that were asked for, or as many others that the policy keeps.
 
         Inputs that keep different layers are generated in groups, those that keep the same
         together. Then scores behind the end of a group are 0 for the pad token and -inf for the
@@ -202,11 +192,11 @@ class Decoding:
         """
         full = bool(asked.all())
         if not full and kwargs.get("return_token_timestamps"):
-            raise ValueError(
+            raise UsageError(
                 "return_token_timestamps reads the attention of certain decoder layers: leave "
                 "decoder_budget and decoder_mask out"
             )
-        alike = full or (self.selector is None and bool((asked == asked[0]).all()))
+        alike = full or (self.policy is None and bool((asked == asked[0]).all()))
         if alike:
             if self.encodes_first:
                 encoded, _ = self.encode(kwargs)
@@ -215,9 +205,9 @@ class Decoding:
                 return self.model.generate(**kwargs), ran.expand(len(asked), -1)
         _refuse_groups(kwargs)
         encoded, frame_mask = self.encode(kwargs)
-        if self.selector is not None:
+        if self.policy is not None:
             states = encoded.last_hidden_state
-            gates = self.selector(states, frame_mask, asked.sum(1).to(states.device))
+            gates = self.policy(states, frame_mask, asked.sum(1).to(states.device))
             asked = check_mask(gates.mask, layers=len(self.stack), batch=len(asked))
         return self._in_groups(asked, encoded, self._without_input(kwargs))
 
@@ -231,21 +221,21 @@ class Decoding:
         executed = torch.zeros_like(masks)
         results = []
         for rows in groups:
-            part = type(encoded)(**{name: _rows(value, rows) for name, value in encoded.items()})
-            own = {n: _rows(v, rows) if n in PER_INPUT else v for n, v in kwargs.items()}
+            part = type(encoded)(**{name: rows_of(value, rows) for name, value in encoded.items()})
+            own = {n: rows_of(v, rows) if n in PER_INPUT else v for n, v in kwargs.items()}
             with running(self.stack, masks[rows[0]]) as ran:
                 results.append(self.model.generate(**own, encoder_outputs=part))
             executed[rows] = ran
         settings = kwargs.get("generation_config") or self.model.generation_config
         pad = _pad_token(kwargs, settings, self.model.generation_config)
         beams = kwargs.get("num_beams") or settings.num_beams or 1
-        return _merge(groups, results, pad, beams), executed
+        return merge_results(groups, results, pad, beams), executed
 
 
 def _refuse_groups(kwargs: dict[str, Any]) -> None:
     for name in ONE_MASK_ONLY:
         if kwargs.get(name) is not None:
-            raise ValueError(
+            raise UsageError(
                 f"{name} does not go with decoder layers that differ between inputs: give one "
                 "decoder_mask for all, or one input at a time with its decoder_mask"
             )
@@ -258,84 +248,3 @@ def _pad_token(kwargs: dict[str, Any], *settings: Any) -> int:
             if value is not None:
                 return int(value[0] if isinstance(value, (list, tuple)) else value)
     return 0
-
-
-# --- the results of groups as one -----------------------------------------------------------
-
-
-def _rows(value: Any, rows: Tensor) -> Any:
-    """The part of an argument or output that belongs to the inputs `rows`."""
-    if isinstance(value, Tensor):
-        return value.index_select(0, rows.to(value.device))
-    if isinstance(value, tuple) and all(isinstance(one, Tensor) for one in value):  # by layer
-        return tuple(_rows(one, rows) for one in value)
-    return [value[row] for row in rows.tolist()] if isinstance(value, (list, tuple)) else value
-
-
-def _merge(groups: Sequence[Tensor], results: Sequence[Any], pad: int, beams: int) -> Any:
-    """One result for all inputs in their order, as `generate` returns it."""
-    first = results[0]
-    if isinstance(first, Tensor):
-        return _in_order(groups, results, pad)
-    merged: dict[str, Any] = {}
-    for name in first:
-        values = [result[name] for result in results]
-        if name == "sequences":
-            merged[name] = _in_order(groups, values, pad)
-        elif name == "beam_indices":  # counted within a group
-            moved = [_beams_of_all(v, rows, beams) for v, rows in zip(values, groups, strict=True)]
-            merged[name] = _in_order(groups, moved, -1)
-        elif name in ("scores", "logits"):
-            merged[name] = _steps(groups, values, pad)
-        elif name == "encoder_hidden_states":
-            merged[name] = tuple(_in_order(groups, layer) for layer in zip(*values, strict=True))
-        elif name == "segments":
-            order = _places(groups, len(values[0]) // len(groups[0])).argsort().tolist()
-            flat = [segment for value in values for segment in value]
-            merged[name] = [flat[index] for index in order]
-        elif isinstance(values[0], Tensor):
-            merged[name] = _in_order(groups, values)
-    return type(first)(**merged)
-
-
-def _places(groups: Sequence[Tensor], each: int) -> Tensor:
-    """Where the results of the groups stand in the whole, with `each` results an input."""
-    rows = torch.cat(list(groups))
-    return (rows[:, None] * each + torch.arange(each)).flatten()
-
-
-def _in_order(groups: Sequence[Tensor], values: Sequence[Tensor], pad: int = 0) -> Tensor:
-    """Shape: one [inputs of the group * n, length or more] each -> [batch * n, longest, ...]."""
-    if values[0].dim() == 2:
-        longest = max(value.shape[1] for value in values)
-        values = [
-            nn.functional.pad(value, (0, longest - value.shape[1]), value=pad) for value in values
-        ]
-    together = torch.cat(list(values))
-    order = _places(groups, len(together) // sum(map(len, groups))).argsort()
-    return together.index_select(0, order.to(together.device))
-
-
-def _steps(
-    groups: Sequence[Tensor], values: Sequence[tuple[Tensor, ...]], pad: int
-) -> tuple[Tensor, ...]:
-    """Scores of each step, [batch * n, vocabulary]; a group that has ended is sure of `pad`."""
-    merged = []
-    for step in range(max(map(len, values))):
-        parts = []
-        for value in values:
-            if step < len(value):
-                parts.append(value[step])
-            else:
-                ended = torch.full_like(value[0], -torch.inf)
-                ended[:, pad] = 0
-                parts.append(ended)
-        merged.append(_in_order(groups, parts))
-    return tuple(merged)
-
-
-def _beams_of_all(indices: Tensor, rows: Tensor, beams: int) -> Tensor:
-    """Beam indices of a group as those of the whole batch; -1, behind the end, stays."""
-    rows = rows.to(indices.device)
-    moved = rows[(indices // beams).clamp(min=0)] * beams + indices % beams
-    return torch.where(indices < 0, indices, moved)

@@ -105,7 +105,8 @@ class _EncoderWithHead(PreTrainedModel):
         config: Any = cls.config_class
         made = cls(config(backbone=model.config.to_dict(), **values))
         made.encoder.load_state_dict(encoder.state_dict())
-        return made.to(model.dtype)
+        cast: Self = made.to(model.dtype)
+        return cast
 
     def _encode(
         self,
@@ -196,3 +197,20 @@ class EncoderForCTC(_EncoderWithHead):
 
 
 HEADS = {head.__name__: head for head in (EncoderForAudioClassification, EncoderForCTC)}
+
+
+CLASSIFIERS = ("ForAudioClassification", "ForSequenceClassification")
+CTC = "ForCTC"
+
+
+def head_of(model: Any) -> Any:
+    """Find the part of a model that classifies or does CTC, by its class or a base of that.
+
+    It may stand within a model of somebody else, as of PEFT; the model itself where there is none.
+    """
+    return next((one for one in model.modules() if is_a(one, *CLASSIFIERS, CTC)), model)
+
+
+def is_a(module: nn.Module, *endings: str) -> bool:
+    """Whether the class of a module, or one that it is derived from, has a name that ends so."""
+    return any(cls.__name__.endswith(endings) for cls in type(module).__mro__)

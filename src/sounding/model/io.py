@@ -14,15 +14,19 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
+import transformers
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..errors import UsageError
 from ..files import recover, sha256, write_sealed_json
 from ..typed import check, read_json
+from .heads import HEADS
 
 CONFIG = "sounding.json"
-SELECTOR, SKIP, EXITS, DECODER_SELECTOR = "selector", "skip", "exits", "decoder_selector"
+# a policy has the name of its file from before it was called so
+POLICY, SKIP, EXITS, DECODER_POLICY = "selector", "skip", "exits", "decoder_selector"
 FORMAT = 2
 RESTORE = "restore it, or save the model again"
 
@@ -59,15 +63,15 @@ class Description:
 
     def __post_init__(self) -> None:
         if any(before >= after for (before, _), (after, _) in pairwise(self.mean_budgets)):
-            raise ValueError("mean_budgets are not [mean, threshold] by rising mean")
+            raise UsageError("mean_budgets are not [mean, threshold] by rising mean")
         outside = [name for name in self.sha256 if not _is_file_name(name)]
         if outside:
-            raise ValueError(f"{outside[0]!r} is not the name of a file beside it")
-        needed = {SELECTOR: True, SKIP: self.skip == "adapter", EXITS: self.exits is not None}
-        needed[DECODER_SELECTOR] = self.decoder_selector is not None
+            raise UsageError(f"{outside[0]!r} is not the name of a file beside it")
+        needed = {POLICY: True, SKIP: self.skip == "adapter", EXITS: self.exits is not None}
+        needed[DECODER_POLICY] = self.decoder_selector is not None
         for part, is_needed in needed.items():
             if is_needed and file_of(part) not in self.sha256:
-                raise ValueError(f"sha256 does not list {file_of(part)}")
+                raise UsageError(f"sha256 does not list {file_of(part)}")
 
 
 def _is_file_name(name: str) -> bool:
@@ -86,13 +90,13 @@ def write_parts(directory: Path, parts: Mapping[str, nn.Module | None], **descri
 
     Args:
         directory: with all other files of the model.
-        parts: by `SELECTOR`, ...
+        parts: by `POLICY`, ...
         description: the other attributes of a `Description`.
     """
     for name, module in parts.items():
         values = {} if module is None else module.state_dict()
         state = {key: value.contiguous() for key, value in values.items()}
-        if state or name == SELECTOR:
+        if state or name == POLICY:
             save_file(state, directory / file_of(name))
     files = sorted(path for path in directory.iterdir() if path.is_file())
     said = Description(
@@ -113,12 +117,12 @@ def read_description(directory: Path) -> Description:
     recover(directory)
     path = directory / CONFIG
     if not path.is_file():
-        raise ValueError(
+        raise UsageError(
             f"{directory} has no {CONFIG}: it was not made by save_pretrained of a dynamic model"
         )
     read: dict[str, Any] = read_json(path, dict[str, Any], what="is damaged", advice=RESTORE)
     if read.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{path} has format {read['format']!r}, this version reads {FORMAT}")
+        raise UsageError(f"{path} has format {read['format']!r}, this version reads {FORMAT}")
     description = check(read, Description, path, what="is damaged", advice=RESTORE)
     # without it, transformers would take a default one
     read_json(directory / "config.json", dict[str, Any], what="is damaged", advice=RESTORE)
@@ -131,11 +135,11 @@ def _check_file(path: Path, expected: str) -> None:
     try:
         found = sha256(path)
     except FileNotFoundError:
-        raise ValueError(f"{path.parent}: {path.name} is missing: {RESTORE}") from None
+        raise UsageError(f"{path.parent}: {path.name} is missing: {RESTORE}") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): {RESTORE}") from None
+        raise UsageError(f"{path} cannot be read ({error.strerror}): {RESTORE}") from None
     if found != expected:
-        raise ValueError(
+        raise UsageError(
             f"{path} is not the file that was saved (its sha256 differs): it is damaged or was "
             f"changed; {RESTORE}"
         )
@@ -148,3 +152,8 @@ def load_part(module: nn.Module, directory: Path, part: str) -> None:
         Exception: of safetensors or torch, for a file that does not fit.
     """
     module.load_state_dict(load_file(directory / file_of(part)))
+
+
+def model_class_named(name: str) -> Any:
+    """Of `transformers`, or ours; None where there is none."""
+    return HEADS.get(name) or getattr(transformers, name, None)

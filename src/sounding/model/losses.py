@@ -58,3 +58,12 @@ def ctc_loss(logits: Tensor, labels: Tensor, lengths: Tensor | None, config: Any
             reduction=getattr(config, "ctc_loss_reduction", "mean"),
             zero_infinity=getattr(config, "ctc_zero_infinity", False),
         )
+
+
+def head_loss(
+    logits: Tensor, labels: Tensor, frame_mask: Tensor | None, config: Any, *, pooled: bool
+) -> Tensor:
+    """Loss of a batch, of a classifier (`pooled`) or by CTC. Shape: as above."""
+    if pooled:
+        return classification_loss(logits, labels, config)
+    return ctc_loss(logits, labels, None if frame_mask is None else frame_mask.sum(1), config)

@@ -79,9 +79,7 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
         selector = FlopCounterMode(display=False, custom_mapping=_SDPA)
         with selector:
             one = torch.ones(1, dtype=torch.long, device=features[0].device)
-            # its scores, since a selector that falls back has nothing to compute
-            read: Any = getattr(dynamic.selector, "scores", dynamic.selector)
-            read(features[0], None, one)
+            dynamic.policy.compute_choice(features[0], one)
     finally:
         for handle in handles:
             handle.remove()
@@ -89,7 +87,7 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
     layers = [b - a for a, b in pairwise(marks)]
     return Macs(
         front_end=marks[0] // 2,
-        selector=selector.get_total_flops() // 2 * getattr(dynamic.selector, "reads", 1),
+        selector=selector.get_total_flops() // 2 * dynamic.policy.reads,
         layers=tuple(flops // 2 for flops in layers),
         head=(counter.get_total_flops() - marks[-1]) // 2,
         skip=dynamic.skip.macs(features[0].shape[1]),
@@ -107,7 +105,7 @@ def summary(dynamic: DynamicModel, seconds: float = 1.0) -> str:
     layers = dynamic.stack.layers
     rest = sum(p.numel() for p in dynamic.model.parameters())
     in_layers = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    selector = sum(p.numel() for p in dynamic.selector.parameters())
+    selector = sum(p.numel() for p in dynamic.policy.parameters())
     lines = [
         f"{type(dynamic.model).__name__} ({dynamic.backbone.name}), {len(layers)} layers, "
         f"a clip of {seconds:g} s",
@@ -136,7 +134,7 @@ def example_inputs(dynamic: DynamicModel, seconds: float = 1.0) -> dict[str, Ten
     inputs = dynamic.backbone.example(dynamic.base, 1, seconds)
     device, dtype = dynamic.model.device, dynamic.model.dtype
     made = {name: value.to(device, dtype) for name, value in inputs.items()}
-    if any(name.endswith("decoder") for name, _ in dynamic.model.named_modules()):
+    if dynamic.has_decoder:
         made["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long, device=device)
     return made
 
@@ -144,7 +142,8 @@ def example_inputs(dynamic: DynamicModel, seconds: float = 1.0) -> dict[str, Ten
 def _flash_attention_flops(
     query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
-    return sdpa_flop_count(query, key, value)
+    flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+    return flops
 
 
 # The CPU's fused attention is not in torch's own table.

@@ -1,14 +1,14 @@
-"""Over the frames of a state, padding left out."""
+"""The lengths of the inputs of a padded batch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .backbones import Backbone
+from ..errors import UsageError
+from .backbones.base import Backbone
 
 
 def valid_frames(backbone: Backbone, base: Any, lengths: Tensor) -> Tensor | None:
@@ -26,7 +26,7 @@ def valid_frames(backbone: Backbone, base: Any, lengths: Tensor) -> Tensor | Non
     if frames is None or bool((frames > 0).all()):
         return frames
     row = int(torch.argmin(frames))
-    raise ValueError(
+    raise UsageError(
         f"input {row} of the batch is too short: its {int(lengths[row])} valid positions make no "
         f"frame of this {backbone.name}; leave it out"
     )

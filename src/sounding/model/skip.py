@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .backbones import Backbone
+from ..errors import UsageError
+from .backbones.base import Backbone
 
 SKIPS = ("identity", "norm", "adapter")
 RANK = 32  # of the adapters
@@ -30,9 +28,9 @@ class SkipPath(nn.Module):
     ) -> None:
         super().__init__()
         if kind not in SKIPS:
-            raise ValueError(f"skip is one of {', '.join(SKIPS)}; got {kind!r}")
+            raise UsageError(f"skip is one of {', '.join(SKIPS)}; got {kind!r}")
         if kind == "norm" and backbone.final_norm(layers[0]) is None:
-            raise ValueError(
+            raise UsageError(
                 f'skip="norm" needs layers that end in a norm; those of this {backbone.name} do not'
             )
         self.kind, self.backbone = kind, backbone
@@ -51,7 +49,8 @@ class SkipPath(nn.Module):
         if self.kind == "norm":
             norm = self.backbone.final_norm(getattr(layer, "_orig_mod", layer))
             assert norm is not None  # refused above
-            return norm(hidden)
+            normalized: Tensor = norm(hidden)
+            return normalized
         weights = (self.scale, self.shift, self.down, self.up)
         scale, shift, down, up = (weight[index].to(hidden.dtype) for weight in weights)
         low_rank = nn.functional.linear(nn.functional.linear(hidden, down), up, shift)

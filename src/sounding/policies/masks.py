@@ -38,3 +38,14 @@ def every_mask(layers: int, limit: int = 1023) -> Tensor | None:
         return None
     numbers = torch.arange(1, 2**layers)
     return (numbers[:, None] >> torch.arange(layers)) % 2 == 1
+
+
+def top_k_mask(scores: Tensor, k: Tensor) -> Tensor:
+    """Mark the `k[i]` highest of `scores[i]`; a tie goes to the earlier layer.
+
+    Shape: scores [batch, layers], k [batch] int -> [batch, layers] bool.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank.scatter_(-1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order))
+    return rank < k[:, None]

@@ -10,14 +10,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from ..data.corpora import LAYOUTS, open_corpus
-from ..data.folder import AudioFolder
-from ..data.hub import hub_folder, is_hub_id
-from ..data.rows import has_metadata
-from ..runs.config import TrainConfig
-from ..typed import check, read_yaml
+from ..errors import UsageError
+from ..runs.settings import check_settings
+
+if TYPE_CHECKING:  # what reads, checks and trains is imported where it is used, for a quick list
+    from ..data.folder import AudioFolder
+    from ..runs.config import TrainConfig
 
 DIRECTORY = Path(__file__).parent
 METRICS = ("accuracy", "wer", "map")
@@ -58,16 +58,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not isinstance(self.corpus.get("layout"), str):
-            raise ValueError("corpus needs a layout")
+            raise UsageError("corpus needs a layout")
+        check_settings(self.settings, "settings")
 
     def config(self, changes: dict[str, Any] | None = None) -> TrainConfig:
         """The settings, with `changes` on top.
 
         Raises:
-            ValueError: a setting that is not known or wrong, or a corpus for the test only.
+            UsageError: a setting that is not known or wrong, or a corpus for the test only.
         """
+        from ..runs.config import TrainConfig
+
         if self.trained_by:
-            raise ValueError(
+            raise UsageError(
                 f"the recipe {self.name} has test clips only: train {self.trained_by}, then "
                 f"sounding sweep RUN --recipe {self.name} --data DIR"
             )
@@ -80,6 +83,10 @@ class Recipe:
         Raises:
             DataError: as `open_corpus`.
         """
+        from ..data.corpora import open_corpus
+        from ..data.hub import is_hub_id
+        from ..data.rows import has_metadata
+
         layout, path = self.corpus["layout"], Path(data).expanduser()
         if is_hub_id(str(data)) and not path.exists():
             options = {name: value for name, value in self.hub.items() if name != "id"}
@@ -99,8 +106,22 @@ def load_recipe(name: str) -> Recipe:
     """Read a recipe by its name, or by the path of a YAML file.
 
     Raises:
-        ValueError: neither, or a file that is no recipe; the text says what it lacks.
+        UsageError: neither, or a file that is no recipe; the text says what it lacks.
     """
+    from ..data.corpora import LAYOUTS
+    from ..data.hub import hub_folder
+
+    path, recipe = _path(name), _read(name)
+    if recipe.corpus["layout"] in LAYOUTS:
+        _check_options(f"{path}: corpus", recipe.corpus, LAYOUTS[recipe.corpus["layout"]].read)
+    _check_options(f"{path}: hub", recipe.hub, hub_folder)
+    return recipe
+
+
+def _read(name: str) -> Recipe:
+    """Read a recipe, but for what the readers of its corpus have to say of their options."""
+    from ..typed import check, read_yaml
+
     path = _path(name)
     what = "is no recipe"
     advice = "give the path of a YAML file or one of " + ", ".join(recipe_names())
@@ -108,28 +129,27 @@ def load_recipe(name: str) -> Recipe:
     if not values.get("hub", {}):  # null is as good as nothing
         values.pop("hub", None)
     if "name" in values:
-        raise ValueError(f"{path} {what} (name is not known): a recipe is named by its file")
-    recipe: Recipe = check({"name": path.stem, **values}, Recipe, path, what=what, advice=advice)
-    if recipe.corpus["layout"] in LAYOUTS:
-        _check_options(f"{path}: corpus", recipe.corpus, LAYOUTS[recipe.corpus["layout"]].read)
-    _check_options(f"{path}: hub", recipe.hub, hub_folder)
-    return recipe
+        raise UsageError(f"{path} {what} (name is not known): a recipe is named by its file")
+    return check({"name": path.stem, **values}, Recipe, path, what=what, advice=advice)
 
 
 def _check_options(where: str, given: dict[str, Any], reader: Callable[..., Any]) -> None:
     """Refuse options that a reader has not, or has of another type."""
+    from ..typed import check
+
     known, kinds = inspect.signature(reader).parameters, get_type_hints(reader)
     options = [n for n, one in known.items() if one.kind is one.KEYWORD_ONLY]
     for name, value in given.items():
         if name in options:
             check(value, kinds[name], f"{where}: {name}")
         elif name not in ("layout", "id"):
-            raise ValueError(f"{where} has no option {name}; it has {', '.join(options) or 'none'}")
+            raise UsageError(f"{where} has no option {name}; it has {', '.join(options) or 'none'}")
 
 
 def recipe_text(name: str) -> str:
     """The YAML of a recipe, to read or to copy."""
-    load_recipe(name)
+    if name not in recipe_names():
+        load_recipe(name)  # says what is wrong with a file of the user
     return _path(name).read_text(encoding="utf-8")
 
 
@@ -138,10 +158,10 @@ def _path(name: str) -> Path:
 
 
 def recipe_table() -> str:
-    """All recipes as Markdown."""
+    """All recipes that come with `sounding`, as Markdown."""
     lines = ["| recipe | corpus | backbone | metric | measured |", "|---|---|---|---|---|"]
     for name in recipe_names():
-        recipe = load_recipe(name)
+        recipe = _read(name)  # the tests hold that the readers know its options
         trained = f"runs of {recipe.trained_by}" if recipe.trained_by else ""
         backbone = recipe.settings.get("backbone") or trained
         lines.append(

@@ -5,23 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+from ..registry import METHODS, TASKS
+from ..tasks import AUTO, RECOGNITION
 from ..typed import read_yaml, to_yaml
 
-METHODS = ("input", "static", "random", "dld", "i3d", "early-exit", "full")
 FREEZE = ("front-end", "encoder", "none")
 SKIP = ("auto", "identity", "norm", "adapter")
 GATES = ("global", "local")
-SELECTOR_FIT = ("joint", "search", "library")
 HEADS = ("auto", "own", "shared")
-RECOGNITION = ("ctc", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
 SHARES = ("lr_warmup", "random_share", "distill", "noise_share", "speed_change", "mask_share")
 MAY_BE_NONE = ("batch_seconds", "lr_head", "max_seconds")
 MAY_BE_NUMBERS = ("vocabulary",)  # texts that a number says as well
+FORMER_NAMES = ("selector_fit", "recognition")  # of settings: files of before have them
+FORMER = {"selector_fit": "joint"}  # a selector fitted after the training was no better
 MOST = {  # beyond these is a slip, which would take time or memory without end
     "epochs": 10_000,
     "batch_size": 1_000_000,
@@ -37,33 +39,27 @@ class TrainConfig:
 
     Attributes:
         backbone: a name of `sounding.weights`, a local path or a hub id.
-        method: "input" (the selector), "static" (learned scores that ignore the input, trained as
-            "input" is), "random" (a random mask per batch, each layer kept with probability 0.5:
-            LDASR), "dld" (as random, learning from the run `teacher`), "i3d" (gates by
-            Gumbel-softmax with a budget penalty), "early-exit" (a head after each layer, summed
-            losses) or "full" (full depth only).
+        method: a name of `sounding.methods`, or of a registered one.
         epochs: passes over the training clips; may be a fraction.
         batch_size: clips a step, at most.
         batch_seconds: seconds of audio a step, at most, padding counted; None for no limit.
         seed: of the data order, the budgets, the noise and the new weights.
         lr_encoder, lr_selector, lr_head: peak learning rates (AdamW, linear warm-up and decay).
-            None for `lr_head` is 1e-2 for CTC, which answers with nothing but blanks until its head
-            has learned, and 1e-3 for classes.
+            None for `lr_head` is the rate of the task: 1e-2 for CTC, whose model predicts blanks
+            alone until its head has learned, and 1e-3 for the others.
         weight_decay: of AdamW, on matrices.
         lr_warmup: share of the steps with a rising learning rate.
         clip_norm: largest gradient norm.
         candidates: random masks beside the first k layers in each step, among which the selector
-            learns to choose (methods "input" and "static").
+            learns to choose (methods that learn from candidates).
         random_share: share of the steps, at the start, in which all candidates count alike for
             the encoder; after it they count as the selector's probabilities say.
         distill: from 0 to 1, how much a reduced depth learns from the full depth's answers in
-            place of the labels (methods "input" and "static").
+            place of the labels (methods that learn from candidates).
         selector_after: layers that run before the selector reads: 0 for the input features.
-        selector_fit: "joint" (with the encoder), or after it to the losses of all masks: "search"
-            (a score for each layer) or "library" (a choice among a few masks) (method "input").
-        gates: "global" or "local" (method "i3d").
-        gate_penalty: weight of the squared distance of the mean gate to 0.5 (method "i3d").
-        teacher: a finished run of method "full" (method "dld").
+        gates: "global" or "local" (gates).
+        gate_penalty: weight of the squared distance of the mean gate to 0.5 (gates).
+        teacher: a finished run at full depth, for methods that learn from one.
         noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
         speed_change: a training clip is played by up to this share faster or slower, anew each
             epoch.
@@ -74,13 +70,14 @@ class TrainConfig:
             whose default is to mask); what is saved stays the backbone's own.
         freeze: "front-end" (what comes before layer 0), "encoder" (layers too), or "none".
         skip: what passes a skipped layer: "identity", "norm", "adapter" (a small learned map), or
-            "auto": "adapter" where the heads are shared and the method is "input" or "static",
+            "auto": "adapter" where the heads are shared and the method trains with one,
             otherwise "identity".
-        heads: "own" (a head for each number of kept layers), "shared", or "auto": own for the
-            methods "input", "static" and "early-exit".
-        recognition: how texts are recognized: "ctc" (a new head) or "decoder" (the model's own).
+        heads: "own" (a head for each number of kept layers), "shared", or "auto": as
+            the method has them.
+        task: what is asked: "class", "tags", "ctc" (a text by a new head), "decoder" (a text by the
+            model's own decoder), or "auto": the first of these that fits the data.
         language: of the texts, for a decoder of many languages.
-        vocabulary: for "ctc": "characters", or a number of tokens, for pieces of words.
+        vocabulary: for task "ctc": "characters", or a number of tokens, for pieces of words.
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
             "auto": bf16 where the processor computes with it natively.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
@@ -88,7 +85,7 @@ class TrainConfig:
     """
 
     backbone: str = "whisper-base"
-    method: str = "input"
+    method: str = field(default_factory=lambda: METHODS.default)
     epochs: float = 5.0
     batch_size: int = 16
     batch_seconds: float | None = None
@@ -103,7 +100,6 @@ class TrainConfig:
     random_share: float = 1.0
     distill: float = 0.5
     selector_after: int = 0
-    selector_fit: str = "joint"
     gates: str = "global"
     gate_penalty: float = 5.0
     teacher: str = ""
@@ -114,7 +110,7 @@ class TrainConfig:
     freeze: str = "front-end"
     skip: str = "auto"
     heads: str = "auto"
-    recognition: str = "ctc"
+    task: str = AUTO
     language: str = "en"
     vocabulary: str = "characters"
     precision: str = "auto"
@@ -123,28 +119,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("method", METHODS),
             ("freeze", FREEZE),
             ("skip", SKIP),
             ("gates", GATES),
             ("heads", HEADS),
-            ("selector_fit", SELECTOR_FIT),
-            ("recognition", RECOGNITION),
+            ("task", (AUTO, *TASKS)),
             ("precision", PRECISION),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise UsageError(
                     f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 )
         for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "clip_norm"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
+                raise UsageError(f"{name} must be above 0; got {getattr(self, name)!r}")
         for name in MAY_BE_NONE:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, or null; got {value!r}")
+                raise UsageError(f"{name} must be above 0, or null; got {value!r}")
         if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more; got {self.seed!r}")
+            raise UsageError(f"seed must be 0 or more; got {self.seed!r}")
         for name in (
             "candidates",
             "selector_after",
@@ -153,25 +147,33 @@ class TrainConfig:
             "checkpoint_seconds",
         ):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
-        if (self.method == "dld") != bool(self.teacher):
-            raise ValueError(
-                'method "dld" needs teacher: a finished run of method "full"'
-                if self.method == "dld"
-                else f'teacher is for method "dld", not {self.method!r}'
-            )
+                raise UsageError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
+                raise UsageError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
         if self.speed_change > 0.5:
-            raise ValueError(f"speed_change is at most 0.5; got {self.speed_change!r}")
+            raise UsageError(f"speed_change is at most 0.5; got {self.speed_change!r}")
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite; got {value!r}")
+                raise UsageError(f"{name} must be finite; got {value!r}")
             if isinstance(value, str) and value.encode(errors="replace").decode() != value:
-                raise ValueError(f"{name} has to be UTF-8; got {value!r}: rename that")
+                raise UsageError(f"{name} has to be UTF-8; got {value!r}: rename that")
             if name in MOST and value > MOST[name]:
-                raise ValueError(f"{name} is at most {MOST[name]:,}; got {value:.3g}")
+                raise UsageError(f"{name} is at most {MOST[name]:,}; got {value:.3g}")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Refuse an unknown method, and a teacher where none is needed, or none where one is."""
+        if self.method == METHODS.default and not self.teacher:
+            return  # the usual case, for which no method, and no torch, has to be imported
+        method = METHODS[self.method]
+        if method.needs_teacher != bool(self.teacher):
+            raise UsageError(
+                f"method {self.method!r} needs teacher: a finished run of method "
+                f"{method.teacher_method!r}"
+                if method.needs_teacher
+                else f"method {self.method!r} learns from no teacher: leave that setting out"
+            )
 
     @property
     def augments(self) -> bool:
@@ -182,9 +184,9 @@ class TrainConfig:
     def has_exits(self) -> bool:
         """Whether each number of kept layers has a head of its own."""
         if self.heads == "auto":
-            if self.recognition == "decoder":  # one decoder answers at every depth
+            if self.task != AUTO and not TASKS[self.task].exits:
                 return False
-            return self.method in ("input", "static", "early-exit")
+            return bool(METHODS[self.method].own_heads)
         return self.heads == "own"
 
     @property
@@ -192,7 +194,7 @@ class TrainConfig:
         """What `skip` means for the method."""
         if self.skip != "auto":
             return self.skip
-        adapts = self.method in ("input", "static") and not self.has_exits
+        adapts = METHODS[self.method].adapts and not self.has_exits
         return "adapter" if adapts else "identity"
 
     def to_yaml(self) -> str:
@@ -206,13 +208,16 @@ class TrainConfig:
         Raises:
             ValueError: an unknown name or a value of the wrong kind; the text lists the names.
         """
+        values = _with_task(_without_former(values))
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(map(str, set(values) - set(fields)))
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(fields)}")
+            raise UsageError(f"unknown setting {', '.join(unknown)}; known: {', '.join(fields)}")
         made: dict[str, Any] = {}
         for name, value in values.items():
             default: Any = fields[name].default
+            if default is dataclasses.MISSING:
+                default = ""
             if value is not None or name not in MAY_BE_NONE:
                 made[name] = _typed(name, value, float if default is None else type(default))
         return cls(**made)
@@ -231,7 +236,34 @@ class TrainConfig:
         except ValueError as error:
             if str(error).split()[0] in changes:
                 raise
-            raise ValueError(f"{path}: {error}") from None
+            raise UsageError(f"{path}: {error}") from None
+
+
+def _without_former(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out settings that earlier versions had, where they say what now is always so.
+
+    Raises:
+        UsageError: they say otherwise.
+    """
+    kept = dict(values)
+    for name, only in FORMER.items():
+        if kept.pop(name, only) != only:
+            raise UsageError(f"{name} is no setting any more: only {only!r} has stayed")
+    return kept
+
+
+def _with_task(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with `task` in place of `recognition`, which files of before have."""
+    if "recognition" not in values:
+        return values
+    values = dict(values)
+    given = values.pop("recognition")
+    if given not in list(RECOGNITION) or "task" in values:
+        raise UsageError(
+            f"recognition is one of {', '.join(RECOGNITION)}, and is now called task; got "
+            f"{_shown(given)}: give task alone"
+        )
+    return {**values, "task": RECOGNITION[given]}
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
@@ -240,12 +272,12 @@ def _typed(name: str, value: Any, kind: type) -> Any:
         if name in MAY_BE_NUMBERS and type(value) is int:
             return str(value)
         if not isinstance(value, str):
-            raise ValueError(f"{name} takes a text, in quotes; got {_shown(value)}")
+            raise UsageError(f"{name} takes a text, in quotes; got {_shown(value)}")
         return value
     if kind is bool:
         known = {"true": True, "yes": True, "false": False, "no": False}  # also as a text of --set
         if str(value).lower() not in known:
-            raise ValueError(f"{name} takes true or false; got {_shown(value)}")
+            raise UsageError(f"{name} takes true or false; got {_shown(value)}")
         return known[str(value).lower()]
     try:
         if isinstance(value, bool):  # which is a number to Python
@@ -255,7 +287,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         article = "an" if kind is int else "a"
-        raise ValueError(f"{name} takes {article} {kind.__name__}; got {_shown(value)}") from None
+        raise UsageError(f"{name} takes {article} {kind.__name__}; got {_shown(value)}") from None
     return made
 
 

@@ -4,7 +4,7 @@ RUN/config.yaml             the `TrainConfig`
 RUN/run.json                data digest, labels, versions, commit, machine
 RUN/log.csv                 loss per step
 RUN/model/                  the dynamic model (also loads with plain `from_pretrained`)
-RUN/tokenizer/              for recognition
+RUN/tokenizer/              of a task that makes one of the training texts
 RUN/checkpoint.safetensors  only while the training is not finished
 """
 
@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,44 +24,28 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForAudioClassification,
-    AutoModelForCTC,
-    AutoModelForSpeechSeq2Seq,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoFeatureExtractor
 
 from .. import __version__
-from ..model.backbones import find_backbone
-from ..model.heads import HEADS, EncoderForAudioClassification, EncoderForCTC
-from ..model.dynamic import DynamicModel, load, selector_width, wrap
-from ..policies.selectors import GateSelector, InputSelector, StaticSelector, depth_prior
-from ..data.features import (
-    Change,
-    FeatureSet,
-    collate,
-    extract,
-    extractor_layout,
-    load_features,
-)
+from ..data.features import Change, FeatureSet, extract, load_features
 from ..data.folder import Clip
-from ..data.folder import Task as TaskName
-from ..data.text import tokens_of
+from ..data.folder import Task as DataKind
+from ..errors import UsageError
 from ..files import recover, sha256
 from ..machine import processor
+from ..model.dynamic import DynamicModel
+from ..model.loading import load
+from ..model.wrapping import wrap
 from ..progress import progress
+from ..registry import METHODS, TASKS
+from ..tasks import AUTO, find_task
+from ..tasks.base import Batch, Task
 from ..typed import check, read_json
-from ..weights import pretrained, pretrained_model, read_config, resolve
+from ..weights import pretrained, resolve
 from .config import TrainConfig
 from .randomness import seeded
-from ..tasks.kinds import Batch, Classes, Dictation, Recognition, Tags, Task
 
 CONFIG = "config.yaml"
-MASKED = "masked_spec_embed"  # stands for masked spans in pretraining; fine-tuned models lack it
 LOWEST_RATE, HIGHEST_RATE = 4000, 768_000  # in Hz; any model of speech is between
 
 
@@ -73,8 +57,8 @@ class Run:
     dynamic: DynamicModel
     extractor: Any
     info: dict[str, Any]
-    teacher: Run | None = None  # in training by method "dld"
-    tokenizer: Any = None  # for recognition
+    teacher: Run | None = None  # in training by a method that learns from one
+    tokenizer: Any = None  # of a task with texts
     beam: Callable[[Tensor], str] | None = None  # decodes for CTC; by default greedy
 
     @property
@@ -84,24 +68,17 @@ class Run:
 
     @property
     def task(self) -> Task:
-        """Classification, or recognition of one kind."""
-        if self.tokenizer is None:
-            return (Tags if self.info.get("task") == "tags" else Classes)(self.labels)
-        if self.config.recognition == "decoder":
-            return Dictation(self.tokenizer)
-        return Recognition(self.tokenizer, self.beam)
+        """What is asked of the model."""
+        return _task(self.config, self.info, self.labels, self.tokenizer, self.beam)
 
     @property
-    def batches(self) -> bool:
-        """Whether inputs of several lengths may share a batch outside of training."""
-        return self.config.recognition != "decoder"
+    def method(self) -> Any:
+        """The `Method` that it is trained by."""
+        return METHODS[self.config.method]
 
     def frame_mask(self, batch: Batch, logits: Tensor) -> Tensor | None:
-        """Which frames of answers are no padding, where there is an answer a frame.
-
-        Shape: logits [batch, ...] -> [batch, frames] bool.
-        """
-        return self.dynamic.frame_mask(batch, logits.shape[1]) if self.task.by_frame else None
+        """As `Task.frame_mask`."""
+        return self.task.frame_mask(self.dynamic, batch, logits)
 
     def read(self, clips: Sequence[Clip], title: str, change: Change | None = None) -> FeatureSet:
         """The features of clips, with progress under that title; `change` as `load_features`."""
@@ -116,12 +93,7 @@ class Run:
 
     def collate(self, features: Sequence[np.ndarray]) -> Batch:
         """A batch as the model takes it, from the features of `load_features`."""
-        if self.config.recognition == "decoder" and self.dynamic.backbone.window(self.dynamic.base):
-            features = _with_silence(features)
-        batch = collate(features, *extractor_layout(self.extractor))
-        if bool(batch["attention_mask"].all()):  # nothing is padded (AST: ever)
-            del batch["attention_mask"]
-        return batch
+        return self.task.collate(features, self.dynamic, self.extractor)
 
 
 def new_run(
@@ -131,23 +103,31 @@ def new_run(
 
     Args:
         labels: the classes, or the tokens of `tokenizer`.
-        tokenizer: for recognition.
+        info: `task` in it is the kind of the data.
+        tokenizer: of a task with texts.
 
     Raises:
         ValueError: an unknown or an unsupported backbone.
     """
     path = resolve(config.backbone)
     with seeded(config.seed):
-        if tokenizer is None:
-            model = _classifier(str(path), labels, several=info.get("task") == "tags")
-        elif config.recognition == "decoder":
-            model = _whole(AutoModelForSpeechSeq2Seq, path, dtype=torch.float32)
-        else:
-            model = _recognizer(str(path), len(labels))
+        model = _task(config, info, labels, tokenizer).build(path)
         dynamic = wrap(model, "first", skip=config.skip_path, exits=config.has_exits)
-        dynamic.selector = _selector(config, dynamic)
+        width, layers = dynamic.base.config.hidden_size, dynamic.num_layers
+        dynamic.policy = METHODS[config.method].policy(config, width=width, layers=layers)
     extractor = _extractor(path)
     return Run(config, dynamic, extractor, {**info, "labels": labels}, tokenizer=tokenizer)
+
+
+def _task(
+    config: TrainConfig,
+    info: dict[str, Any],
+    labels: list[str],
+    tokenizer: Any,
+    beam: Callable[[Tensor], str] | None = None,
+) -> Task:
+    kind = find_task(config.task, info.get("task", "classification"))
+    return kind(labels, tokenizer=tokenizer, settings=config, beam=beam)
 
 
 def _extractor(path: Path | str) -> Any:
@@ -160,126 +140,14 @@ def _extractor(path: Path | str) -> Any:
     rate = getattr(extractor, "sampling_rate", None)
     try:
         if not isinstance(rate, int) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-            raise ValueError(f"a rate of {rate!r} Hz")
+            raise UsageError(f"a rate of {rate!r} Hz")
         noise = np.random.default_rng(0).normal(0, 0.1, rate // 2).astype(np.float32)
         if not np.isfinite(extract(noise, extractor)).all():
-            raise ValueError("features that are not finite")
+            raise UsageError("features that are not finite")
     except Exception as error:  # a damaged setting shows in any way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{path}: preprocessor_config.json makes no features: {reason}") from None
+        raise UsageError(f"{path}: preprocessor_config.json makes no features: {reason}") from None
     return extractor
-
-
-def _classifier(path: str, labels: list[str], *, several: bool = False) -> Any:
-    """The pretrained model in `path` with a new head: that of `transformers`, or ours.
-
-    Args:
-        several: whether an input may have several labels.
-    """
-    names = dict(enumerate(labels))
-    naming: dict[str, Any] = {"id2label": names, "label2id": {n: i for i, n in names.items()}}
-    if several:
-        naming["problem_type"] = "multi_label_classification"
-    loading: dict[str, Any] = {"ignore_mismatched_sizes": True, "dtype": torch.float32, **naming}
-    if _saved_by(path, EncoderForAudioClassification):
-        return _whole(EncoderForAudioClassification, path, **loading)
-    if type(pretrained(AutoConfig, path)) in AutoModelForAudioClassification._model_mapping:
-        return _whole(AutoModelForAudioClassification, path, **loading)
-    model = _whole(AutoModel, path, dtype=torch.float32)
-    return EncoderForAudioClassification.of(model, **naming)
-
-
-def _whole(kind: Any, path: Path | str, **loading: Any) -> Any:
-    """A pretrained model whose head may be new, but not its encoder.
-
-    Raises:
-        ValueError: weights of the encoder are not there or do not fit: they would be random ones.
-    """
-    model, info = pretrained_model(kind, path, output_loading_info=True, **loading)
-    _, base = find_backbone(model)
-    name = next(name for name, module in model.named_modules() if module is base)
-    encoder = {f"{name}.{part}".lstrip(".") for part, _ in base.named_parameters()}
-    missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    lost = sorted(key for key in missing & encoder if not key.endswith(MASKED))
-    if lost:
-        raise ValueError(
-            f"{path} lacks {len(lost)} of {len(encoder)} weights of its encoder, such as "
-            f"{lost[0]}, or has them in other shapes: copy it again, or take another"
-        )
-    return model
-
-
-def _saved_by(path: str, head: type) -> bool:
-    """Whether the model in `path` is one with this head of ours, as of a run to go on from.
-
-    Raises:
-        ValueError: it has the other head of ours.
-    """
-    try:
-        (name,) = read_config(path)["architectures"]
-    except (ValueError, KeyError, TypeError):
-        return False  # transformers says what is wrong with it
-    if not isinstance(name, str):
-        return False
-    if name in HEADS and HEADS[name] is not head:
-        raise ValueError(f"{path} holds an {name}, which this task cannot go on from")
-    return name in HEADS
-
-
-def _with_silence(features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Log-mel features made as long as the longest one: Whisper's decoder knows no padding mask.
-
-    Silence has the lowest value of a clip: the extractor cuts off what is 80 dB below the loudest.
-    """
-    longest = max(len(one) for one in features)
-    return [
-        np.pad(one, ((0, longest - len(one)), (0, 0)), constant_values=one.min())
-        for one in features
-    ]
-
-
-def _recognizer(path: str, tokens: int) -> Any:
-    """The pretrained model in `path` with a new CTC head: that of `transformers`, or ours.
-
-    A CTC head of as many tokens goes on as it is.
-    """
-    if _saved_by(path, EncoderForCTC):
-        return _whole(
-            EncoderForCTC,
-            path,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-            vocab_size=tokens,
-        )
-    config = pretrained(AutoConfig, path)
-    if getattr(config, "add_adapter", False):
-        raise ValueError(f"{path} has an adapter behind its layers: recognition needs one without")
-    if type(config) in AutoModelForCTC._model_mapping:
-        return _whole(
-            AutoModelForCTC,
-            path,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-            vocab_size=tokens,
-            pad_token_id=0,
-        )
-    if config.model_type == "audio-spectrogram-transformer":
-        raise ValueError(f"{path} has no frames in time to recognize a text from: take another")
-    model = _whole(AutoModel, path, dtype=torch.float32)
-    return EncoderForCTC.of(model, vocab_size=tokens)
-
-
-def _selector(config: TrainConfig, dynamic: DynamicModel) -> Any:
-    """What chooses the layers by the method; the first k where the method has no choice."""
-    layers, width = dynamic.num_layers, dynamic.base.config.hidden_size
-    if config.method == "input":
-        after = min(config.selector_after, layers - 1)
-        return InputSelector(width, layers, hidden=selector_width(width), after=after)
-    if config.method == "static":
-        return StaticSelector(depth_prior(layers), learn=True)
-    if config.method == "i3d":
-        return GateSelector(width, layers, hidden=selector_width(width), scope=config.gates)
-    return StaticSelector.first(layers)
 
 
 def load_run(directory: Path | str) -> Run:
@@ -292,27 +160,22 @@ def load_run(directory: Path | str) -> Run:
     recover(directory / "model")
     if not (directory / "model").is_dir():
         if (directory / "checkpoint.safetensors").exists():
-            raise ValueError(
+            raise UsageError(
                 f"the training in {directory} has not finished: give its `sounding train` command "
                 "again to go on"
             )
-        raise ValueError(f"{directory} is not a run: `sounding train --out {directory}` makes one")
+        raise UsageError(f"{directory} is not a run: `sounding train --out {directory}` makes one")
     info, config = _read(directory)
+    data = info.get("task", "classification")
+    if config.task != AUTO and TASKS[config.task].data != data:
+        config = replace(config, task=AUTO)  # of before: a way to recognize texts, without texts
     dynamic = load(directory / "model")
-    extractor = _extractor(directory / "model")
-    tokenizer = None
-    if info.get("task") == "text":
-        own = config.recognition == "decoder"  # a tokenizer of the model, or one that we made
-        kind = AutoTokenizer if own else PreTrainedTokenizerFast
-        tokenizer = pretrained(kind, directory / "model")
-        if info["labels"] != tokens_of(tokenizer):
-            raise ValueError(f"{directory} is damaged: run.json names other tokens than its model")
-    elif len(info["labels"]) != dynamic.model.config.num_labels:
-        raise ValueError(
-            f"{directory} is damaged: run.json names {len(info['labels'])} classes, and its model "
-            f"knows {dynamic.model.config.num_labels}"
-        )
-    return Run(config, dynamic, extractor, info, tokenizer=tokenizer)
+    tokenizer = find_task(config.task, data).load_tokenizer(directory / "model")
+    run = Run(config, dynamic, _extractor(directory / "model"), info, tokenizer=tokenizer)
+    mismatch = run.task.mismatch(dynamic.model)
+    if mismatch:
+        raise UsageError(f"{directory} is damaged: run.json {mismatch}")
+    return run
 
 
 @dataclass(frozen=True)
@@ -321,11 +184,12 @@ class Info:
 
     Attributes:
         labels: the classes, or the tokens, in the order of the logits.
+        task: the kind of the data.
         sha256: of the files beside it, by name.
     """
 
     labels: Annotated[list[str], Field(min_length=1)]
-    task: TaskName = "classification"
+    task: DataKind = "classification"
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
@@ -348,7 +212,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
     expected = check(known, Info, path, **says).sha256.get(CONFIG)
     config = TrainConfig.from_yaml(directory / CONFIG)
     if expected is not None and sha256(directory / CONFIG) != expected:
-        raise ValueError(
+        raise UsageError(
             f"{directory / CONFIG} is not the file that was trained with (its sha256 differs): it "
             f"is damaged or was changed; {says['advice']}"
         )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from ..policies.masks import first_masks
-
 from itertools import combinations
 from math import comb
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..policies.selectors import InputSelector, top_k_mask
 from ..data.features import FeatureSet
+from ..policies.masks import first_masks
+from ..tasks.base import Targets
 from .mask_outputs import MaskOutputs, mask_outputs, pooled
-
 from .run import Run
-from ..tasks.kinds import Targets
 
 ALL = 1000  # up to so many masks of a size are all tried
 BEAM = 8  # masks of the next larger size whose parts are tried otherwise
@@ -50,8 +48,7 @@ def choose_fallbacks(run: Run, features: FeatureSet, targets: Targets) -> None:
     clips the best of many is often best by luck. Where the selector is not, it falls back on the
     static mask, so that a choice which only fits the training clips costs nothing.
     """
-    selector = run.dynamic.selector
-    assert isinstance(selector, InputSelector)
+    policy: Any = run.dynamic.policy
     read = pooled(run, features)
     first = first_masks(run.dynamic.num_layers)
     best = best_static(run, features, targets)
@@ -59,14 +56,12 @@ def choose_fallbacks(run: Run, features: FeatureSet, targets: Targets) -> None:
         return  # one layer
     chosen = {}
     for k in best:
-        budget = torch.full((len(read),), k)
-        with torch.inference_mode():
-            chosen[k] = top_k_mask(selector.scores_of(read, budget), budget)
+        chosen[k] = policy.choose_pooled(read, k)
     masks = torch.unique(torch.cat([first, *chosen.values(), torch.stack([*best.values()])]), dim=0)
     found = mask_outputs(run, features, masks, targets)
     each = torch.arange(len(targets))
     for k, searched in best.items():
-        if k < max(1, selector.after):
+        if k < max(1, policy.after):
             continue  # there is nothing to choose
         own = (chosen[k][:, None] == masks).all(-1).int().argmax(1)
         qualities = {
@@ -74,10 +69,10 @@ def choose_fallbacks(run: Run, features: FeatureSet, targets: Targets) -> None:
             "best": _quality(found, _index(masks, searched), each),
             "own": _quality(found, own, each),
         }
-        fits = bool(searched[: selector.after].all())
+        fits = bool(searched[: policy.after].all())
         static = "best" if fits and _beats(qualities["best"], qualities["first"]) else "first"
         if not _beats(qualities["own"], qualities[static]):
-            selector.fall_back(k, searched if static == "best" else first[k - 1])
+            policy.fall_back(k, searched if static == "best" else first[k - 1])
 
 
 def _index(masks: Tensor, mask: Tensor) -> int:

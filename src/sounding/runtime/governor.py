@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.audio import AudioError, Seconds
+from ..errors import UsageError
 from ..files import atomic_path, write_text
 from .answer import Answer
 from .inputs import file_name
@@ -83,7 +84,7 @@ class Governor:
         ceiling: called before each input, the layers it gets at most, as for a low battery.
 
     Raises:
-        ValueError: a target that is not above 0, or a floor that is not from 1 to L.
+        UsageError: a target that is not above 0, or a floor that is not from 1 to L.
     """
 
     def __init__(
@@ -96,9 +97,9 @@ class Governor:
         ceiling: Callable[[], int] | None = None,
     ) -> None:
         if not target > 0 or not math.isfinite(target):
-            raise ValueError(f"a target of {target} ms: give one above 0")
+            raise UsageError(f"a target of {target} ms: give one above 0")
         if not 1 <= floor <= layers:
-            raise ValueError(f"a floor of {floor} layers: give one from 1 to {layers}")
+            raise UsageError(f"a floor of {floor} layers: give one from 1 to {layers}")
         self.target, self.expected, self.layers, self.floor = target, expected, layers, floor
         self.ceiling = ceiling or (lambda: layers)
         self.load, self.spread, self.held = 0.0, 0.05, 0.0  # logarithms
@@ -158,7 +159,7 @@ class Governed:
 
     Raises:
         ModelError: no profile, or one of another model or device.
-        ValueError: a target or a floor that is not allowed.
+        UsageError: a target or a floor that is not allowed.
     """
 
     def __init__(
@@ -227,13 +228,16 @@ def plot_log(steps: Sequence[Step], path: Path | str) -> None:
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        ValueError: no step.
+        UsageError: no step, or a name with the ending of no kind of picture.
     """
     if not steps:
-        raise ValueError("there is nothing to plot: no input came")
+        raise UsageError("there is nothing to plot: no input came")
     from matplotlib.figure import Figure
 
     figure = Figure((8, 6), layout="constrained")
+    kind = Path(path).suffix.lstrip(".").lower() or "png"
+    if kind not in (known := figure.canvas.get_supported_filetypes()):
+        raise UsageError(f"{path} would be a picture of unknown kind: use {', '.join(known)}")
     axes: Any = figure.subplots(3, 1, sharex=True)
     at = [step.at for step in steps]
     axes[0].plot(at, [step.milliseconds for step in steps], ".", ms=3, label="latency")
@@ -248,4 +252,4 @@ def plot_log(steps: Sequence[Step], path: Path | str) -> None:
     axes[2].set_xlabel("seconds")
     axes[2].legend(frameon=False)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=120)
+        figure.savefig(temporary, format=kind, dpi=120)

@@ -13,14 +13,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..budget import kept_layers, mean_layers, threshold_for
+from ..budget import Budget, threshold_for
 from ..data.folder import Task
+from ..errors import SoundingError, UsageError
 from ..files import UNSET, file_seal_holds, set_seal
 from ..typed import check, parse_json
 
 KEY = "sounding"  # of the JSON in `metadata_props`
 CHECKSUM = "sounding_sha256"  # of the checksum there
 FORMAT = 1
+GATES = "gates"  # what alone read a threshold, where earlier exports do not say it
 
 # What is beyond these is damage, and would cost memory or time without end.
 Layers = Annotated[int, Field(ge=1, le=1000)]
@@ -29,7 +31,7 @@ Length = Annotated[float, Field(gt=0, le=3600)]  # seconds
 Cost = Annotated[float, Field(ge=0, le=1e18)]
 
 
-class ModelError(ValueError):
+class ModelError(SoundingError, ValueError):
     """An exported model that cannot be used; the text says why and what to do."""
 
 
@@ -57,6 +59,7 @@ class Metadata:
         commit, versions, opset: of what made it.
         confidence: by what an input under a mean budget is sure of its likeliest class: "sigmoid"
             where it may have several. Earlier exports stop by "softmax" there too.
+        reads_threshold: whether the selector serves mean budgets, by a threshold that it reads.
     """
 
     format: int
@@ -79,6 +82,7 @@ class Metadata:
     versions: dict[str, str]
     opset: int
     confidence: Literal["softmax", "sigmoid"] = "softmax"
+    reads_threshold: bool = False
 
     def __post_init__(self) -> None:
         if self.mask is not None and (len(self.mask) != self.layers or not any(self.mask)):
@@ -109,36 +113,35 @@ class Metadata:
                 f"made in format {made_in}, and this version of sounding reads format {FORMAT}: "
                 "export it again"
             )
+        values.setdefault("reads_threshold", values.get("selector") == GATES)
         return check(values, cls, "its metadata", **says)
 
     def budget(self, budget: Any) -> tuple[int, float | None]:
-        """The number of kept layers and the threshold that a budget stands for.
+        """Turn a budget into the number of kept layers and the threshold that it stands for.
 
         Returns:
             (k, None), or (L, threshold) for a mean budget.
 
         Raises:
-            ValueError: a budget that is not allowed, or that this model cannot keep.
+            UsageError: a budget that is not allowed, or that this model cannot keep.
         """
-        mean = mean_layers(budget, layers=self.layers)
+        asked = Budget.parse(budget)
         if self.mask is not None:
-            return self._fixed(budget), None
-        if mean is None:
-            return kept_layers(budget, layers=self.layers, batch=1)[0], None
+            return self._fixed(asked), None
+        if asked.is_exact:
+            return asked.kept_layers(layers=self.layers)[0], None
+        mean = asked.mean_layers(layers=self.layers)
         if not self.mean_budgets:
-            raise ValueError("this model has no mean budgets: give a number of layers")
+            raise UsageError("this model has no mean budgets: give a number of layers")
         return self.layers, threshold_for(mean, self.mean_budgets)
 
-    def _fixed(self, budget: Any) -> int:
+    def _fixed(self, asked: Budget) -> int:
         assert self.mask is not None
         has = sum(self.mask)
-        if budget is None:
+        fits = asked.is_exact and asked.kept_layers(layers=self.layers)[0] == has
+        if asked == Budget.full() or fits:
             return has
-        if mean_layers(budget, layers=self.layers) is None:
-            asked = kept_layers(budget, layers=self.layers, batch=1)[0]
-            if asked == has:
-                return has
-        raise ValueError(
+        raise UsageError(
             f"this model always runs the same {has} of {self.layers} layers: leave the budget "
             "out, or export one that chooses (without --mask and --layers)"
         )

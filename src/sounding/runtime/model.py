@@ -21,16 +21,18 @@ from ..budget import Budget
 from ..data.audio import MIN_SECONDS, Seconds, check_length, check_samples
 from ..data.features import load_audio
 from ..data.folder import Clip
+from ..errors import UsageError
 from ..files import recover, sha256
 from ..typed import check, read_json
 from .answer import Answer, confidence, not_finite
 from .features import extractor
 from .inputs import Samples, file_name, one_channel
 from .metadata import CHECKSUM, KEY, Metadata, ModelError, check_seal
-from .profile import LENGTHS, ROUNDS, Limit, Profile, Table, between, measure
+from .profile import LENGTHS, ROUNDS, Profile, Table, between, fitting_layers, measure
 
 MANIFEST = "model.json"  # of a split export
 LARGEST = 16  # inputs in a batch
+MOST_THREADS = 1024  # beyond what any device has
 FLOAT, BOOL = "tensor(float)", "tensor(bool)"
 SPINNING = "session.intra_op.allow_spinning"  # of ONNX Runtime
 DAMAGED: dict[str, Any] = {"what": "is damaged", "advice": "copy it again, or export it again"}
@@ -56,13 +58,13 @@ def load(
 
     Raises:
         ModelError: a missing, damaged or foreign file.
-        ValueError: no thread.
+        UsageError: no thread, or too many.
     """
     path = Path(path)
     if not path.exists():
         recover(path)
-    if threads is not None and threads < 1:
-        raise ValueError(f"{threads} threads: give at least 1")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"{threads} threads: give 1 to {MOST_THREADS}")
     if options is None:
         options = onnxruntime.SessionOptions()
         # Threads that spin while they wait are somewhat faster on an idle device, but wait in the
@@ -135,14 +137,14 @@ class Model(ABC):
             raise ModelError(f"{path}: {error}") from None
 
     def run(
-        self, audio: Audio, budget: Budget = None, *, max_seconds: Seconds | None = None
+        self, audio: Audio, budget: Any = None, *, max_seconds: Seconds | None = None
     ) -> Answer:
         """Classify one clip.
 
         Args:
             audio: a file, or samples at `meta.rate`, as `inputs.one_channel` takes them: floats of
                 about -1 to 1 or integer PCM. Shape: [samples].
-            budget: kept layers: 3, 0.5, "50%", "mean:3"; None for full depth. With a profile of
+            budget: kept layers: 3, "50%", "mean:3"; None for full depth. With a profile of
                 this device also a time: "40ms" for the clip, "rtf:0.1"; and "1.5gmac": the most
                 layers that fit, one at least.
             max_seconds: use only the start of a longer clip.
@@ -150,12 +152,12 @@ class Model(ABC):
         Raises:
             AudioError: a clip that cannot be used, or to which the answer is not finite.
             TypeError: no clip at all.
-            ValueError: a budget that is not allowed.
+            UsageError: a budget that is not allowed.
         """
         return self.run_many([audio], budget, max_seconds=max_seconds)[0]
 
     def run_many(
-        self, clips: Sequence[Audio], budget: Budget = None, *, max_seconds: Seconds | None = None
+        self, clips: Sequence[Audio], budget: Any = None, *, max_seconds: Seconds | None = None
     ) -> list[Answer]:
         """Classify clips; arguments as `run`, answers in the order of the clips.
 
@@ -165,8 +167,9 @@ class Model(ABC):
         """
         if isinstance(clips, str | os.PathLike):
             raise TypeError(f"run_many takes a list of clips, and run one: {clips}")
-        limit = Limit.of(budget)
-        asked = (0, None) if limit else self.meta.budget(budget)
+        given = Budget.parse(budget)
+        limit = given if given.is_limit else None
+        asked = (0, None) if limit else self.meta.budget(given)
         same: dict[Any, list[int]] = defaultdict(list)
         features = [self.features(clip, max_seconds) for clip in clips]
         for index, one in enumerate(features):
@@ -195,14 +198,14 @@ class Model(ABC):
                     )
         return [answers[index] for index in range(len(clips))]
 
-    def fitting(self, limit: Limit, seconds: Seconds) -> int:
+    def fitting(self, limit: Budget, seconds: Seconds) -> int:
         """The most layers that a limit allows an input of that length.
 
         Raises:
             ModelError: no profile, or one of another model or device.
         """
         if self.meta.mask is not None:
-            raise ValueError("this model always runs the same layers: leave the budget out")
+            raise UsageError("this model always runs the same layers: leave the budget out")
         if limit.kind == "gmac":
             places, base, layer = np.array(self.meta.macs).T
 
@@ -215,7 +218,7 @@ class Model(ABC):
             def cost(k: int) -> float:
                 return profile.expected(seconds, k, self.threads, sure=True)
 
-        return limit.layers(cost, seconds, self.meta.layers)
+        return fitting_layers(limit, cost, seconds, self.meta.layers)
 
     def checked_profile(self) -> Profile:
         """The profile, of this very model and device.
@@ -251,7 +254,7 @@ class Model(ABC):
     ) -> Table:
         """Time this model on this device; arguments as `profile.measure`."""
         if self.meta.mask is not None:
-            raise ValueError("a model of fixed layers has nothing to calibrate")
+            raise UsageError("a model of fixed layers has nothing to calibrate")
         return measure(
             lambda features, k: self.predict(features[None], k),
             self.extract,
@@ -274,7 +277,7 @@ class Model(ABC):
         rate, limit = self.meta.rate, self.meta.limit_seconds
         cut = self.meta.max_seconds if max_seconds is None else max_seconds
         if cut is not None and not MIN_SECONDS <= cut < math.inf:
-            raise ValueError(f"max_seconds is {cut}: give at least {MIN_SECONDS}, or None")
+            raise UsageError(f"max_seconds is {cut}: give at least {MIN_SECONDS}, or None")
         if isinstance(audio, str | os.PathLike):
             samples = load_audio(Clip(Path(audio), "", "test"), rate, cut, limit)
         else:
@@ -399,7 +402,7 @@ class Split(Model):
         self, features: np.ndarray, k: int, threshold: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
         state, *extras = self.run_part("front", {"features": features})
-        stops = threshold is not None and self.meta.selector != "gates"
+        stops = threshold is not None and not self.meta.reads_threshold
         layers, batch = self.meta.layers, len(state)
         mask = np.ones((batch, layers), bool)
         for index in range(layers):
@@ -416,7 +419,7 @@ class Split(Model):
 
     def _choose(self, state: np.ndarray, k: int, threshold: float | None) -> np.ndarray:
         feed: dict[str, Any] = {"state": state, "k": np.full(len(state), k, np.int64)}
-        if self.meta.selector == "gates":
+        if self.meta.reads_threshold:
             feed["threshold"] = np.array(np.inf if threshold is None else threshold, np.float32)
         mask = self.run_part("selector", feed)[0]
         return self._fitting("selector", mask, (len(state), self.meta.layers), np.bool_)

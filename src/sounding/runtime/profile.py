@@ -21,7 +21,9 @@ import numpy as np
 import onnxruntime
 from pydantic import Field
 
-from ..data.audio import Seconds
+from ..budget import Budget
+from ..data.audio import MIN_SECONDS, Seconds
+from ..errors import UsageError
 from ..files import write_sealed_json
 from ..machine import processor
 from ..typed import check, read_json
@@ -175,12 +177,12 @@ def measure(
         show: called with (rounds done, all rounds).
 
     Raises:
-        ValueError: no length that the model takes, or no round.
+        UsageError: no length, one that is too short for any model, or no round.
     """
     longest = min(meta.limit_seconds, meta.max_seconds or math.inf)
-    known = sorted({min(length, longest) for length in lengths if length > 0})
-    if not known or rounds < 1:
-        raise ValueError("give lengths above 0 s and at least one round")
+    if not lengths or not all(length >= MIN_SECONDS for length in lengths) or rounds < 1:
+        raise UsageError(f"give lengths of at least {MIN_SECONDS} s, and at least one round")
+    known = sorted({min(length, longest) for length in lengths})
     rng = np.random.default_rng(0)
     clips = [rng.normal(0, 0.1, round(s * meta.rate)).astype(np.float32) for s in known]
     times = np.zeros((rounds, len(known), meta.layers))
@@ -207,62 +209,25 @@ def measure(
     )
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A budget that is no number of layers: "40ms", "rtf:0.1" or "1.5gmac".
+def fitting_layers(
+    limit: Budget, cost: Callable[[int], float], seconds: Seconds, layers: int
+) -> int:
+    """Say how many layers a limit allows, one at least, with a warning where that does not fit.
 
-    Attributes:
-        kind: "ms", "rtf" or "gmac".
+    Args:
+        limit: a time or a number of operations.
+        cost: of so many layers, in milliseconds or in billions of multiply-accumulates.
+        seconds: length of the input.
+        layers: L.
     """
-
-    kind: str
-    value: float
-
-    @classmethod
-    def of(cls, budget: Any) -> Limit | None:
-        """None where a budget is of another kind.
-
-        Raises:
-            ValueError: a limit that is not above 0.
-
-        >>> Limit.of("40ms"), Limit.of("rtf:0.1"), Limit.of(3)
-        (Limit(kind='ms', value=40.0), Limit(kind='rtf', value=0.1), None)
-        """
-        if not isinstance(budget, str):
-            return None
-        text = budget.strip().lower()
-        for kind in ("ms", "gmac"):
-            if text.endswith(kind):
-                return cls(kind, _number(text.removesuffix(kind), budget))
-        if text.startswith("rtf:"):
-            return cls("rtf", _number(text.removeprefix("rtf:"), budget))
-        return None
-
-    def layers(self, cost: Callable[[int], float], seconds: Seconds, layers: int) -> int:
-        """The most layers whose cost fits, one at least, with a warning where that does not.
-
-        Args:
-            cost: of so many layers, in milliseconds or in billions of multiply-accumulates.
-        """
-        allowed = self.value * 1000 * seconds if self.kind == "rtf" else self.value
-        fitting = [k for k in range(1, layers + 1) if cost(k) <= allowed]
-        if fitting:
-            return max(fitting)
-        unit = "GMAC" if self.kind == "gmac" else "ms"
-        warnings.warn(
-            f"one layer takes {cost(1):.3g} {unit} for {seconds:.1f} s, above the budget of "
-            f"{allowed:.3g} {unit}: it runs all the same, since nothing is cheaper",
-            BudgetWarning,
-            stacklevel=2,
-        )
-        return 1
-
-
-def _number(text: str, budget: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f'budget {budget!r} is not allowed: give "40ms", "rtf:0.1" or "1.5gmac"')
-    return value
+    fitting, allowed = limit.fitting_layers(cost, seconds, layers=layers)
+    if fitting:
+        return fitting
+    unit = "GMAC" if limit.kind == "gmac" else "ms"
+    warnings.warn(
+        f"one layer takes {cost(1):.3g} {unit} for {seconds:.1f} s, above the budget of "
+        f"{allowed:.3g} {unit}: it runs all the same, since nothing is cheaper",
+        BudgetWarning,
+        stacklevel=2,
+    )
+    return 1

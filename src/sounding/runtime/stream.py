@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data.audio import AudioError, Seconds
+from ..errors import UsageError
 from .answer import Answer
 from .inputs import Samples, one_channel
 from .model import Model
@@ -53,7 +54,7 @@ class Stream:
         window, hop: in seconds.
 
     Raises:
-        ValueError: a window or a hop that is not above 0, a hop above the window, or no patience.
+        UsageError: a window or a hop that is not above 0, a hop above the window, or no patience.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Stream:
         patience: int = PATIENCE,
     ) -> None:
         if not 0 < hop <= window < math.inf or patience < 1:
-            raise ValueError(
+            raise UsageError(
                 f"a window of {window} s, a hop of {hop} s, patience {patience}: the hop is above "
                 "0 and at most the window, and the patience at least 1"
             )

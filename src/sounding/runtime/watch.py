@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.audio import AudioError, Seconds, announced_bytes
+from ..errors import UsageError
 
 QUIET: Seconds = 0.4  # without a change, until a file may be whole
 STALE: Seconds = 10.0  # without a change, until an incomplete file is given all the same
@@ -51,7 +52,7 @@ def watch(
         pause: between two looks, at least.
 
     Raises:
-        ValueError: no directory.
+        UsageError: no directory.
         OSError: it is gone.
 
     Warns:
@@ -59,7 +60,7 @@ def watch(
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise ValueError(f"{directory}: no such directory, expected one to watch for audio")
+        raise UsageError(f"{directory}: no such directory, expected one to watch for audio")
     return _follow(directory, suffixes, pause, _states(directory, suffixes))
 
 

@@ -14,25 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..budget import threshold_for
+from ..budget import Budget, threshold_for
 from ..data.features import FeatureSet
-from ..evaluation.predict import RANDOM, predict_logits
+from ..evaluation.predict import predict_logits
 from ..model.macs import Macs, count_macs
+from ..policies.confidence import stops
 from ..policies.masks import every_mask, first_masks, random_masks
-from ..policies.selectors import InputSelector, StaticSelector, top_k_mask
-from ..runs.mask_outputs import (
-    MaskOutputs,
-    calibrate,
-    depth_table,
-    depths,
-    mask_outputs,
-    pooled,
-    stops,
-    study_batches,
-)
+from ..runs.calibrate import depth_table
+from ..runs.mask_outputs import MaskOutputs, depths, mask_outputs, pooled, study_batches
 from ..runs.run import Run
 from ..runs.search import best_static, ranked_masks
-from ..tasks.kinds import Targets
+from ..tasks.base import Targets
 
 CHECKED = 8  # clips that are run for real
 SURENESS = {"mean": "confidence", "mean-entropy": "certainty"}  # of `MaskOutputs`
@@ -74,13 +66,12 @@ class Cost:
     """Multiply-accumulates of a clip of median length, by part."""
 
     macs: Macs
-    selector: bool  # whether the method asks one
 
     def of(self, masks: Tensor, exits: Tensor | None = None) -> float:
         """Mean per clip. Shape: masks [clips, layers]; exits [clips]: answers on the way."""
         macs = self.macs
         total = macs.of(masks, selector=False)
-        if self.selector and exits is None:
+        if exits is None:
             total += macs.selector * float((~masks.all(1)).double().mean())
         if exits is not None:
             total += (macs.exit or macs.head) * float(exits.double().mean())
@@ -117,7 +108,7 @@ class Arms:
         cls, run: Run, features: FeatureSet, targets: Targets, *, seed: int, draws: int
     ) -> Arms:
         """From validation clips; the run gets thresholds for the precision of this study."""
-        run.dynamic.mean_budgets = calibrate(run, features, run.config.precision)
+        run.dynamic.mean_budgets = run.method.calibrate(run, features, run.config.precision)
         return cls(run, _cost(run, features), _known(run, features, targets), seed, draws)
 
     @property
@@ -131,16 +122,16 @@ class Arms:
         """Every rule at every budget.
 
         Args:
-            under: the answers under every mask, where they are known (method "input").
+            under: the answers under every mask, where they are known (methods that choose).
         """
-        method = self.run.config.method
-        if method == "early-exit":
+        kind = self.run.method.arms
+        if kind == "depths":
             return self._depths(features, targets)
-        if method == "i3d":
-            return self._gates(features, targets)
-        if method == "input":
-            return self._input(features, targets, under)
-        return self._blind(features, targets)
+        if kind == "choices":
+            return self._choices_and_controls(features, targets, under)
+        if kind == "blind":
+            return self._blind(features, targets)
+        return self._real(features, targets)
 
     def _depths(self, features: FeatureSet, targets: Targets) -> list[Json]:
         """Early exit: at fixed depths, and once the answer is sure enough."""
@@ -168,12 +159,14 @@ class Arms:
                     rows.append(self._row("mean-shuffled", mean, under.under(masks), masks, exits))
         return rows
 
-    def _gates(self, features: FeatureSet, targets: Targets) -> list[Json]:
-        """I3D, run for real: its masks differ by input, and a local gate reads what ran before."""
+    def _real(self, features: FeatureSet, targets: Targets) -> list[Json]:
+        """Run the model at every budget: its policy may read what ran before."""
         layers = self.layers
-        budgets: list[tuple[str, int, int | str]] = [("exact", k, k) for k in range(1, layers + 1)]
+        budgets: list[tuple[str, int, int | Budget]] = [
+            ("exact", k, k) for k in range(1, layers + 1)
+        ]
         if self.run.dynamic.mean_budgets:
-            budgets += [("mean", mean, f"mean:{mean}") for mean in range(2, layers)]
+            budgets += [("mean", mean, Budget.mean(mean)) for mean in range(2, layers)]
         return [
             self._row(rule, budget, *predict_all(self.run, features, asked, targets))
             for rule, budget, asked in budgets
@@ -193,23 +186,22 @@ class Arms:
 
     def _blind_masks(self, k: int) -> Tensor:
         """Shape: [draws, layers] bool."""
-        layers, method = self.layers, self.run.config.method
-        if method in RANDOM and k < layers:
+        layers = self.layers
+        if self.run.method.draws_masks and k < layers:
             rng = np.random.default_rng([self.seed, k])
             return torch.unique(random_masks(rng, self.draws, layers, k), dim=0)
-        if method == "static":
-            selector = self.run.dynamic.selector
-            assert isinstance(selector, StaticSelector)
-            return top_k_mask(selector.layer_scores.detach()[None], torch.tensor([k]))
-        return first_masks(layers)[k - 1][None]
+        fixed = self.run.dynamic.policy.fixed_mask(k)
+        return (first_masks(layers)[k - 1] if fixed is None else fixed)[None]
 
     def _static(self, under: MaskTable) -> list[Json]:
         """The best static mask of each size."""
         static = sorted(self.known.static.items())
         return [self._row("static", k, under.under(mask), mask) for k, mask in static]
 
-    def _input(self, features: FeatureSet, targets: Targets, under: MaskTable | None) -> list[Json]:
-        """The selector, its controls, the best static mask, and mean budgets.
+    def _choices_and_controls(
+        self, features: FeatureSet, targets: Targets, under: MaskTable | None
+    ) -> list[Json]:
+        """The policy, its controls, the best static mask, and mean budgets.
 
         Args:
             under: the answers under every mask, where they are known: then the oracle too.
@@ -242,18 +234,11 @@ class Arms:
             "constant": center.expand_as(read),
         }
         chosen = {
-            rule: {k: self._chosen(seen, k) for k in range(1, layers)} for rule, seen in fed.items()
+            rule: {k: self.run.dynamic.policy.choose_pooled(seen, k) for k in range(1, layers)}
+            for rule, seen in fed.items()
         }
         chosen["exact"][layers] = torch.ones(len(read), layers, dtype=torch.bool)
         return chosen
-
-    @torch.inference_mode()
-    def _chosen(self, read: Tensor, k: int) -> Tensor:
-        """Shape: read [clips, 2 * width] -> [clips, layers] bool."""
-        selector = self.run.dynamic.selector
-        assert isinstance(selector, InputSelector)
-        budget = torch.full((len(read),), k)
-        return top_k_mask(selector.scores_of(read, budget), budget)
 
     def ceiling(self, chosen_on: MaskTable, scored_on: MaskTable) -> list[Json]:
         """Masks chosen with the label on one noisy copy of some clips, scored on another copy.
@@ -263,7 +248,7 @@ class Arms:
         rows = []
         for k in range(1, self.layers):
             best = _lowest_loss(chosen_on, k)
-            own = self._chosen(scored_on.found.pooled, k)
+            own = self.run.dynamic.policy.choose_pooled(scored_on.found.pooled, k)
             for rule, mask in (("ceiling", best), ("ceiling-reference", own)):
                 rows.append(self._row(rule, k, scored_on.under(mask), mask))
         return rows
@@ -301,10 +286,10 @@ def check(run: Run, features: FeatureSet, rows: Sequence[Json]) -> Json:
     part = [features[i] for i in some]
     same = total = 0
     for row in rows:
-        if row["rule"] not in ("exact", "mean") or run.config.method in RANDOM:
+        if row["rule"] not in ("exact", "mean") or run.method.draws_masks:
             continue
         mean = row["rule"] == "mean"
-        budget = f"mean:{row['budget']}" if mean else row["budget"]
+        budget = Budget.mean(row["budget"]) if mean else row["budget"]
         _, executed = predict_all(run, part, budget)
         masks = row["masks"]
         for clip, mask in zip(some.tolist(), executed, strict=True):
@@ -317,7 +302,7 @@ def check(run: Run, features: FeatureSet, rows: Sequence[Json]) -> Json:
 
 
 def predict_all(
-    run: Run, features: FeatureSet, budget: int | str, targets: Targets | None = None
+    run: Run, features: FeatureSet, budget: int | Budget, targets: Targets | None = None
 ) -> tuple[Tensor, Tensor]:
     """Errors of `predict_logits` for many clips (0 without targets), in the study's precision.
 
@@ -335,16 +320,14 @@ def predict_all(
 
 def _cost(run: Run, features: FeatureSet) -> Cost:
     median = run.collate([sorted(features, key=len)[len(features) // 2]])
-    macs = count_macs(run.dynamic, median)
-    chooses = run.config.method in ("input", "i3d")
-    return Cost(macs, chooses)
+    return Cost(count_macs(run.dynamic, median))
 
 
 def _known(run: Run, features: FeatureSet, targets: Targets) -> ValidationChoices:
     """What is decided on validation."""
-    method, layers = run.config.method, run.dynamic.num_layers
+    method, layers = run.method, run.dynamic.num_layers
     known = ValidationChoices()
-    if method in (*RANDOM, "static", "input"):
+    if method.best_static:
         masks = every_mask(layers)
         if masks is None:
             known.static = best_static(run, features, targets)
@@ -352,10 +335,11 @@ def _known(run: Run, features: FeatureSet, targets: Targets) -> ValidationChoice
             known.under = MaskTable(masks, mask_outputs(run, features, masks, targets))
             ranked = ranked_masks(masks, known.under.found)
             known.static = {k: ranked[k][0] for k in range(1, layers)}
-    if method == "input":
+    if method.arms == "choices":
         known.center = pooled(run, features).mean(0)
-        known.thresholds["mean"] = run.dynamic.mean_budgets
-    if method == "early-exit" and layers > 1:  # one layer has no depth to choose
+        if run.dynamic.mean_budgets:
+            known.thresholds["mean"] = run.dynamic.mean_budgets
+    if method.arms == "depths" and layers > 1:  # one layer has no depth to choose
         known.thresholds["mean"] = run.dynamic.mean_budgets
         certain = depths(run, features).certainty[:-1]
         known.thresholds["mean-entropy"] = depth_table(certain, layers)

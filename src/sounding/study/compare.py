@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
@@ -21,38 +22,26 @@ from rich.markup import escape
 from ..data.corpora import open_corpus
 from ..data.features import read_clips
 from ..data.folder import SPLITS, AudioFolder
+from ..errors import UsageError
 from ..evaluation.plots import need_matplotlib
 from ..evaluation.shown import one_line
 from ..files import locked, write_text
-from ..progress import progress
-from ..runs.config import METHODS, TrainConfig
+from ..progress import progress, say
+from ..runs.config import TrainConfig
+from ..runs.settings import check_settings
+from ..tasks import find_task
 from ..training.fitting import check_words
 from ..training.loop import train
-from ..typed import read_yaml
+from ..typed import named, read_yaml
 from .html import write_report
 from .measure_run import measure_run
-from .study import FILE
+from .measured import FILE
+from .names import FULL_DEPTH
+from .variants import bases, teacher_of, unknown_variant, variants
 
-# name -> what differs from the settings of the study; the teacher comes first
-BASES: dict[str, dict[str, Any]] = {
-    method: {"method": method} for method in ("full", *(m for m in METHODS if m != "full"))
-}
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "i3d-local": {"method": "i3d", "gates": "local"},
-    "input-shared-head": {"method": "input", "heads": "shared", "skip": "identity"},
-    "input-shared-adapter": {"method": "input", "heads": "shared", "skip": "adapter"},
-    "input-adapter": {"method": "input", "skip": "adapter"},
-    "input-after-1": {"method": "input", "selector_after": 1},
-    "input-shaped": {"method": "input", "random_share": 0.3},
-    "input-no-distill": {"method": "input", "distill": 0.0},
-    "input-search": {"method": "input", "selector_fit": "search"},
-    "input-search-after-1": {"method": "input", "selector_fit": "search", "selector_after": 1},
-    "input-library": {"method": "input", "selector_fit": "library"},
-    "input-depths-only": {"method": "input", "candidates": 0},
-}
-VARIANTS = {**BASES, **ABLATIONS}
 START = "start"
 MOST_DRAWS = 10_000
+CLOSE = 0.85  # names of data sets, by difflib, of which one may be a slip for the other
 RATE = 16000  # at which test clips are tried
 
 Cell: TypeAlias = tuple[AudioFolder, str, int]  # variant and seed of a run
@@ -67,7 +56,7 @@ class StudyConfig:
         start: further settings of a training at full depth that comes first; the runs of all
             methods and seeds go on from its weights. Empty: they begin with the backbone's own.
         data: name of a data set -> settings that differ for it.
-        variants: names of `VARIANTS`.
+        variants: names of `variants`.
         ablation_seeds: how many of the seeds an ablation gets.
         seeds: of the trainings.
         snr_db: name of a data set -> noise at which its test clips are measured again.
@@ -80,7 +69,7 @@ class StudyConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    variants: tuple[str, ...] = tuple(BASES)
+    variants: tuple[str, ...] = field(default_factory=lambda: tuple(bases()))
     ablation_seeds: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     snr_db: dict[str, list[float]] = field(default_factory=dict)
@@ -88,24 +77,32 @@ class StudyConfig:
     draws: int = 6
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.variants) - set(VARIANTS))
-        if unknown:
-            raise ValueError(f"unknown method {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+        for variant in self.variants:
+            if variant not in variants():
+                raise UsageError(unknown_variant(variant))
         if not self.variants or not self.seeds:
-            raise ValueError("a study needs one method and one seed at least")
-        if "dld" in self.variants and "full" not in self.variants:
-            raise ValueError("dld learns from the run of method full: add full")
+            raise UsageError("a study needs one method and one seed at least")
+        for variant in self.variants:
+            teacher = teacher_of(variant)
+            if teacher and teacher not in self.variants:
+                raise UsageError(
+                    f"{variant} learns from the run of method {teacher}: add {teacher}"
+                )
         if not 1 <= self.draws <= MOST_DRAWS:
-            raise ValueError(f"draws is a number of masks from 1 on; got {self.draws!r}")
+            raise UsageError(f"draws is a number of masks from 1 on; got {self.draws!r}")
         if self.ablation_seeds < 0:
-            raise ValueError(f"ablation_seeds must be 0 or more; got {self.ablation_seeds!r}")
+            raise UsageError(f"ablation_seeds must be 0 or more; got {self.ablation_seeds!r}")
+        check_settings(self.settings, "settings")
+        check_settings(self.start, "start")
+        for name, values in self.data.items():
+            check_settings(values, f"data.{named(name)}")
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> StudyConfig:
         """Read a study from YAML.
 
         Raises:
-            ValueError: a file that is none, or an unknown name or a value of another type in it.
+            UsageError: a file that is none, or an unknown name or a value of another type in it.
         """
         return read_yaml(path, cls, what="is not the YAML of a study")
 
@@ -113,14 +110,12 @@ class StudyConfig:
         """Of one run; of the start of them all for the variant `START`."""
         values = {**self.settings, **self.data.get(data, {}), "seed": seed}
         if variant == START:
-            return TrainConfig.from_values({**values, "method": "full", **self.start})
-        values |= VARIANTS[variant]
+            return TrainConfig.from_values({**values, "method": FULL_DEPTH, **self.start})
+        values |= variants()[variant]
         if self.start:
             values["backbone"] = str(out / data / START / "model")
-        if values.get("recognition") == "decoder":
-            raise ValueError("compare answers for every mask from frames: use recognition: ctc")
-        if values["method"] == "dld":
-            values["teacher"] = str(place(out, data, "full", seed))
+        if teacher := teacher_of(variant):
+            values["teacher"] = str(place(out, data, teacher, seed))
         return TrainConfig.from_values(values)
 
 
@@ -144,16 +139,22 @@ def compare(
         DataError, AudioError: a split that is missing, or clips that cannot be used: before the
             first training.
         ModuleNotFoundError: matplotlib is not installed, likewise.
-        ValueError: as `train` and `write_report`; two folders of one name; `out` is in use.
+        UsageError: as `train` and `write_report`; two folders of one name; `out` is in use.
         Interrupted: on SIGINT or SIGTERM, in a training, after saving a checkpoint.
     """
     loaded = [open_corpus(folder) for folder in folders]
     names = [folder.root.name for folder in loaded]
     if len(set(names)) < len(names):
-        raise ValueError(f"two data sets of one name ({', '.join(names)}): rename a folder")
+        raise UsageError(f"two data sets of one name ({', '.join(names)}): rename a folder")
+    _check_names(config, names)
     cells = list(_cells(config, loaded))
     for folder, variant, seed in cells:  # wrong settings fail before hours of work
-        config.train_config(folder.root.name, variant, seed, out)
+        settings = config.train_config(folder.root.name, variant, seed, out)
+        if not find_task(settings.task, folder.task).by_mask:
+            raise UsageError(
+                f"compare needs logits under every mask, which task {settings.task!r} does not "
+                "give: leave the task out of the settings, for CTC"
+            )
     need_matplotlib()
     for folder in loaded:
         if any(not _measured(out, cell) for cell in cells if cell[0] is folder):
@@ -161,6 +162,21 @@ def compare(
     with locked(out):
         _run(config, cells, out, keep_models=keep_models)
         return report(out)
+
+
+def _check_names(config: StudyConfig, names: Sequence[str]) -> None:
+    """Refuse the name of a data set that is nearly one of `names`, which has no settings else."""
+    for where, known in (("data", config.data), ("snr_db", config.snr_db)):
+        bare = [name for name in names if name not in known]
+        for name in known:
+            if name in names:
+                continue
+            if close := get_close_matches(name, bare, n=1, cutoff=CLOSE):
+                raise UsageError(
+                    f"{where}.{named(name)} is none of the data sets: did you mean {close[0]}? (If "
+                    f"{close[0]} is to have nothing of its own, give it an empty entry.)"
+                )
+            say(f"{where}.{named(name)} is not used: the data sets are {', '.join(names)}")
 
 
 def _run(config: StudyConfig, cells: Sequence[Cell], out: Path, *, keep_models: bool) -> None:
@@ -211,8 +227,8 @@ def _cells(config: StudyConfig, folders: Iterable[AudioFolder]) -> Iterable[Cell
     folders = list(folders)
     for turn, seed in enumerate(config.seeds):
         for folder in folders:
-            for variant in (v for v in VARIANTS if v in config.variants):
-                if variant in BASES or turn < config.ablation_seeds:
+            for variant in (v for v in variants() if v in config.variants):
+                if variant in bases() or turn < config.ablation_seeds:
                     yield folder, variant, seed
 
 
@@ -230,7 +246,7 @@ def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out:
         variant,
         snr_db=config.snr_db.get(name, ()),
         trained_seconds=trained,
-        ceilings=config.ceilings and variant in BASES,
+        ceilings=config.ceilings and variant in bases(),
         draws=config.draws,
     )
     write_text(directory / FILE, json.dumps(measured, ensure_ascii=False) + "\n")
@@ -240,6 +256,6 @@ def _drop_models(config: StudyConfig, data: str, variant: str, seed: int, out: P
     """Remove the model of a run, and that of its teacher once both are measured."""
     measured = {v for v in config.variants if (place(out, data, v, seed) / FILE).exists()}
     for name in measured:
-        if name == "full" and "dld" in config.variants and "dld" not in measured:
+        if any(teacher_of(v) == name and v not in measured for v in config.variants):
             continue
         shutil.rmtree(place(out, data, name, seed) / "model", ignore_errors=True)

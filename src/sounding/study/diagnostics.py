@@ -8,12 +8,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation.statistics import Interval
-from .study import Arm, Floats, Scores, Study
+from ..statistics import Interval
+from .measured import Floats
+from .names import OURS, chooses, draws_masks
+from .study import Arm, Scores, Study
 
 COLLAPSED = 0.99  # share of the clips with one and the same mask
 SMALLEST_GROUP = 5  # clips; fewer say nothing about a group
-RANDOM_MASKS = ("random", "dld")  # methods whose masks differ by chance, not by clip
 
 
 def area_weights(shares: Floats, low: float, high: float) -> Floats:
@@ -83,10 +84,10 @@ def varying_arms(study: Study, where: str) -> list[Arm]:
 
 def _chooses(study: Study, where: str, arm: Arm) -> bool:
     method, budgets = study.variants[arm[0]], study.budgets(where, arm)
-    if not budgets or method in RANDOM_MASKS:
+    if not budgets or draws_masks(method):
         return False
     rows = [row for b in budgets for row in study.rows(where, arm, b).values()]
-    return method == "input" or any((row.masks != row.masks[0]).any() for row in rows)
+    return chooses(method) or any((row.masks != row.masks[0]).any() for row in rows)
 
 
 def terciles(seconds: Floats) -> list[str]:
@@ -152,7 +153,7 @@ def regret(study: Study, where: str, budget: float) -> dict[str, Interval]:
     """
     pairs = {"oracle": ("oracle", "exact"), "ceiling": ("ceiling", "ceiling-reference")}
     gaps = {
-        name: study.difference(where, ("input", best), budget, ("input", ours))
+        name: study.difference(where, (OURS, best), budget, (OURS, ours))
         for name, (best, ours) in pairs.items()
     }
     return {name: gap.interval() for name, gap in gaps.items() if gap.size}

@@ -17,7 +17,7 @@ from ..runs.precision import uses_bf16
 from ..runs.run import Run, provenance
 from ..training.fitting import check_words, tell_test
 from .arms import Arms, Json, MaskTable, check
-from .study import FORMAT
+from .measured import FORMAT
 
 CEILING_CLIPS = 240  # at most, for the ceiling
 CEILING_SNR_DB = 20.0  # of its two copies
@@ -40,7 +40,7 @@ def measure_run(
         variant: its name in the comparison.
         snr_db: the test clips are measured again with noise at each of these ratios.
         seed: of the noise, the random masks and the shuffling; the same for all runs of a study.
-        ceilings: whether to look for the best mask of each test clip (method "input").
+        ceilings: whether to look for the best mask of each test clip (where the input chooses).
         draws: random masks of each size (methods that drop at random).
 
     Raises:
@@ -55,7 +55,7 @@ def measure_run(
     sets = {"validation": _set(rules, folder, validation, features, rules.known.under)}
     masks = every_mask(run.dynamic.num_layers)
     under = None
-    if run.config.method == "input" and ceilings and masks is not None:
+    if run.method.arms == "choices" and ceilings and masks is not None:
         targets = run.task.targets(folder, clips)
         under = MaskTable(masks, mask_outputs(run, test, masks, targets))
     sets["test"] = _set(rules, folder, clips, test, under)
@@ -116,8 +116,9 @@ def _set(
         "speaker": [clip.speaker for clip in clips],
         "seconds": [round(min(clip_seconds(clip), seconds), 3) for clip in clips],
     }
-    if run.task.metric == "wer":
-        described["weight"] = [run.task.weight(target) for target in targets]
+    weight = [run.task.weight(target) for target in targets]
+    if set(weight) != {1}:  # which is what a file without weights says
+        described["weight"] = weight
     return {"clips": described, "rows": rules.rows(features, targets, under)}
 
 

@@ -1,256 +1,24 @@
-"""A study: the `measured.json` of many runs, read, checked, and put side by side.
+"""A study: what was measured of many runs, put side by side.
 
 A row is named by its arm, that is variant and rule ("input", "shuffled"), and its budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import FailFast, Field
 
-from ..evaluation.statistics import Interval, paired_bootstrap, speaker_groups, wilson
-from ..typed import check, read_json
-
-FORMAT = 2  # and 1, which has "correct" as texts of digits in place of "errors"
-FILE = "measured.json"
-METHODS = ("full", "random", "early-exit", "static", "i3d", "dld", "input")
-HEADER = ("config", "seconds", "versions", "machine", "steps", "commit", "labels")
-MEGABYTES = 1000  # of a file at most: every clip under every rule
+from ..errors import UsageError
+from ..statistics import Interval, paired_bootstrap, speaker_groups, wilson
+from .measured import FILE, ClipSet, Floats, Json, Measured, Row, read_values
+from .names import place_of
+from .pack import PACK, is_pack, read_pack
 
 Arm = tuple[str, str]  # variant, rule
 Point = tuple[Arm, float]  # and a budget
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One rule of a run at one budget, on one set of clips.
-
-    Attributes:
-        budget: kept layers, or their mean that was asked for.
-        correct: [clips] share of the draws in which a clip was right; for texts the words that
-            were right, over the mean number of words a clip, so that the mean over the clips is
-            1 - WER; NaN: not measured.
-        masks: [measured clips, layers] bool, of the first draw.
-        macs: mean per clip, everything included.
-        spread: standard deviation of the accuracy over the draws of masks; None for one draw.
-    """
-
-    rule: str
-    budget: float
-    correct: Floats
-    masks: NDArray[np.bool_]
-    macs: float
-    spread: float | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """From 0 to 1, over clips and draws."""
-        return float(np.nanmean(self.correct))
-
-    @property
-    def executed_layers(self) -> float:
-        """Mean number per clip."""
-        return float(self.masks.sum(1).mean())
-
-
-@dataclass(frozen=True, eq=False)
-class ClipSet:
-    """Clips and the rows measured on them.
-
-    Attributes:
-        groups: "label" and "speaker" of each clip; empty texts where nobody knows.
-        seconds: [clips].
-        weight: [clips] words to get right; 1 where the answer is a class.
-        rows: by rule and budget.
-    """
-
-    files: list[str]
-    groups: dict[str, list[str]]
-    seconds: Floats
-    weight: Floats
-    rows: dict[tuple[str, float], Row]
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """One trained run and all that was measured of it.
-
-    Attributes:
-        variant: the name in the comparison: the method's, or "input-NAME" for an ablation.
-        macs: of a median clip at full depth.
-        metric: "accuracy", or "wer" for texts.
-        info: where the numbers come from: config, steps, seconds, versions, commit, ...
-    """
-
-    path: Path
-    method: str
-    variant: str
-    seed: int
-    layers: int
-    data: str
-    digest: str
-    macs: float
-    metric: str
-    sets: dict[str, ClipSet]
-    info: dict[str, Any]
-
-    @classmethod
-    def from_json(cls, path: Path | str) -> Measured:
-        """Read one file.
-
-        Raises:
-            ValueError: not such a file, or one that contradicts itself; the text says where.
-        """
-        path = Path(path)
-        what = f"is no {FILE}"
-        values: dict[str, Any] = read_json(path, dict[str, Any], what=what, megabytes=MEGABYTES)
-        made_in = values.get("format")
-        if isinstance(made_in, int) and made_in not in (1, FORMAT):
-            raise ValueError(f"{path} {what}: format {made_in}, this version reads 1 and {FORMAT}")
-        read = check(values, _File, path, what=what)
-        try:
-            sets = {name: _clip_set(s, read.layers, name) for name, s in read.sets.items()}
-        except (ValueError, MemoryError) as error:
-            raise ValueError(f"{path} {what}: {error}") from None
-        return cls(
-            path=path,
-            method=read.method,
-            variant=read.variant,
-            seed=read.seed,
-            layers=read.layers,
-            data=read.data.name,
-            digest=read.data.digest,
-            macs=read.macs.full,
-            metric=read.metric,
-            sets=sets,
-            info={key: getattr(read, key) for key in HEADER},
-        )
-
-
-# What a file holds; an unknown name would be a misspelled one, and another answer.
-ABSENT: Any = None
-
-
-@dataclass(frozen=True)
-class _Clips:
-    file: Annotated[list[str], Field(min_length=1), FailFast()]
-    label: Annotated[list[str | None], FailFast()]
-    speaker: Annotated[list[str | None], FailFast()]
-    seconds: Annotated[list[float], FailFast()]
-    weight: Annotated[list[float], FailFast()] = ABSENT
-
-
-@dataclass(frozen=True)
-class _Rule:
-    rule: str
-    budget: Annotated[float, Field(gt=0)]
-    macs: Annotated[float, Field(ge=0)]
-    masks: str | list[str]
-    errors: Annotated[list[Annotated[list[float], FailFast()]], FailFast()] = ABSENT
-    correct: list[str] = ABSENT
-    clips: Annotated[list[int], FailFast()] = ABSENT
-
-
-@dataclass(frozen=True)
-class _Set:
-    clips: _Clips
-    rows: list[_Rule]
-
-
-@dataclass(frozen=True)
-class _Data:
-    name: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class _Macs:
-    full: Annotated[float, Field(gt=0)]
-
-
-@dataclass(frozen=True)
-class _File:
-    format: int
-    method: Literal["full", "random", "early-exit", "static", "i3d", "dld", "input"]
-    variant: str
-    seed: int
-    layers: Annotated[int, Field(ge=1, le=1000)]
-    data: _Data
-    macs: _Macs
-    sets: dict[str, _Set]
-    config: dict[str, Any]
-    seconds: dict[str, float | None]
-    versions: dict[str, Any]
-    machine: dict[str, Any]
-    steps: int | None
-    commit: str | None
-    labels: list[str]
-    metric: str = "accuracy"
-    precision: str | None = None
-    checked: dict[str, Any] | None = None
-
-
-def _clip_set(read: _Set, layers: int, name: str) -> ClipSet:
-    columns = read.clips
-    clips = len(columns.file)
-    if any(len(c) != clips for c in (columns.label, columns.speaker, columns.seconds)):
-        raise ValueError(f"set {name!r}: columns of different lengths")
-    weight = np.array([1] * clips if columns.weight is None else columns.weight, dtype=float)
-    if len(weight) != clips or weight.min() < 0 or not weight.any():
-        raise ValueError(f"set {name!r}: weights that do not fit the clips")
-    rows: dict[tuple[str, float], Row] = {}
-    for entry in read.rows:
-        row = _row(entry, weight, layers, name)
-        if (row.rule, row.budget) in rows:
-            raise ValueError(f"set {name!r}: two rows {row.rule} {row.budget:g}")
-        rows[row.rule, row.budget] = row
-    named = {"label": columns.label, "speaker": columns.speaker}
-    groups = {c: ["" if x is None else x for x in column] for c, column in named.items()}
-    return ClipSet(columns.file, groups, np.array(columns.seconds, dtype=float), weight, rows)
-
-
-def _row(read: _Rule, weight: Floats, layers: int, name: str) -> Row:
-    clips = len(weight)
-    where = f"set {name!r}, row {read.rule} {read.budget:g}"
-    measured = np.array(range(clips) if read.clips is None else read.clips, dtype=int)
-    if not len(measured) or measured.min() < 0 or measured.max() >= clips:
-        raise ValueError(f"{where}: clips that are not in the set")
-    draws = _right(read, weight[measured], where)
-    correct = np.full(clips, np.nan)
-    correct[measured] = draws.mean(0)
-    one = isinstance(read.masks, str)
-    masks = _digits([read.masks] if isinstance(read.masks, str) else read.masks, layers, where)
-    if not one and len(masks) != len(measured):
-        raise ValueError(f"{where}: {len(masks)} masks for {len(measured)} clips")
-    masks = np.broadcast_to(masks, (len(measured), layers))
-    spread = float(draws.mean(1).std(ddof=1)) if len(draws) > 1 else None
-    return Row(read.rule, read.budget, correct, masks, read.macs, spread)
-
-
-def _right(read: _Rule, weight: Floats, where: str) -> Floats:
-    """As `Row.correct`, for each draw. Shape: weight [measured] -> [draws, measured]."""
-    if read.correct is not None:  # format 1
-        return _digits(read.correct, len(weight), where).astype(float)
-    errors = read.errors or []
-    if not errors or any(len(draw) != len(weight) or min(draw) < 0 for draw in errors):
-        raise ValueError(f"{where}: expected the errors of {len(weight)} clips in each draw")
-    if not weight.any():
-        raise ValueError(f"{where}: clips without a word to get right")
-    return (weight - np.array(errors)) / weight.mean()
-
-
-def _digits(texts: list[str], length: int, where: str) -> NDArray[np.bool_]:
-    """Texts of 0 and 1 as an array. Shape: -> [texts, length] bool."""
-    if not texts or any(len(text) != length or set(text) - {"0", "1"} for text in texts):
-        raise ValueError(f"{where}: expected texts of {length} digits 0 and 1")
-    return np.array([list(text) for text in texts]) == "1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -418,15 +186,22 @@ class Study:
 
 
 def load_study(paths: Sequence[Path | str] | Path | str) -> list[Study]:
-    """Read files, or all `measured.json` below directories; one study for each data set.
+    """Read what was measured; one study for each data set.
+
+    Args:
+        paths: files `measured.json`, packs of them (`pack.write_pack`), and directories; below a
+            directory all `measured.json` are read, and where there are none, all packs
+            `measured.parquet`.
 
     Raises:
         ValueError: no file, one that cannot be read, or runs that cannot be compared.
+        ModuleNotFoundError: a pack, and pyarrow is not installed.
     """
-    files = _files([paths] if isinstance(paths, str | Path) else paths)
-    runs = sorted((Measured.from_json(file) for file in files), key=_order)
+    runs = sorted(
+        (Measured.from_values(values, name) for name, values in each_run(paths)), key=_order
+    )
     if not runs:
-        raise ValueError(f"no {FILE} in {paths}")
+        raise UsageError(f"no {FILE} and no {PACK} in {paths}")
     names = dict.fromkeys(sorted(run.data for run in runs))
     studies = [Study(name, [run for run in runs if run.data == name]) for name in names]
     for study in studies:
@@ -434,15 +209,27 @@ def load_study(paths: Sequence[Path | str] | Path | str) -> list[Study]:
     return studies
 
 
+def each_run(paths: Sequence[Path | str] | Path | str) -> Iterator[tuple[Path, Json]]:
+    """Yield the values of each `measured.json` in `paths`, and where they come from."""
+    for path in _files([paths] if isinstance(paths, str | Path) else paths):
+        if is_pack(path):
+            yield from read_pack(path)
+        else:
+            yield path, read_values(path)
+
+
 def _files(paths: Iterable[Path | str]) -> list[Path]:
-    found = [
-        p for path in map(Path, paths) for p in (path.rglob(FILE) if path.is_dir() else [path])
-    ]
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += list(path.rglob(FILE)) or list(path.rglob(PACK))
+        else:
+            found.append(path)
     return sorted({path.resolve() for path in found})
 
 
-def _order(run: Measured) -> tuple[int, str, int]:
-    return METHODS.index(run.method), run.variant, run.seed
+def _order(run: Measured) -> tuple[int, str, str, int]:
+    return place_of(run.method), run.method, run.variant, run.seed
 
 
 def _check(study: Study) -> None:
@@ -450,7 +237,7 @@ def _check(study: Study) -> None:
     first, seen = study.runs[0], set()
     for run in study.runs:
         if (run.variant, run.seed) in seen:
-            raise ValueError(f"{run.path}: a second run of {run.variant}, seed {run.seed}")
+            raise UsageError(f"{run.path}: a second run of {run.variant}, seed {run.seed}")
         seen.add((run.variant, run.seed))
         for what, ours, theirs in (
             ("layers", run.layers, first.layers),
@@ -459,9 +246,9 @@ def _check(study: Study) -> None:
             ("data digest", run.digest, first.digest),
         ):
             if ours != theirs:
-                raise ValueError(f"{run.path}: other {what} than {first.path}")
+                raise UsageError(f"{run.path}: other {what} than {first.path}")
         for name, clips in run.sets.items():
             known = study.clips(name)
             same = clips.files == known.files and clips.groups == known.groups
             if not same or not np.array_equal(clips.weight, known.weight):
-                raise ValueError(f"{run.path}: other clips of {name!r} than {first.path}")
+                raise UsageError(f"{run.path}: other clips of {name!r} than {first.path}")

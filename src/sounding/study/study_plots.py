@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.plots import COLORS, save, subplots
+from ..evaluation.plots import save, subplots
 from ..evaluation.shown import in_plot
-from ..evaluation.table import METHODS
+from .names import OURS, color_of, label_of
 from .study import Arm, Study
 
+SHUFFLED = "#d98c1f"
 CONTROLS = {  # rules of the input method, beside its best blind mask
     "exact": ("its own choice", "#c2255c", "o-"),
-    "shuffled": ("another clip's features", "#d98c1f", "s--"),
+    "shuffled": ("another clip's features", SHUFFLED, "s--"),
     "constant": ("mean features", "#0f9bab", "^--"),
     "static": ("best static mask", "#2b9348", "D--"),
     "oracle": ("oracle (counts luck)", "#808080", "v:"),
@@ -41,14 +42,14 @@ def plot_pareto(study: Study, where: str) -> str:
 
 def _names(study: Study) -> dict[str, str]:
     """What the methods are called, by variant; their ablations, where there is nothing else."""
-    methods = {v: METHODS[m] for v, m in study.variants.items() if v == m}
+    methods = {v: in_plot(label_of(m)) for v, m in study.variants.items() if v == m}
     return methods or {variant: in_plot(variant) for variant in study.variants}
 
 
 def _curve(axis: Any, study: Study, where: str, arm: Arm, **style: Any) -> None:
     budgets = study.budgets(where, arm)
     x = [100 * study.share(where, arm, b) for b in budgets]
-    _points(axis, study, where, arm, budgets, x, color=COLORS[study.variants[arm[0]]], **style)
+    _points(axis, study, where, arm, budgets, x, color=color_of(study.variants[arm[0]]), **style)
 
 
 def _points(
@@ -72,8 +73,8 @@ def plot_gains(verdict: dict[str, Any], where: str) -> str:
     figure, axes = subplots(1, 1, (7.5, 3))
     axis, budgets = axes[0, 0], verdict["sets"][where]["budgets"]
     sides = (
-        ("blind", "over the best blind mask", COLORS["input"], -0.08),
-        ("shuffled", "over another clip's features", COLORS["random"], 0.08),
+        ("blind", "over the best blind mask", color_of(OURS), -0.08),
+        ("shuffled", "over another clip's features", SHUFFLED, 0.08),
     )
     for name, label, color, shift in sides:
         found = {i + shift: b[name] for i, b in enumerate(budgets.values()) if b[name]}
@@ -94,7 +95,7 @@ def plot_controls(study: Study, where: str) -> str:
     figure, axes = subplots(1, 1, (7.5, 4))
     axis = axes[0, 0]
     for rule, (label, color, fmt) in CONTROLS.items():
-        arm = ("input", rule)
+        arm = (OURS, rule)
         budgets = study.budgets(where, arm)
         _points(axis, study, where, arm, budgets, budgets, fmt=fmt, color=color, label=label)
     axis.set_xlabel("kept layers")
@@ -117,7 +118,7 @@ def plot_noise(study: Study) -> str:
                 (s, a) for s in study.sets if (a := study.accuracy(s, arm, budget)) is not None
             ]
             x = [study.sets.index(name) for name, _ in found]
-            axis.plot(x, [100 * a for _, a in found], "o-", ms=4, color=COLORS[variants[arm[0]]],
+            axis.plot(x, [100 * a for _, a in found], "o-", ms=4, color=color_of(variants[arm[0]]),
                       label=names[arm[0]])  # fmt: skip
         sets = [in_plot(name.removeprefix("test at ")) for name in study.sets]
         axis.set_xticks(range(len(sets)), sets, rotation=60)

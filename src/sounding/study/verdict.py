@@ -7,17 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..registry import METHODS
 from .diagnostics import areas
+from .names import FULL_DEPTH, OURS, blind_arms, stops_early
 from .study import Arm, Point, Scores, Study
 
-INPUT: Arm = ("input", "exact")
-BLIND: tuple[Arm, ...] = (  # the same layers for every clip
-    ("input", "static"),
-    ("static", "exact"),
-    ("static", "static"),
-    ("random", "static"),
-    ("dld", "static"),
-)
+INPUT: Arm = (OURS, "exact")
+FULL: Arm = (FULL_DEPTH, "exact")
 Gain = dict[str, Any]
 SEEDS = 3  # with fewer a verdict is preliminary
 
@@ -27,7 +23,7 @@ def best_blind(study: Study, k: float) -> Arm | None:
 
     Validation, because the best on the test clips would be lucky there.
     """
-    found = {arm: study.accuracy("validation", arm, k) for arm in BLIND}
+    found = {arm: study.accuracy("validation", arm, k) for arm in blind_arms()}
     known = {arm: value for arm, value in found.items() if value is not None}
     return max(known, key=lambda arm: round(known[arm], 9)) if known else None
 
@@ -90,10 +86,10 @@ def judge_set(study: Study, where: str) -> dict[str, Any]:
     budgets = {f"{k:g}": _exact(study, where, k, level) for k in exact}
     tested = [b for b in budgets.values() if b["matters"] is not None]
     pairs = [b[name] for b in tested for name in ("blind", "shuffled")]
-    means = study.budgets(where, ("input", "mean"))
+    means = study.budgets(where, (OURS, "mean"))
     by_mean = {f"{m:g}": _mean(study, where, m, 1 - 0.05 / len(means)) for m in means}
     depths = [b["matters_corrected"] for b in by_mean.values() if b["matters"] is not None]
-    full = study.difference(where, INPUT, study.layers, ("full", "exact"))
+    full = study.difference(where, INPUT, study.layers, FULL)
     return {
         "set": where,
         "clips": len(study.clips(where).files),
@@ -104,7 +100,7 @@ def judge_set(study: Study, where: str) -> dict[str, Any]:
         "budgets": budgets,
         "depth_matters": any(depths) if depths else None,
         "mean_budgets": by_mean,
-        "full_depth": gain(full, ("full", "exact")),
+        "full_depth": gain(full, FULL),
     }
 
 
@@ -112,33 +108,30 @@ def _exact(study: Study, where: str, k: float, level: float) -> dict[str, Any]:
     def against(arm: Arm | None) -> dict[str, Any] | None:
         return arm and gain(study.difference(where, INPUT, k, arm), arm, level)
 
-    blind, shuffled = against(best_blind(study, k)), against(("input", "shuffled"))
+    blind, shuffled = against(best_blind(study, k)), against((OURS, "shuffled"))
     return {
         "blind": blind,
         "shuffled": shuffled,
-        "constant": against(("input", "constant")),
-        "methods": {
-            v: against((v, "exact")) for v, m in study.variants.items() if v == m != "input"
-        },
+        "constant": against((OURS, "constant")),
+        "methods": {v: against((v, "exact")) for v, m in study.variants.items() if v == m != OURS},
         **_matters(blind, shuffled),
     }
 
 
 def _mean(study: Study, where: str, mean: float, level: float) -> dict[str, Any]:
     """A mean budget: what really ran, against others at as many executed layers."""
-    arm = ("input", "mean")
+    arm = (OURS, "mean")
     blind = [(best_blind(study, k), k) for k in range(1, study.layers)]
     full: list[Point] = [(INPUT, study.layers)]
     rivals: dict[str, tuple[Arm, list[Point]]] = {
         "blind": (("blind", "static"), [(a, k) for a, k in blind if a is not None] + full),
-        "exact": (INPUT, exact_points(study, where, "input")),
-        "early-exit": (
-            ("early-exit", "mean"),
-            [(("early-exit", "mean"), m) for m in study.budgets(where, ("early-exit", "mean"))],
-        ),
+        "exact": (INPUT, exact_points(study, where, OURS)),
     }
+    for method in stopping_methods(study):
+        stops = (method, "mean")
+        rivals[method] = (stops, [(stops, m) for m in study.budgets(where, stops)])
     ran = [row.executed_layers for row in study.rows(where, arm, mean).values()]
-    other = ("input", "mean-shuffled")
+    other = (OURS, "mean-shuffled")
     shuffled = gain(study.difference(where, arm, mean, other), other, level)
     found = {
         name: gain(study.over(where, arm, mean, points), rival, level)
@@ -151,6 +144,12 @@ def _mean(study: Study, where: str, mean: float, level: float) -> dict[str, Any]
         "shuffled": shuffled,
         **_matters(found["blind"], shuffled),
     }
+
+
+def stopping_methods(study: Study) -> list[str]:
+    """Return the other methods whose inputs stop early: rivals of ours at mean budgets."""
+    names = dict.fromkeys([*METHODS, *study.variants])
+    return [name for name in names if stops_early(name)]
 
 
 def _matters(blind: Gain | None, shuffled: Gain | None) -> dict[str, bool | None]:

@@ -17,15 +17,15 @@ from ..data.features import FeatureSet, clip_seconds
 from ..data.folder import METADATA, AudioFolder, Clip, DataError
 from ..data.names import SHOWN
 from ..data.text import normalize_text
+from ..errors import UsageError
 from ..progress import say
 from ..runs.config import TrainConfig
 from ..runs.run import Run
-from ..tasks.kinds import Target, Targets
+from ..tasks.base import Target, Targets
 
 CUT_SECONDS = 1e-3  # less is rounding
 SPECTROGRAM_SHIFT = 0.01  # seconds from frame to frame, where a model takes a fixed number (AST)
 ADJECTIVES = {"train": "training"}
-CTC = "by CTC a text takes a frame for each token, and one more between two that are alike"
 
 
 class Frames:
@@ -63,19 +63,19 @@ class Frames:
             cuts: whether the model cuts what is longer by itself, as Whisper's `generate` does.
 
         Raises:
-            ValueError: there are such clips; the text names some.
+            UsageError: there are such clips; the text names some.
         """
         order = sorted(range(len(clips)), key=self.sizes.__getitem__)
         short = _first(order, lambda index: not self.reach(index, 1))
         if short:
-            raise ValueError(
+            raise UsageError(
                 f"{_named(folder, clips, short)} are too short for a single frame of the model: "
                 "leave them out, or join them to their neighbours"
             )
         window = None if cuts else self.run.dynamic.backbone.window(self.run.dynamic.base)
         long = _first(order[::-1], lambda i: window is not None and self.length(i) > window)
         if long:
-            raise ValueError(
+            raise UsageError(
                 f"{_named(folder, clips, long)} are longer than the window of the model: cut them "
                 "into pieces, or lower --max-seconds"
             )
@@ -98,7 +98,7 @@ def uncut(config: TrainConfig, folder: AudioFolder, split: str) -> list[Clip]:
 
     Raises:
         DataError: no such split.
-        ValueError: none is left.
+        UsageError: none is left.
     """
     clips = folder.split(split)
     cut = _leave_out(
@@ -118,7 +118,7 @@ def fitting(
     """The indexes of those clips of a split that can be trained on.
 
     Raises:
-        ValueError: clips without a frame or beyond the window, or none is left.
+        UsageError: clips without a frame or beyond the window, or none is left.
     """
     frames.check(folder, clips)
     _tell_start_only(run, folder, clips)
@@ -126,17 +126,16 @@ def fitting(
         folder,
         clips,
         _beyond_decoder(run, targets),
-        f"have texts of more than the {decoder_positions(run)} tokens that the decoder takes, with "
-        "prompt and end",
+        f"have texts of more than the {run.task.room(run.dynamic.model)} tokens that the decoder "
+        "takes, with prompt and end",
         "cut each clip and its text in two",
     )
     left_out |= _leave_out(
         folder,
         clips,
         _beyond_frames(run, targets, frames),
-        f"are too short for their texts ({CTC})",
-        "look whether texts and clips belong together, or take pieces of words as tokens "
-        "(--set vocabulary=500)",
+        run.task.too_short,
+        run.task.too_short_advice,
     )
     kept = [index for index in range(len(clips)) if index not in left_out]
     faster = run.config.speed_change
@@ -158,10 +157,10 @@ def tell_test(
     """Say which clips that are to be measured do not fit; all of them count.
 
     Raises:
-        ValueError: clips without a frame, or beyond the window.
+        UsageError: clips without a frame, or beyond the window.
     """
     frames = Frames.of(run, features)
-    frames.check(folder, clips, cuts=run.config.recognition == "decoder")
+    frames.check(folder, clips, cuts=run.task.cuts)
     _tell_start_only(run, folder, clips)
     told = (
         (
@@ -171,9 +170,10 @@ def tell_test(
         ),
         (
             _beyond_decoder(run, targets),
-            f"have texts of more than the {decoder_positions(run)} tokens that the decoder writes",
+            f"have texts of more than the {run.task.room(run.dynamic.model)} tokens that the "
+            "decoder writes",
         ),
-        (_beyond_frames(run, targets, frames), f"are too short for their texts ({CTC})"),
+        (_beyond_frames(run, targets, frames), run.task.too_short),
         (_wordless(targets), "have a text without a word: what is heard there counts as added"),
     )
     for rows, what in told:
@@ -198,16 +198,9 @@ def check_words(folder: AudioFolder, split: str) -> None:
         )
 
 
-def decoder_positions(run: Run) -> int:
-    """How many tokens the decoder of a run takes, with the prompt."""
-    config = run.dynamic.model.config
-    names = ("max_target_positions", "max_position_embeddings")
-    return next((value for name in names if (value := getattr(config, name, None))), 0)
-
-
 def writes(run: Run, target: Target) -> bool:
     """Whether the decoder has room for the answer to a clip; always so without one."""
-    return run.task.positions(target) <= (decoder_positions(run) or math.inf)
+    return run.task.positions(target) <= run.task.room(run.dynamic.model)
 
 
 def _beyond_decoder(run: Run, targets: Targets) -> list[int]:
@@ -262,7 +255,7 @@ def _leave_out(
 ) -> set[int]:
     """Say that clips are left out, or refuse where none would be left; the indexes of them."""
     if rows and len(rows) == len(clips):
-        raise ValueError(f"{_named(folder, clips, rows)} {why}: {advice}")
+        raise UsageError(f"{_named(folder, clips, rows)} {why}: {advice}")
     if rows:
         say(f"{_named(folder, clips, rows)} {why}: they are left out")
     return set(rows)

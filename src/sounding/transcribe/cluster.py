@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..data.text import printable
+from ..errors import SoundingError, UsageError
 from ..progress import Interrupted, progress
 from .job import Job, transcribe_one
 from .recognizer import Recognizer
@@ -44,15 +45,24 @@ def transcribe_on_cluster(
     Raises:
         Interrupted: on SIGINT.
         ModuleNotFoundError: Ray is not installed.
-        ValueError: no worker; or a worker cannot go on with any file, as without room for texts.
+        OSError: no Ray cluster at `address`.
+        UsageError: no worker; what is no address; or a worker cannot go on with any file, as
+            without room for texts.
     """
     if workers < 1:
-        raise ValueError(f"{workers} workers: give at least 1")
+        raise UsageError(f"{workers} workers: give at least 1")
     if not sources:
         return []
     ray = _ray()
     local = {} if address else {"num_cpus": workers * threads}
-    ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **local)
+    except ValueError as error:  # of the address, if there is one
+        if address is None:
+            raise
+        raise UsageError(
+            f"a cluster at {address!r}: {error}: give auto, or HOST:PORT as `ray status` shows it"
+        ) from None
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         results = ray.data.range(len(sources), override_num_blocks=len(sources)).map(
@@ -67,7 +77,7 @@ def transcribe_on_cluster(
                 for text in row["warnings"]:
                     warnings.warn(text, stacklevel=1)
                 if row["problem"]:
-                    raise ValueError(row["problem"])
+                    raise UsageError(row["problem"])
                 if row["failure"]:
                     failures.append(row["failure"])
                     failed(row["failure"])
@@ -106,7 +116,7 @@ class _Worker:
         with warnings.catch_warnings(record=True) as caught:
             try:
                 failure = transcribe_one(source, self.job)
-            except (ValueError, OSError) as error:  # of all files, and Ray would show a traceback
+            except (SoundingError, OSError) as error:  # Ray would show a traceback
                 problem = str(error)
         return {
             "name": printable(source.name),

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, with_config
 
 from ..data.audio import Seconds
 from ..data.text import printable
+from ..errors import UsageError
 
 STRICT: ConfigDict = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # of what is read
 
@@ -110,7 +111,7 @@ def format_names(text: str) -> list[str]:
     """Return the formats that a text names: in any case, with or without a dot, each once.
 
     Raises:
-        ValueError: an unknown format, or none.
+        UsageError: an unknown format, or none.
 
     >>> format_names("SRT, .txt,srt")
     ['srt', 'txt']
@@ -118,7 +119,7 @@ def format_names(text: str) -> list[str]:
     names = [part.strip().lower().removeprefix(".") for part in text.split(",")]
     names = list(dict.fromkeys(name for name in names if name))
     if not names or set(names) - set(FORMATS):
-        raise ValueError(
+        raise UsageError(
             f"formats {text!r}: use some of {', '.join(FORMATS)}, with commas between them"
         )
     return names

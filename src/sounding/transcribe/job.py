@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -15,16 +15,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ..budget import Budget, kept_layers, mean_layers
+from ..budget import Budget
 from ..data.audio import AudioError, Seconds, audio_blocks, duration
+from ..errors import UsageError
 from ..files import NO_ROOM, remove_leftovers, sha256, write_text
-from ..progress import Advance, Interrupted, Stop, progress, stop_signals
+from ..progress import Interrupted, progress, stop_signals
 from .cut import LEAST_SECONDS, MAX_SECONDS, cut
 from .formats import FORMATS, Piece
 from .journal import Journal, OutputError
 from .recognizer import Recognizer
 from .sources import LONGEST, Source
 from .vad import RATE, listen
+from .watch import Watch
 
 STDIN = "standard input"
 MANY = 100  # files
@@ -41,21 +43,21 @@ class Job:
         overwrite: replace texts of other settings, or that are not ours.
 
     Raises:
-        ValueError: a budget, a format or a length that is not allowed.
+        UsageError: a budget, a format or a length that is not allowed.
     """
 
     recognizer: Recognizer
-    budget: Budget = None
+    budget: Any = None
     formats: Sequence[str] = ("txt",)
     max_seconds: Seconds = MAX_SECONDS
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.formats if name not in FORMATS]:
-            raise ValueError(f"formats {unknown} are unknown: use some of {', '.join(FORMATS)}")
+            raise UsageError(f"formats {unknown} are unknown: use some of {', '.join(FORMATS)}")
         longest = self.recognizer.max_seconds
         if not LEAST_SECONDS <= self.max_seconds <= longest:
-            raise ValueError(
+            raise UsageError(
                 f"pieces of at most {self.max_seconds:g} s: give {LEAST_SECONDS:g} to {longest:g} s"
             )
         _ = self.settings  # checks the budget
@@ -64,10 +66,13 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What a text depends on besides its audio."""
         layers = self.recognizer.layers
-        budget: Any = self.budget
-        if mean_layers(budget, layers=layers) is None:
-            (budget,) = kept_layers(budget, layers=layers, batch=1)
-        return {**self.recognizer.settings, "budget": budget, "max_seconds": self.max_seconds}
+        asked = Budget.parse(self.budget)
+        if asked.is_exact:
+            written: int | str = asked.kept_layers(layers=layers)[0]
+        else:
+            asked.mean_layers(layers=layers)  # a budget of another kind is refused
+            written = str(asked)
+        return {**self.recognizer.settings, "budget": written, "max_seconds": self.max_seconds}
 
 
 def transcribe(
@@ -371,64 +376,3 @@ def _foreign(path: Path) -> OutputError:
         f"{path}: there already, and not as this command would write it: give --overwrite to "
         "replace it, or another --out"
     )
-
-
-class Watch:
-    """Progress in seconds of audio, the real-time factor of what is new, and the end by a signal.
-
-    Args:
-        show: as `progress` gives it; by default nothing is shown.
-        stop: as `stop_signals` gives it.
-    """
-
-    def __init__(self, show: Advance = lambda done, note: None, stop: Stop | None = None) -> None:
-        self.show, self.stop = show, stop or Stop()
-        self.started = perf_counter()
-        self.name = ""  # of the file in progress
-        self.before = 0.0  # seconds of audio of the files before it
-        self.position: Seconds | None = None  # seconds of it that are done, once that is known
-        self.new = 0.0  # seconds that were worked on
-
-    def begin(self, name: str) -> None:
-        """Go on to the next file."""
-        self.name, self.position = name, None
-        if self.stop():
-            raise Interrupted(f"stopped before {name}; the same command goes on")
-
-    def end(self, length: Seconds) -> None:
-        """Count a file whose header says that length."""
-        self.before += length
-
-    def at_once(self, doing: str) -> AbstractContextManager[None]:
-        """Let a signal end at once what goes on between two pieces."""
-        return self.stop.at_once(f"stopped in {self.name} while {doing}; the same command goes on")
-
-    @contextmanager
-    def stage(self, doing: str) -> Iterator[Callable[[Seconds], None]]:
-        """Say what goes on before the first piece or behind the last; a signal ends it at once.
-
-        Yields a function called with the seconds of audio that are done.
-        """
-
-        def told(seconds: Seconds) -> None:
-            self._show(self.position or 0.0, f"{doing}, {seconds:.0f} s done")
-
-        with self.at_once(doing):
-            self._show(self.position or 0.0, doing)
-            yield told
-
-    def seen(self, journal: Journal, pieces: int = 0) -> None:
-        """Tell how far a file is, and how many pieces of it are new."""
-        if pieces:
-            self.new += journal.position - (self.position or 0.0)
-        self.position = journal.position
-        factor = (perf_counter() - self.started) / self.new if self.new else 0.0
-        self._show(self.position, f"real-time factor {factor:.2f}" if self.new else "")
-        if self.stop() and not journal.finished:
-            raise Interrupted(
-                f"stopped in {self.name} after {len(journal.pieces)} of {len(journal.cuts)} "
-                "pieces; the same command goes on"
-            )
-
-    def _show(self, seconds: Seconds, note: str) -> None:
-        self.show(round(self.before + seconds), f"{self.name}, {note}" if note else self.name)

@@ -17,11 +17,12 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError, with_config
 
 from ..data.audio import Seconds
+from ..errors import SoundingError
 from ..files import write_text
 from .formats import STRICT, Piece, Transcript
 
 
-class OutputError(ValueError):
+class OutputError(SoundingError, ValueError):
     """A text or a journal that must not be replaced unasked; the text says what to do."""
 
 

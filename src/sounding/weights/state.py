@@ -1,8 +1,10 @@
-"""Compares converted weights with the model that is to load them."""
+"""Compares converted weights with the model that is to load them, and with those of a name."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,3 +31,19 @@ def state_problem(
         f"{len(wrong)} of its tensors are missing, left over or of another shape (the first: "
         f"{first}, {found.get(first, 'missing')} for {wanted.get(first, 'none')})"
     )
+
+
+def tensors_digest(path: Path) -> str:
+    """Return the sha256 of the tensors of a safetensors file: names, types, shapes and bytes.
+
+    It does not depend on how the file is laid out, nor on its metadata.
+    """
+    from safetensors import safe_open
+
+    made = hashlib.sha256()
+    with safe_open(path, "numpy") as file:
+        for name in sorted(file.keys()):
+            value = np.ascontiguousarray(file.get_tensor(name))
+            made.update(f"{name} {value.dtype.str} {list(value.shape)}\n".encode())
+            made.update(value.data)
+    return made.hexdigest()

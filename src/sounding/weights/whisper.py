@@ -69,22 +69,49 @@ def convert_whisper(files: Mapping[str, bytes], directory: Path) -> None:
     Raises:
         WeightsError: a damaged model.bin, or one that is not exactly a Whisper model.
     """
-    from safetensors.numpy import save_file
-    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor
-
     spec, variables = read_ctranslate2(files["model.bin"])
     if spec != "WhisperSpec 3":
         raise WeightsError(f"the model file holds a {spec}, expected a WhisperSpec 3: use another")
-    state = whisper_state(variables)
-    extra = _extra(files["config.json"])
-    tokenizer = _tokenizer(files["tokenizer.json"])
-    tokens = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    says: Any = {"error": WeightsError, "what": "is damaged", "advice": "get it again"}
+    write_whisper(
+        whisper_state(variables),
+        directory,
+        heads={side: _heads(variables, side) for side in ("encoder", "decoder")},
+        extra=parse_json(files["config.json"], dict[str, Any], "config.json", **says),
+        tokenizer=files["tokenizer.json"],
+    )
+
+
+def write_whisper(
+    state: Arrays,
+    directory: Path,
+    *,
+    heads: Mapping[str, int],
+    extra: Mapping[str, Any],
+    tokenizer: bytes,
+) -> None:
+    """Write what `transformers` loads as a Whisper.
+
+    Args:
+        state: all tensors of one type, without the tied `proj_out.weight`.
+        heads: of the attention, for "encoder" and "decoder".
+        extra: the values of `_Extra`, beside other things.
+        tokenizer: a tokenizer.json, which is completed.
+
+    Raises:
+        WeightsError: no Whisper, or no tokenizer of one.
+    """
+    from safetensors.numpy import save_file
+    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor
+
+    extra, words = _extra(extra), _tokenizer(tokenizer)
+    tokens = {token["content"]: token["id"] for token in words["added_tokens"]}
     common = _token_ids(tokens, extra)
     config = WhisperConfig(
         **_sizes(state),
         **common,
-        encoder_attention_heads=_heads(variables, "encoder"),
-        decoder_attention_heads=_heads(variables, "decoder"),
+        encoder_attention_heads=heads["encoder"],
+        decoder_attention_heads=heads["decoder"],
         architectures=["WhisperForConditionalGeneration"],
         dtype=str(state["model.encoder.conv1.weight"].dtype),
     )
@@ -95,8 +122,8 @@ def convert_whisper(files: Mapping[str, bytes], directory: Path) -> None:
     generation = common | _generation(tokens, extra, multilingual, config.max_target_positions)
     GenerationConfig(**generation).save_pretrained(directory)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(directory)
-    _complete_tokenizer(tokenizer, config.vocab_size)
-    write_json(directory / "tokenizer.json", tokenizer)
+    _complete_tokenizer(words, config.vocab_size)
+    write_json(directory / "tokenizer.json", words)
     write_json(directory / "tokenizer_config.json", _tokenizer_config(tokens))
 
 
@@ -109,9 +136,8 @@ class _Extra:
     suppress_ids_begin: list[int]
 
 
-def _extra(data: bytes) -> dict[str, Any]:
+def _extra(read: Mapping[str, Any]) -> dict[str, Any]:
     says: Any = {"error": WeightsError, "what": "is damaged", "advice": "get it again"}
-    read: dict[str, Any] = parse_json(data, dict[str, Any], "config.json", **says)
     known = {name: read[name] for name in _Extra.__dataclass_fields__ if name in read}
     return asdict(check(known, _Extra, "config.json", **says))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from ...errors import UsageError
+from ...registry import BACKBONES
 from .ast import AST
 from .base import Backbone
 from .moonshine import Moonshine
@@ -12,9 +14,20 @@ from .wav2vec2 import Data2VecAudio, Hubert, UniSpeechSat, Wav2Vec2, WavLM
 from .wav2vec2_bert import Wav2Vec2Bert
 from .whisper import Whisper
 
-__all__ = ["BACKBONES", "Backbone", "find_backbone", "register"]
+__all__ = ["Backbone", "find_backbone", "register_backbone"]
 
-BACKBONES: list[Backbone] = [
+
+def register_backbone(backbone: Backbone) -> Backbone:
+    """Make a family of encoders known by its name; it is asked before those that ship.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    BACKBONES.add(backbone.name, backbone)
+    return backbone
+
+
+for known in (
     Wav2Vec2(),
     Hubert(),
     WavLM(),
@@ -25,12 +38,8 @@ BACKBONES: list[Backbone] = [
     Moonshine(),
     AST(),
     Parakeet(),
-]
-
-
-def register(backbone: Backbone) -> None:
-    """Add a family of encoders; it is asked before those that are built in."""
-    BACKBONES.insert(0, backbone)
+):
+    register_backbone(known)
 
 
 def find_backbone(model: nn.Module) -> tuple[Backbone, nn.Module]:
@@ -41,11 +50,11 @@ def find_backbone(model: nn.Module) -> tuple[Backbone, nn.Module]:
     """
     for module in model.modules():
         names = {cls.__name__ for cls in type(module).__mro__}
-        for backbone in BACKBONES:
+        for backbone in reversed(list(BACKBONES.values())):
             if backbone.base in names:
                 return backbone, module
-    supported = ", ".join(f"{b.name} ({b.base})" for b in BACKBONES)
-    raise ValueError(
+    supported = ", ".join(f"{b.name} ({b.base})" for b in BACKBONES.values())
+    raise UsageError(
         f"{type(model).__name__} holds no supported encoder. Supported: {supported}. "
         "To add one, see docs/backbones.md"
     )

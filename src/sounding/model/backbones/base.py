@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..call import activate, active_call
 from ..derive import original_class
-from ..executor import activate, active_call
 
 
 class Backbone:
@@ -113,7 +113,8 @@ class GroupNormByLength:
         norm: Any = super()
         call = active_call()
         if call is None or call.lengths is None or bool((call.lengths == call.lengths[0]).all()):
-            return norm.forward(hidden)
+            whole: Tensor = norm.forward(hidden)
+            return whole
         frames = call.backbone.first_lengths(call.base, call.lengths)
         output: Any = None
         for count in frames.unique().tolist():
@@ -122,7 +123,8 @@ class GroupNormByLength:
             if output is None:  # autocast decides the dtype
                 output = part.new_zeros(hidden.shape)
             output[rows, :, :count] = part
-        return output
+        normalized: Tensor = output
+        return normalized
 
 
 class CheckpointedInCall:

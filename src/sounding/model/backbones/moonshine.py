@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call import active_call
 from ..derive import Override
-from ..executor import active_call
 from .base import Backbone, GroupNormByLength
 
 
@@ -24,7 +24,8 @@ class Moonshine(Backbone):
         return lengths
 
     def first_lengths(self, base: Any, lengths: Tensor) -> Tensor:
-        return (lengths - base.conv1.kernel_size[0]) // base.conv1.stride[0] + 1
+        frames: Tensor = (lengths - base.conv1.kernel_size[0]) // base.conv1.stride[0] + 1
+        return frames
 
     def install(self, base: Any) -> list[Any]:
         return [

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..executor import active_call
+from ..call import active_call
 from .base import Backbone
 
 
@@ -18,7 +18,8 @@ class Parakeet(Backbone):
     ties_last = True
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
-        return base._get_subsampling_output_length(lengths).to(torch.long)
+        frames: Tensor = base._get_subsampling_output_length(lengths).to(torch.long)
+        return frames
 
     def final_norm(self, layer: nn.Module) -> nn.Module | None:
         return layer.norm_out  # type: ignore[return-value]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import UsageError
 from ..derive import Override
 from .base import (
     Backbone,
@@ -31,7 +32,9 @@ class Wav2Vec2(Backbone):
         return lengths
 
     def first_lengths(self, base: Any, lengths: Tensor) -> Tensor:
-        return (lengths - base.config.conv_kernel[0]) // base.config.conv_stride[0] + 1
+        kernel, stride = base.config.conv_kernel[0], base.config.conv_stride[0]
+        frames: Tensor = (lengths - kernel) // stride + 1
+        return frames
 
     def final_norm(self, layer: nn.Module) -> nn.Module | None:
         # In the pre-norm layers "final_layer_norm" stands before the feed-forward part.
@@ -102,7 +105,7 @@ class WavLM(Wav2Vec2):
         bias = attention.compute_bias(frames, frames)  # [heads, frames, frames]
         bias = bias.unsqueeze(0).repeat(batch, 1, 1, 1).view(-1, frames, frames)
         if bias.requires_grad and layers[0].training and _checkpoints_reentrantly(layers[0]):
-            raise ValueError(
+            raise UsageError(
                 'WavLM needs gradient checkpointing with {"use_reentrant": False}: reentrant '
                 "checkpoints do not end where all layers share a position bias"
             )

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
+from ...errors import UsageError
 from ...policies.pooling import frame_mean
+from ..call import Call, active_call
 from ..derive import Override
-from ..executor import Call, active_call
 from .base import Backbone
 
 
@@ -32,7 +33,8 @@ class Whisper(Backbone):
     time = 2
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
-        return (lengths - 1) // base.conv2.stride[0] + 1
+        frames: Tensor = (lengths - 1) // base.conv2.stride[0] + 1
+        return frames
 
     def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
         return fill_padding(super().finish(base, hidden, frame_mask), frame_mask)
@@ -72,7 +74,7 @@ class OwnLength:
             return whisper.forward(input_features, attention_mask, **kwargs)
         window = call.backbone.window(encoder)
         if window is not None and frames > window:
-            raise ValueError(
+            raise UsageError(
                 f"the input has {frames} mel frames ({frames / 100:.1f} s); Whisper takes at most "
                 f"{window} ({window / 100:.1f} s): cut it into pieces"
             )

@@ -1,0 +1,71 @@
+"""`sounding train`: fine-tune a backbone with a layer selector."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..registry import METHODS
+from .process import quiet_transformers
+from .support import RECIPE, settings_option
+
+
+def add(commands: Any) -> None:
+    """Add `sounding train` and its options to the parser."""
+    parser = commands.add_parser(
+        "train",
+        help="fine-tune a backbone with a layer selector",
+        description="Fine-tune a backbone with a layer selector, or by a baseline method.\n"
+        "Goes on where it stopped when the same command is given again.",
+        epilog="""examples:
+  sounding train --backbone whisper-base --data DIR --out RUN
+  sounding train --backbone facebook/wav2vec2-base --data DIR --out RUN --epochs 10
+  sounding train --config train.yaml --data DIR --out RUN --set lr_encoder=3e-5
+  sounding train --recipe esc50-ast --data ESC-50-master --out RUN --epochs 5
+
+settings for --config and --set are the attributes of sounding.runs.config.TrainConfig.""",
+    )
+    parser.add_argument("--data", required=True, help="folder of clips, a corpus or a hub id")
+    parser.add_argument("--out", required=True, help="directory of the run")
+    parser.add_argument(
+        "--backbone", help="whisper-base, moonshine-base, whisper-tiny.en, a path or a hub id"
+    )
+    known = ", ".join(METHODS)
+    parser.add_argument("--method", help=f"{known}; default: {METHODS.default}")
+    parser.add_argument("--epochs", help="passes over the training clips")
+    parser.add_argument("--batch-size", help="clips a step")
+    parser.add_argument("--seed", help="of everything random")
+    parser.add_argument("--max-seconds", help="use only the start of longer clips")
+    base = parser.add_mutually_exclusive_group()
+    base.add_argument("--recipe", help=RECIPE)
+    base.add_argument("--config", help="YAML file of settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
+    )
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> None:
+    """Train, and print what the model costs and what comes next."""
+    quiet_transformers()
+    from ..data.corpora import open_corpus
+    from ..model.macs import summary
+    from ..recipes import load_recipe
+    from ..runs.config import TrainConfig
+    from ..training.loop import train
+
+    named = ("backbone", "method", "epochs", "batch_size", "seed", "max_seconds")
+    changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
+    changes |= settings_option(arguments.set)
+    recipe = None if arguments.recipe is None else load_recipe(arguments.recipe)
+    if recipe:
+        config = recipe.config(changes)
+    elif arguments.config is not None:
+        config = TrainConfig.from_yaml(arguments.config, **changes)
+    else:
+        config = TrainConfig.from_values(changes)
+    folder = recipe.open(arguments.data) if recipe else open_corpus(arguments.data)
+    run = train(config, folder, arguments.out)
+    print(summary(run.dynamic))
+    again = f"--data {arguments.data}" + (f" --recipe {arguments.recipe}" if recipe else "")
+    print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} {again}")

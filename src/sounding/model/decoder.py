@@ -1,0 +1,112 @@
+"""The decoder of an encoder-decoder model: which of its layers run.
+
+A layer that is not kept is not executed. Its place in the cache of keys and values holds one number
+per position, so that the lengths, positions and beams that `transformers` reads from the cache stay
+right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import Budget
+from ..errors import UsageError
+from ..policies.plans import check_mask
+
+
+@dataclass
+class _Running:
+    """Shape: mask [layers] bool: the layers to run; ran [layers] bool: those that did."""
+
+    stack: DecoderStack
+    mask: list[bool]
+    ran: Tensor
+
+    def __iter__(self) -> Iterator[Any]:
+        for index, layer in enumerate(self.stack.layers):
+            if self.mask[index]:
+                self.ran[index] = True
+                yield layer
+            else:
+                yield partial(_pass, index)
+
+
+_running: ContextVar[_Running | None] = ContextVar("sounding_decoder", default=None)
+
+
+class DecoderStack(nn.ModuleList):
+    """The decoder's own layers under their own names; within `running` only some of them run."""
+
+    def __iter__(self) -> Iterator[Any]:
+        now = _running.get()
+        return iter(now) if now is not None and now.stack is self else super().__iter__()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers, also while some of them run."""
+        return list(self._modules.values())
+
+
+def find_decoder(model: nn.Module, name: str | None) -> Any:
+    """The part of `model` that is a decoder of the class `name`, or None."""
+    for module in model.modules():
+        if name in {cls.__name__ for cls in type(module).__mro__}:
+            return module
+    return None
+
+
+@contextmanager
+def running(stack: DecoderStack, mask: Tensor) -> Iterator[Tensor]:
+    """Run only the layers of `mask` in a `with` block of this thread or task.
+
+    Yields what has really run so far. Shape: mask [layers] bool -> the same.
+    """
+    now = _Running(stack, mask.tolist(), torch.zeros(len(stack), dtype=torch.bool))
+    token = _running.set(now)
+    try:
+        yield now.ran
+    finally:
+        _running.reset(token)
+
+
+def _pass(index: int, hidden: Tensor, mask: Any, encoder_states: Tensor, **kwargs: Any) -> Tensor:
+    """Stand in for the decoder layer `index` of Whisper or Moonshine.
+
+    Shape: hidden [batch, tokens, width] -> the same; encoder_states [batch, frames, width].
+    """
+    cache = kwargs.get("cache", kwargs.get("past_key_values"))  # as in transformers 5.20
+    if cache is not None:
+        place = hidden[:, None, :, :1]  # as keys of one head of width 1
+        cache.self_attention_cache.update(place, place, index)
+        if not cache.is_updated.get(index):
+            place = encoder_states[:, None, :, :1]
+            cache.cross_attention_cache.update(place, place, index)
+            cache.is_updated[index] = True
+    return hidden
+
+
+def asked_layers(budget: Any, mask: Tensor | None, *, layers: int, batch: int) -> Tensor:
+    """The decoder layers that were asked for: those of the mask, or of a budget the first k.
+
+    Shape: -> [batch, layers] bool.
+
+    Raises:
+        ValueError: a budget or a mask that is not allowed.
+    """
+    if mask is not None and budget is not None:
+        raise UsageError("give a decoder_budget or a decoder_mask, not both")
+    try:
+        if mask is not None:
+            return check_mask(mask, layers=layers, batch=batch)
+        k = torch.tensor(Budget.parse(budget).kept_layers(layers=layers, batch=batch))
+    except ValueError as error:
+        raise UsageError(f"of the decoder: {error}") from None
+    return torch.arange(layers) < k[:, None]

@@ -1,0 +1,41 @@
+"""What a study trains: every method, and its ablations, as settings by name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from ..registry import METHODS
+
+Settings = dict[str, Any]
+
+
+def bases() -> dict[str, Settings]:
+    """Return what differs from the settings of the study, by method; a teacher comes first."""
+    teachers = [method.teacher_method for method in METHODS.values() if method.needs_teacher]
+    names = dict.fromkeys([*teachers, *METHODS])
+    return {name: {"method": name} for name in names}
+
+
+def variants() -> dict[str, Settings]:
+    """Return the same of all methods and their ablations, which are called METHOD-WHAT."""
+    ablations = {
+        f"{name}-{what}": {"method": name, **settings}
+        for name, method in METHODS.items()
+        for what, settings in method.ablations.items()
+    }
+    return bases() | ablations
+
+
+def teacher_of(variant: str) -> str:
+    """Return the method whose run a variant learns from; "" for none."""
+    method = METHODS[variants()[variant]["method"]]
+    return str(method.teacher_method if method.needs_teacher else "")
+
+
+def unknown_variant(name: str) -> str:
+    """Say that there is no such variant, and what there is."""
+    known = variants()
+    near = get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return f"unknown method {name!r}{hint} Known: {', '.join(known)}"
