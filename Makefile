@@ -16,7 +16,7 @@ demo: .venv/done  ## the main job on synthetic spoken commands: table, plots, mo
 	.venv/bin/sounding demo --out demo
 
 test: .venv/done check  ## all tests; those that need shared data or weights are skipped without them
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile
 
 check: .venv/done docs
 	.venv/bin/ruff check src tests benchmarks examples docs/hooks.py

@@ -74,17 +74,18 @@ def test_a_list_gives_each_input_its_own(budget, k):
     assert kept(budget) == k
 
 
-FLOATS = [0.5, 1.0, 0.0, -0.5, float("nan"), np.float64(0.5), torch.tensor(0.5), "0.5", "1.0"]
+FLOATS = [0.5, 1.0, np.float64(0.5), torch.tensor(0.5), "0.5", "1.0"]
 
 
 @pytest.mark.parametrize("budget", FLOATS, ids=repr)
 @pytest.mark.parametrize("in_a_list", [False, True])
 def test_a_bare_float_is_refused_since_1_and_1_0_would_be_one_layer_and_all(budget, in_a_list):
-    with pytest.raises(BudgetError, match=r'one layer and 1\.0 all.*%" or Budget\.share'):
+    with pytest.raises(BudgetError, match=r'1\.0 all.*a share is ".*%" or Budget\.share'):
         Budget.parse([1, budget] if in_a_list else budget)
 
 
 WRONG = [
+    0.0, -0.5, 1.5, float("nan"), float("inf"), "1e9", 10**400,
     0, -1, 7, True, False, "0%", "101%", "-5%", "nan%", "abc", "", "%", "50", b"50%", {}, {1},
     object(), 1j, Fraction(1, 2), torch.tensor(True), np.array("50"), [[1], [2]], "mean:3 layers",
 ]  # fmt: skip
@@ -93,7 +94,7 @@ WRONG = [
 @pytest.mark.parametrize("budget", WRONG, ids=repr)
 @pytest.mark.parametrize("in_a_list", [False, True])
 def test_a_wrong_budget_is_refused_with_what_is_allowed(budget, in_a_list):
-    says = r"kept layers.*50%.*None|there are 6 layers|one entry per input|for each input"
+    says = r"kept layers.*50%.*None|give 1 to 6|one entry per input|for each input"
     with pytest.raises(BudgetError, match=says):
         kept([1, budget, 2] if in_a_list else budget)
 
@@ -143,7 +144,7 @@ def test_a_model_refuses_a_wrong_budget_before_anything_runs(budget):
     ran = []
     for module in dynamic.model.modules():
         module.register_forward_hook(lambda *args: ran.append(args[0]))
-    with pytest.raises(BudgetError, match=r"kept layers|there are 4 layers|one entry per input"):
+    with pytest.raises(BudgetError, match=r"kept layers|give 1 to 4|one entry per input"):
         dynamic(**inputs(dynamic.model), budget=budget)
     assert not ran
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import sounding
-from sounding.cli.app import make_parser
+from sounding.cli.app import main, make_parser
 from sounding.cli.support import settings_option
 from sounding.data.folder import load_folder
 from sounding.evaluation.sweep import Sweep
@@ -126,6 +126,33 @@ def test_every_command_of_the_documentation_parses_and_names_what_there_is(capsy
 def test_a_wrong_command_would_be_found(line, capsys):
     with pytest.raises((SystemExit, ValueError, AssertionError)):
         check_command(line.split())
+
+
+ELSEWHERE = {"--recipe", "--watch", "--int8", "compare", "recipes"}  # run by tests of their own
+
+
+def test_the_commands_of_the_readme_and_of_the_tutorials_run_in_their_order(
+    tones, whisper, tmp_path, monkeypatch, capsys
+):
+    """From the training to the device; with a tiny backbone, for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("DIR", "recordings"):
+        (tmp_path / folder).symlink_to(tones)
+    (tmp_path / "clip.wav").symlink_to(tones / "test0.wav")
+    small = {
+        "train": ["--backbone", str(whisper), "--epochs", "1", "--batch-size", "8"],
+        "sweep": ["--rounds", "0"],
+        "calibrate": ["--rounds", "1", "--seconds", "0.5,1"],
+    }
+    done = set()
+    for name in ("README.md", "docs/tutorials/train-your-own.md", "docs/tutorials/on-a-device.md"):
+        for words in shell_lines(ROOT / name):
+            line = " ".join(words)
+            if words[0] == "sounding" and not ELSEWHERE & set(words) and line not in done:
+                assert main([*words[1:], *small.get(words[1], [])]) == 0, line
+                done.add(line)
+    assert len(done) >= 10
+    assert "layers ■■■·" in capsys.readouterr().out
 
 
 def test_make_targets_scripts_and_extras_that_are_named_exist():

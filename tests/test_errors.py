@@ -46,6 +46,7 @@ HOUSE = {
 # A ValueError without a class of its own is for checks whose caller makes a named error of it ...
 CAUGHT = {
     "data/tables.py": "a line of JSON",
+    "runs/config.py": "a setting",
     "runtime/features.py": "an exported model",
     "runtime/metadata.py": "an exported model",
     "runtime/profile.py": "a profile",

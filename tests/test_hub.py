@@ -243,7 +243,7 @@ def test_a_hub_out_of_order_is_tried_once(hub, register, published):
     register(hub.add(REPOSITORY, published))
     hub.broken = 503
     assert source_of(resolve("toy"))["packages"] == [PACKAGE]
-    assert len(hub.asked) == 1
+    assert len([asked for asked in hub.asked if "/api/models/" in asked]) == 1
 
 
 def test_a_model_that_the_hub_lacks_comes_from_the_index(hub, register, capsys):
@@ -525,8 +525,8 @@ def test_a_push_that_may_not_be_says_how_to_log_in(hub, dynamic):
 
 
 def test_what_cannot_be_loaded_again_is_not_pushed(hub):
-    class Mine(torch.nn.Module):
-        pass
+    class Mine(sounding.Policy):
+        kind = "mine"
 
     dynamic = sounding.wrap(make("ast"), Mine())
     with pytest.raises(ValueError, match="cannot build a Mine again"):

@@ -14,6 +14,7 @@ from sounding.data.folder import load_folder
 from sounding.data.language import known_languages, language_code
 from sounding.evaluation import predict
 from sounding.model.wrapping import wrap
+from sounding.registry import METHODS
 from sounding.runs.config import TrainConfig
 from sounding.tasks import decoder
 from sounding.training import loop as train
@@ -130,7 +131,8 @@ def test_a_run_answers_in_the_language_that_it_was_trained_in(monkeypatch):
     )
     config = TrainConfig(language="German")
     task = Task(settings=config)
-    predict.predict(SimpleNamespace(task=task, dynamic=dynamic, config=config), {}, 4)
+    run = SimpleNamespace(task=task, dynamic=dynamic, config=config, method=METHODS["full"])
+    predict.predict(run, {}, 4)
     assert asked == ["de"]
 
 

@@ -28,6 +28,7 @@ from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run, new_run
 from sounding.study.compare import StudyConfig, compare
 from sounding.tasks.decoder import Decoder
+from sounding.training import checkpoint
 from sounding.training import loop as module
 from sounding.training.loop import train
 
@@ -133,7 +134,7 @@ def test_what_a_kill_in_a_checkpoint_left_is_removed_by_the_same_command(config,
     script.write_text(
         "import os, sys, sounding.files\n"
         "def killed(path):\n    os.kill(os.getpid(), 9)\n"
-        "import sounding.training.loop as module\n"
+        "import sounding.training.checkpoint as module\n"
         "module.seal_file = killed\n"  # after the checkpoint is written, before it has its name
         "import sounding.cli\nsys.exit(sounding.cli.main())\n"
     )
@@ -176,7 +177,7 @@ def test_a_checkpoint_on_a_full_disk_says_where_and_keeps_the_old_one(
 def test_a_full_disk_at_the_second_checkpoint_leaves_the_first(
     config, tones, tmp_path, monkeypatch
 ):
-    saves, seal = [], module.seal_file
+    saves, seal = [], checkpoint.seal_file
 
     def full(path):
         saves.append(path)
@@ -184,7 +185,7 @@ def test_a_full_disk_at_the_second_checkpoint_leaves_the_first(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         seal(path)
 
-    monkeypatch.setattr(module, "seal_file", full)
+    monkeypatch.setattr(checkpoint, "seal_file", full)
     folder = load_folder(tones)
     with pytest.raises(WriteError, match=r"checkpoint\.safetensors cannot be written .No space"):
         train(config, folder, tmp_path / "run")

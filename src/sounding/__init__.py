@@ -76,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
 
 def explain_missing(error: ModuleNotFoundError) -> str:
-    """Which extra brings the module that is missing: a light install has `runtime` only."""
+    """Say which extra brings the module that is missing: a light install has `runtime` only."""
     extra = {"matplotlib": "demo", "espeakng_loader": "demo"}
     extra |= dict.fromkeys(("onnx", "onnxscript"), "export")
     extra |= dict.fromkeys(("torch", "transformers", "safetensors", "yaml", "rich"), "train")

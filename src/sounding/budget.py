@@ -22,8 +22,10 @@ Kind: TypeAlias = Literal[
 
 ALLOWED = (
     'a number of kept layers (3), a percentage of them ("50%"), a mean over inputs ("mean:3" or '
-    '"mean:50%"), a list of these with one entry per input, or None for full depth'
+    '"mean:50%"), a list of these with one entry per input, or None for full depth; of an exported '
+    'model also a time or operations ("40ms", "rtf:0.1", "1.5gmac")'
 )
+LARGEST = 10**12  # of anything; NaN and infinity are no budgets either
 LIMITS = {"ms": "{:g}ms", "rtf": "rtf:{:g}", "gmac": "{:g}gmac"}  # how each is written
 NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)"
 FORMS: tuple[tuple[str, Kind], ...] = (
@@ -38,14 +40,14 @@ FORMS: tuple[tuple[str, Kind], ...] = (
 
 
 class BudgetError(UsageError):
-    """A budget that is not allowed; the text says what is."""
+    """A budget that is not allowed; the text says which ones are."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """How much of a model may run for an input.
 
-    Made by `parse`, or by `full`, `layers`, `share`, `mean` and `each`.
+    It is made by `parse`, or by `full`, `layers`, `share`, `mean` and `each`.
 
     Attributes:
         kind: what `value` is: kept layers; a share of them, from 0 to 1; the mean of kept layers
@@ -65,7 +67,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         share = self.kind in ("share", "mean-share")
-        fits = 0 < self.value < math.inf and (not share or self.value <= 1)
+        fits = 0 < self.value <= LARGEST and (not share or self.value <= 1)
         if self.kind not in ("full", "each") and not fits:  # false for NaN too
             raise _not_allowed(self)
         if any(not one.is_exact or one.kind == "each" for one in self.entries):
@@ -96,14 +98,12 @@ class Budget:
         if isinstance(value, (list, tuple)):
             return cls.each(value)
         if isinstance(value, float):
-            raise BudgetError(
-                f"budget {value!r} is not allowed, since 1 would be one layer and 1.0 all of them: "
-                f'give a number of kept layers, or a share as "{100 * value:g}%" or '
-                f"Budget.share({value!r})"
-            )
+            raise _ambiguous(value)
         if not isinstance(value, bool):
             try:
-                return cls.layers(operator.index(value))
+                count = operator.index(value)
+                if abs(count) <= LARGEST:
+                    return cls.layers(count)
             except TypeError:
                 pass
         raise _not_allowed(value)
@@ -123,46 +123,46 @@ class Budget:
 
     @classmethod
     def full(cls) -> Budget:
-        """All layers."""
+        """Return the budget of all layers."""
         return cls("full")
 
     @classmethod
     def layers(cls, count: int) -> Budget:
-        """So many kept layers, for each input."""
+        """Return the budget of so many kept layers, for each input."""
         return cls("layers", count)
 
     @classmethod
     def share(cls, share: float) -> Budget:
-        """The largest number of layers that is at most that share of all, and at least one."""
+        """Return the budget of the most layers that are at most that share of all, one at least."""
         return cls("share", share)
 
     @classmethod
     def mean(cls, layers: float) -> Budget:
-        """Fewer layers for easy inputs and more for hard ones, that many in the mean."""
+        """Return a budget of that many layers in the mean, fewer for easy inputs than hard ones."""
         return cls("mean", layers)
 
     @classmethod
     def each(cls, budgets: Sequence[Any]) -> Budget:
-        """A budget for each input of a batch."""
+        """Return a budget for each input of a batch."""
         return cls("each", entries=tuple(map(cls.parse, budgets)))
 
     @property
     def is_exact(self) -> bool:
-        """Whether it says how many layers each input keeps."""
+        """Whether the budget says how many layers each input keeps."""
         return self.kind in ("full", "layers", "share", "each")
 
     @property
     def is_mean(self) -> bool:
-        """Whether it says how many layers inputs keep in the mean."""
+        """Whether the budget says how many layers inputs keep in the mean."""
         return self.kind in ("mean", "mean-share")
 
     @property
     def is_limit(self) -> bool:
-        """Whether it says what an input may cost; a profile turns that into layers."""
+        """Whether the budget says what an input may cost; a profile turns that into layers."""
         return self.kind in LIMITS
 
     def kept_layers(self, *, layers: int, batch: int = 1) -> list[int]:
-        """Say how many layers each of the `batch` inputs keeps.
+        """Return how many layers each of the `batch` inputs keeps.
 
         Args:
             layers: L, of which these are.
@@ -187,17 +187,19 @@ class Budget:
         if self.kind == "share":  # 0.1 * 3 / 3 style rounding must not lose a layer
             return max(1, math.floor(self.value * layers + 1e-9))
         if self.value > layers:
-            raise BudgetError(f"budget {str(self)!r} is not allowed: there are {layers} layers")
+            raise BudgetError(
+                f"budget {str(self)!r} is not allowed: it is of {layers} layers, give 1 to {layers}"
+            )
         return int(self.value)
 
     def keeps_all(self, *, layers: int) -> bool:
-        """Whether every input keeps all layers."""
+        """Return whether every input keeps all layers."""
         return self.is_exact and all(
             one._kept(layers) == layers for one in (self.entries if self.kind == "each" else [self])
         )
 
     def mean_layers(self, *, layers: int) -> float:
-        """Say how many layers inputs keep in the mean.
+        """Return how many layers inputs keep in the mean.
 
         Raises:
             BudgetError: not a mean budget, or one that is not from 1 to L.
@@ -213,7 +215,7 @@ class Budget:
     def fitting_layers(
         self, cost: Callable[[int], float], seconds: float, *, layers: int
     ) -> tuple[int, float]:
-        """Say how many layers a limit allows an input.
+        """Return how many layers a limit allows an input.
 
         Args:
             cost: of so many layers, in milliseconds or in billions of multiply-accumulates.
@@ -229,7 +231,7 @@ class Budget:
         return max((k for k in range(1, layers + 1) if cost(k) <= allowed), default=0), allowed
 
     def __str__(self) -> str:
-        """As text that `parse` reads."""
+        """Return the budget as text that `parse` reads."""
         if self.kind in LIMITS:
             return LIMITS[self.kind].format(self.value)
         written = {
@@ -242,11 +244,19 @@ class Budget:
         return written.get(self.kind) or "[" + ", ".join(map(str, self.entries)) + "]"
 
     def __repr__(self) -> str:
-        """As an expression."""
+        """Return the budget as an expression."""
         makers = {"layers": "layers", "share": "share", "mean": "mean"}
         if self.kind in makers:
             return f"Budget.{makers[self.kind]}({self.value:g})"
         return f"Budget.parse({str(self)!r})" if self.kind != "full" else "Budget.full()"
+
+
+def _ambiguous(value: float) -> BudgetError:
+    shares = f': a share is "{100 * value:g}%" or Budget.share({value!r})' if 0 < value <= 1 else ""
+    return BudgetError(
+        f"budget {value!r} is not allowed, since 1 would be one layer and 1.0 all of them{shares}; "
+        f"give {ALLOWED}"
+    )
 
 
 def _not_allowed(given: Any) -> BudgetError:

@@ -154,7 +154,7 @@ def remove_leftovers(path: Path | str) -> None:
 
 
 def remove_dead(directory: Path | str) -> None:
-    """Remove what processes that no longer live were writing into `directory`, to any target."""
+    """Remove what dead processes were writing into `directory`, to any target."""
     for leftover in _listed(Path(directory)):
         match = TEMPORARY.fullmatch(leftover.name)
         if match and not _may_live(match[1], int(match[2]), leftover):
@@ -165,7 +165,7 @@ _tidy = cache(remove_dead)  # once for each directory: a write is not to list th
 
 
 def _may_live(host: str, pid: int, leftover: Path) -> bool:
-    """Whether the process that writes to a temporary path may still be at it."""
+    """Return whether the process that writes to a temporary path may still be at it."""
     if host != _host():  # whose processes we cannot see
         try:
             return time.time() - leftover.lstat().st_mtime < DAY
@@ -200,7 +200,7 @@ def _remove(path: Path) -> None:
 
 
 def _prefix(path: Path) -> str:
-    """What the name of a temporary path of this target and this process begins with."""
+    """Return what a temporary name for this target by this process begins with."""
     return f"{_target(path)}{_host()}-{os.getpid()}."
 
 
@@ -209,7 +209,7 @@ def _target(path: Path) -> str:
 
 
 def _short(name: str) -> str:
-    """As much of a name as leaves room for more behind it."""
+    """Return as much of a name as leaves room for more behind it."""
     while len(os.fsencode(name)) > SHOWN:
         name = name[:-1]
     return name
@@ -221,7 +221,7 @@ def _hash(data: bytes) -> str:
 
 @cache
 def _host() -> str:
-    """The machine and the namespace in which process ids mean something."""
+    """Return the machine and the namespace in which process ids mean something."""
     parts = [platform.node()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -247,7 +247,7 @@ def _room(path: Path) -> Iterator[None]:
 
 
 def _code(error: Exception) -> int:
-    """Of an error of the system, also one that came by way of Rust (safetensors); 0 of others."""
+    """Return the code of a system error, also one from Rust (safetensors); 0 of others."""
     if isinstance(error, OSError):
         return error.errno or 0
     told = re.search(r"\(os error (\d+)\)", str(error))
@@ -339,7 +339,7 @@ def _link(source: Path | str, target: Path | str) -> None:
 
 
 def open_regular(path: Path | str) -> BufferedReader:
-    """Open a file to read; a pipe or a device, which might never give an end, is refused.
+    """Open a file to read; refuse a pipe or a device, which might never end.
 
     Raises:
         OSError: a missing file, one that may not be read, or no regular file.
@@ -358,7 +358,7 @@ def open_regular(path: Path | str) -> BufferedReader:
 
 
 def sha256(path: Path | str) -> str:
-    """Return that of a file's content, in hex."""
+    """Return the sha256 of a file's content, in hex."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -402,7 +402,7 @@ def seal_file(path: Path | str) -> None:
 
 
 def file_seal_holds(path: Path | str, digest: str, after: str = "") -> bool:
-    """Whether `digest`, which stands in a file somewhere behind `after`, is its checksum."""
+    """Return whether `digest`, which stands in a file behind `after`, is its checksum."""
     with (
         Path(path).open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
@@ -412,7 +412,7 @@ def file_seal_holds(path: Path | str, digest: str, after: str = "") -> bool:
 
 
 def seal_holds(data: bytes | mmap.mmap, place: int, digest: str) -> bool:
-    """Whether the checksum at `place` in some bytes is `digest`, and is right."""
+    """Return whether the checksum at `place` in some bytes is `digest`, and is right."""
     if len(digest) != len(UNSET) or data[place : place + len(UNSET)] != digest.encode():
         return False
     found = hashlib.sha256()

@@ -1,6 +1,7 @@
 """YAML as the values that JSON has, and nothing else: no dates, no tags, no numbers by surprise.
 
-Also what reading YAML has in common with reading JSON (`typed`): a problem, and how it is told.
+Here is also what reading YAML has in common with reading JSON (`typed`): a `Problem`, and how a
+value is shown in it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def parse_yaml(data: bytes) -> Any:
 
 
 def to_yaml(value: dict[str, Any]) -> str:
-    """Write values as YAML text that `read_yaml` gives back."""
+    """Write values as YAML text that `read_yaml` reads."""
     import yaml
 
     return yaml.dump(value, Dumper=_yaml()[1], sort_keys=False)
@@ -52,7 +53,7 @@ def to_yaml(value: dict[str, Any]) -> str:
 
 @cache
 def _yaml() -> tuple[Any, Any]:
-    """Loader and dumper of PyYAML that know 1e-4 for a number, as YAML 1.2 does."""
+    """Make loader and dumper of PyYAML that know 1e-4 for a number, as YAML 1.2 does."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -74,7 +75,7 @@ class _Values:
         self.count = 0
 
     def of(self, node: Any, depth: int = 0) -> Any:
-        """The value of a node."""
+        """Return the value of a node."""
         self.count += 1
         if self.count > YAML_VALUES:
             raise _at(node, "its aliases stand for too much")
@@ -92,7 +93,7 @@ class _Values:
         raise _at(node, f"the tag {short(node.tag)} is not allowed")
 
     def pairs(self, node: Any, depth: int) -> Iterator[tuple[str, Any]]:
-        """Names with values; those that are merged in come first, so that others win."""
+        """Yield names with values; those that are merged in come first, so that others win."""
         own: dict[str, Any] = {}
         for key, value in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
@@ -108,7 +109,7 @@ class _Values:
         yield from own.items()
 
     def merged(self, node: Any, depth: int) -> Iterator[tuple[str, Any]]:
-        """The pairs of what `<<` names: one mapping, or several of which the first wins."""
+        """Yield the pairs of what `<<` names: one mapping, or several of which the first wins."""
         for one in reversed(node.value if node.id == "sequence" else [node]):
             if one.id != "mapping":
                 raise _at(one, "<< takes names with values")
@@ -157,7 +158,7 @@ SCALARS: dict[str, Any] = {
 
 
 def whole(text: str) -> int:
-    """Return a whole number.
+    """Read a whole number.
 
     Raises:
         Problem: one that is too large to be meant.

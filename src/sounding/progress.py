@@ -29,7 +29,7 @@ class Interrupted(SoundingError):
 
 
 def say(text: str) -> None:
-    """A line on standard error, for people; of several processes the first one tells."""
+    """Print a line for people on standard error; of several processes the first one does."""
     if not int(os.environ.get("RANK", "0")):
         print(f"sounding: {text}", file=sys.stderr)
 
@@ -81,13 +81,14 @@ def _lines(title: str, total: int) -> Advance:
 
 
 class Stop:
-    """Whether a signal asked to stop; false until then, and without handlers of ours for ever."""
+    """Whether a signal has asked to stop; without handlers of ours it never does."""
 
     def __init__(self) -> None:
         self.asked = False
         self._reason = ""
 
     def __call__(self) -> bool:
+        """Return whether a signal has asked to stop."""
         return self.asked
 
     @contextmanager
@@ -115,7 +116,7 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM only ask to stop, so that what is in progress ends and is saved.
+    """Make SIGINT and SIGTERM only ask to stop, so that what is in progress ends and is saved.
 
     A second signal stops at once.
     """

@@ -17,7 +17,7 @@ Z95 = 1.959964  # of the normal distribution, two-sided 95 %
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share seen in `count` independent trials (Wilson, 1927).
+    """Return the 95 % interval of a share of `count` independent trials (Wilson, 1927).
 
     Unlike a bootstrap it keeps its width where every trial succeeded.
 
@@ -33,7 +33,9 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def average_precision(scores: NDArray[np.float64], wanted: NDArray[np.bool_]) -> float:
-    """Mean over the classes of the area under precision and recall (mAP), as AudioSet has it.
+    """Return the mean average precision (mAP), as AudioSet has it.
+
+    It is the mean over the classes of the area under precision and recall.
 
     Classes that no clip has do not count. Clips of one score stand at one place, the last of them,
     so that their order does not count.
@@ -59,10 +61,10 @@ class Interval(NamedTuple):
 
 
 def speaker_groups(speakers: Sequence[str]) -> Sequence[str] | None:
-    """Whose clips stay together when clips are drawn again.
+    """Return the groups whose clips stay together when clips are drawn again.
 
-    The speakers, where all are known and there are 10 or more: the errors of one are alike. None
-    for each clip by itself.
+    The groups are the speakers, where all are known and there are 10 or more: the errors of one are
+    alike. None means each clip by itself.
 
     Args:
         speakers: of each clip; "" where nobody knows.
@@ -80,7 +82,9 @@ def paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean difference of two methods on the same clips, with its percentile bootstrap interval.
+    """Return the mean difference of two methods on the same clips, with its interval.
+
+    It is the interval of a percentile bootstrap.
 
     The seeds are averaged, then the clips are drawn again with replacement, or their groups. So
     the interval says how far another sample of clips (of speakers, where these are the groups),
@@ -121,7 +125,7 @@ def paired_bootstrap(
 def precision_interval(
     scores: NDArray[np.float64], wanted: NDArray[np.bool_], *, resamples: int = 200, seed: int = 0
 ) -> Interval:
-    """`average_precision` with the 95 % interval of a bootstrap over the clips.
+    """Return `average_precision` with the 95 % interval of a bootstrap over the clips.
 
     Raises:
         ValueError: no clip has a label.
@@ -144,7 +148,7 @@ def ratio_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """The sum of `parts` over that of `wholes`, such as a word error rate, with its interval.
+    """Return the sum of `parts` over that of `wholes`, with its interval; a word error rate, say.
 
     Percentile bootstrap over the items, or over their groups (speakers), whose items stay
     together. With the differences of two methods' errors as `parts` it is the paired interval of
@@ -180,6 +184,6 @@ def ratio_bootstrap(
 
 @lru_cache(maxsize=2)
 def _counts(clips: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """How often each clip is drawn in each resample. Shape: -> [resamples, clips] float."""
+    """Count how often each clip is drawn in each resample. Shape: -> [resamples, clips] float."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(clips, np.full(clips, 1 / clips), resamples).astype(float)

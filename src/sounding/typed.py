@@ -1,4 +1,4 @@
-"""Reading what an earlier run or a user wrote, as values of a known type.
+"""What an earlier run or a user wrote, read as values of a known type.
 
 Whatever a file holds, there is one error of one line that names it, the place in it, what was
 expected and what was found: no hang on a pipe, no traceback, no value that is nearly right.
@@ -55,7 +55,7 @@ def read_json(
 
     A whole number may stand for any number; nothing else is turned into another type. Unknown and
     repeated names, NaN and infinity are refused. An object that `files.write_sealed_json` wrote is
-    checked, and given without its seal.
+    checked, and returned without its seal.
 
     Args:
         error: what to raise.
@@ -203,7 +203,7 @@ def _dumped(value: Any) -> bytes:
 
 
 def _parse(data: bytes) -> Any:
-    """Any JSON, but for what is no JSON, is twice there, or does not fit into a number."""
+    """Parse any JSON, but for what is no JSON, is twice there, or does not fit into a number."""
     try:
         return json.loads(
             data.decode(),
@@ -254,7 +254,7 @@ def _validate(data: bytes, kind: Any) -> Any:
 
 
 def _told(error: ValidationError, expected_kind: Any) -> str:
-    """The first problem that pydantic found, in a line; a name that is not known before others."""
+    """Tell the first problem that pydantic found, in a line; an unknown name before others."""
     found_all = error.errors(include_url=False, include_context=False)
     unknown = (one for one in found_all if one["type"] in UNKNOWN)
     first = next(unknown, found_all[0])
@@ -277,7 +277,7 @@ def _told(error: ValidationError, expected_kind: Any) -> str:
 
 
 def _names_at(kind: Any, location: tuple[str | int, ...]) -> list[str]:
-    """The names that a type has at a place; none where it has no names of its own."""
+    """Return the names that a type has at a place; none where it has no names of its own."""
     for part in location:
         kind = _bare(kind)
         if is_dataclass(kind):
@@ -289,7 +289,7 @@ def _names_at(kind: Any, location: tuple[str | int, ...]) -> list[str]:
 
 
 def _bare(kind: Any) -> Any:
-    """A type without its annotations, and without None where it is optional."""
+    """Return a type without its annotations, and without None where it is optional."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) in (Union, UnionType):
@@ -298,7 +298,7 @@ def _bare(kind: Any) -> Any:
 
 
 def _place(location: tuple[str | int, ...]) -> str:
-    """As rows[3].value."""
+    """Return a place as text, such as rows[3].value."""
     made = ""
     for part in location:
         if isinstance(part, int):

@@ -17,7 +17,7 @@ class Failure(NamedTuple):
     error: str
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the failure as JSON values."""
         from ..data.text import printable
 
         return {"file": printable(self.file), "error": printable(self.error)}

@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="the whole of it on synthetic spoken commands",
-        description="Make spoken commands by a text-to-speech engine, train four methods on\n"
+        description="Make spoken commands by a text-to-speech engine, train five methods on\n"
         "Whisper-base, sweep every budget, write table, plots and model card.\n"
         "Goes on where it stopped.",
         epilog="examples:\n  sounding demo\n  sounding demo --backbone whisper-tiny.en --out tiny/",

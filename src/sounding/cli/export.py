@@ -66,7 +66,7 @@ def command(arguments: argparse.Namespace) -> None:
 
 
 def _mask(digits: str | None, indexes: str | None, layers: int) -> list[bool] | None:
-    """Of --mask or --layers."""
+    """Return the mask of --mask or --layers; None without either."""
     if digits is not None:
         if set(digits) - {"0", "1"} or len(digits) != layers:
             raise UsageError(f"--mask takes {layers} digits 0 or 1, one a layer, not {digits!r}")

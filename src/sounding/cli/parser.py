@@ -1,4 +1,4 @@
-"""How the commands parse: options anywhere, help as it is written."""
+"""The parser of the commands: options anywhere, help as it is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """Help that keeps its line breaks; options before, behind and between the files of a list."""
+    """A parser whose help keeps its line breaks, with options anywhere among files."""
 
     def __init__(self, prog: str, description: str = "", epilog: str = "", **kwargs: Any) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As that of argparse, which takes a list only where it stands together."""
+        """Parse as argparse does, and take a list also where options part it."""
         lists = any(action.nargs in ("*", "+") for action in self._get_positional_actions())
         if self._parsing or not lists:
             return super().parse_known_args(args, namespace)

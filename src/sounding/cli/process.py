@@ -23,8 +23,8 @@ INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 def command_process() -> Iterator[None]:
     """Prepare the process for a command, and put back what is of the process alone.
 
-    Threads of OpenMP sleep while they wait, a warning of ours is one line, SIGTERM is as Ctrl-C,
-    and every name can be written, whatever the encoding of the terminal.
+    Threads of OpenMP sleep while they wait, a warning of ours is one line, SIGTERM does what Ctrl-C
+    does, and every name can be written, whatever the encoding of the terminal.
     """
     # Threads that spin while they wait hold up the ones they wait for where cores are shared: two
     # to ten times the wall time beside one other program, and a third more processor time without
@@ -101,7 +101,7 @@ def quiet_transformers() -> None:
 
 
 def describe(error: BaseException) -> tuple[str, int]:
-    """Return what is said of an error that ends a command, in a line, and the exit code.
+    """Describe an error that ends a command, in a line, with the exit code.
 
     What the user can mend is told in the error's own words. Anything else is a fault of ours, and
     is told as one: its text was not written for the user.

@@ -112,7 +112,7 @@ def _exported_answers(arguments: argparse.Namespace) -> Iterator[Answer | Failur
 
 
 def _clips(arguments: argparse.Namespace) -> Iterator[Path | str]:
-    """Those that are given, then those that come from now on."""
+    """Yield the clips that are given, then those that come from now on."""
     from ..data.audio import SUFFIXES
     from ..runtime.watch import watch
 
@@ -125,9 +125,13 @@ def _governed_answers(
 ) -> Iterator[Answer | Failure]:
     from ..runtime.governor import Governed, plot_log, write_log
 
-    target = budget_option(arguments.governor)
+    wanted = "--governor takes a latency, such as 50ms, and no --budget beside it"
+    try:
+        target = budget_option(arguments.governor)
+    except UsageError:
+        raise UsageError(wanted) from None
     if target.kind != "ms" or arguments.budget:
-        raise UsageError("--governor takes a latency, such as 50ms, and no --budget beside it")
+        raise UsageError(wanted)
     governed = Governed(model, target.value, floor=arguments.floor)
 
     def answer(audio: Any) -> Answer:

@@ -69,7 +69,7 @@ def beam_option(arguments: argparse.Namespace, run: Any) -> Any:
     """
     if arguments.beam is None and arguments.lm is None:
         return None
-    if run.tokenizer is None or run.config.recognition != "ctc":
+    if not run.task.takes_beam:
         raise UsageError("--beam and --lm are for runs that recognize texts by CTC")
     from ..evaluation.beam import BeamDecoder
 

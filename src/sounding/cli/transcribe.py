@@ -109,7 +109,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def _recognizer(arguments: argparse.Namespace) -> Any:
-    """That of --model or --run."""
+    """Return the recognizer of --model or --run."""
     if arguments.run is None:
         from ..transcribe.whisper import WhisperRecognizer
 

@@ -1,4 +1,4 @@
-"""Reading audio files: mono float32 at the rate of the model, or an error that says what to do."""
+"""Audio files as mono float32 at the rate of the model, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def audio_blocks(path: Path | str, *, rate: int = 16000) -> Iterator[np.ndarray]
 
 
 def duration(path: Path | str) -> Seconds:
-    """Length of an audio file by its header, without decoding it where there is one.
+    """Return the length of an audio file by its header, without decoding it if there is one.
 
     Raises:
         AudioError: a missing, empty, cut or unreadable file.
@@ -153,9 +153,11 @@ def duration(path: Path | str) -> Seconds:
 
 
 def announced_bytes(path: Path | str) -> int | None:
-    """How many bytes a file has up to the end of its audio, by its header, once it is whole.
+    """Return how many bytes a file has up to the end of its audio once it is whole.
 
-    Made for files that are still being written. WAV, RF64, Wave64, AIFF, CAF, AU and NIST.
+    The header says so.
+
+    This is for files that are still being written: WAV, RF64, Wave64, AIFF, CAF, AU and NIST.
 
     Returns:
         None where the header does not say: another format, or a writer that did not know.
@@ -173,7 +175,7 @@ def announced_bytes(path: Path | str) -> int | None:
 
 
 def segment_name(path: Path | str, start: Seconds | None, end: Seconds | None) -> str:
-    """A file, or a segment of it as FILE[START-END]."""
+    """Name a file, or a segment of it as FILE[START-END]."""
     if start is None and end is None:
         return str(path)
     return f"{path}[{start or 0:.2f}-{'end' if end is None else format(end, '.2f')}]"
@@ -200,7 +202,7 @@ def _segment(
     start: Seconds | None,
     end: Seconds | None,
 ) -> np.ndarray:
-    """Samples of an open file, at its own rate. Shape: [samples] float32."""
+    """Return the samples of an open file, at its own rate. Shape: [samples] float32."""
     rate, frames = decoder.rate, decoder.frames
     first = round((start or 0.0) * rate)
     last = frames if end is None else round(end * rate)
@@ -237,7 +239,7 @@ def _check_inside(
 def _mono(
     path: Path | str, decoder: Decoder, begin: int = 0, stop: int | None = None
 ) -> Iterator[np.ndarray]:
-    """One channel of an open file, a second at a time, to a bit behind `stop`.
+    """Yield one channel of an open file, a second at a time, to a bit behind `stop`.
 
     Channels are mixed in whole seconds of the file, so that its segments and blocks are as the
     whole is.
@@ -271,7 +273,7 @@ def _mono(
 
 
 def _joined(path: Path | str, decoder: Decoder) -> Iterator[np.ndarray]:
-    """One channel in blocks of `BLOCK_SECONDS`."""
+    """Yield one channel in blocks of `BLOCK_SECONDS`."""
     held: list[np.ndarray] = []
     for samples in _mono(path, decoder):
         held.append(samples)
@@ -283,7 +285,10 @@ def _joined(path: Path | str, decoder: Decoder) -> Iterator[np.ndarray]:
 
 
 def _with_last(blocks: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
-    """Each block, and whether it is the last; an error comes behind all that is before it."""
+    """Yield each block, and whether it is the last.
+
+    An error comes behind all that is before it.
+    """
     held = next(blocks, None)
     while held is not None:
         try:

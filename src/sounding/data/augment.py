@@ -13,7 +13,7 @@ SPAN_BANDS = 0.1  # of all frequency bands
 
 
 def change_speed(audio: np.ndarray, factor: float, rate: int) -> np.ndarray:
-    """A clip played `factor` times as fast, with the pitch of a record (Ko et al., 2015).
+    """Play a clip `factor` times as fast, with the pitch of a record (Ko et al., 2015).
 
     A clip that would be longer than the 30 s that a model takes, or too short for one, stays as it
     is.
@@ -29,7 +29,7 @@ def change_speed(audio: np.ndarray, factor: float, rate: int) -> np.ndarray:
 def mask_spans(
     features: np.ndarray, share: float, span: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Features with about `share` of their time masked, and of their bands where they have some.
+    """Mask about `share` of the time of features, and of their bands where they have some.
 
     Spans of 0.2 s and of a tenth of the bands get the mean of the clip (SpecAugment, arXiv
     1904.08779; here their number grows with the length of the clip). They may overlap.

@@ -70,12 +70,12 @@ COLUMNS = tuple(_COLUMNS.split())
 
 
 class EngineError(SoundingError, RuntimeError):
-    """espeak-ng cannot be used; the text says why and what to do."""
+    """The engine espeak-ng cannot be used; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
 class CommandSet:
-    """What to make; the same values give the same bytes on the same platform.
+    """What commands to make; the same values give the same bytes on the same platform.
 
     A clip depends on the seed, its split and its index, not on how many there are.
 
@@ -127,7 +127,7 @@ class CommandSet:
                 )
 
     def split_voices(self, split: str) -> tuple[str, ...]:
-        """The voices of a split, in no other split.
+        """Return the voices of a split, which are in no other split.
 
         Raises:
             UsageError: an unknown split.
@@ -141,7 +141,7 @@ class CommandSet:
 
 
 def commands_folder(cache: Path | str, config: CommandSet | None = None) -> Path:
-    """The folder of a configuration under `cache`, made when it is not there yet.
+    """Return the folder of a configuration under `cache`, made when it is not there yet.
 
     Args:
         cache: a directory for such folders; made when missing.
@@ -188,7 +188,7 @@ def make_commands(root: Path | str, config: CommandSet | None = None) -> Path:
 
 
 def make_clip(config: CommandSet, split: str, index: int) -> tuple[np.ndarray, dict[str, str]]:
-    """One clip and its row of metadata.csv.
+    """Make one clip and its row of metadata.csv.
 
     Shape: [samples] float64 at 16 kHz, its peak below 1.
 
@@ -220,7 +220,7 @@ def make_clip(config: CommandSet, split: str, index: int) -> tuple[np.ndarray, d
 
 
 def reverberate(speech: np.ndarray, seconds: Seconds, rng: np.random.Generator) -> np.ndarray:
-    """Speech in a synthetic room: the direct sound, and noise that fades exponentially.
+    """Put speech in a synthetic room: the direct sound, and noise that fades exponentially.
 
     Args:
         seconds: in which the room fades by 60 dB; 0 is no room.
@@ -241,7 +241,7 @@ def reverberate(speech: np.ndarray, seconds: Seconds, rng: np.random.Generator) 
 def speak(
     text: str, voice: str, *, rate: int, pitch: int, pitch_range: int, seed: int
 ) -> np.ndarray:
-    """Speech of espeak-ng, without the silence around it; a function of its arguments alone.
+    """Return speech of espeak-ng without the silence around it, a function of its arguments alone.
 
     Args:
         voice: "FILE+VARIANT", as "gmw/en-US+f3".
@@ -285,7 +285,9 @@ def speak(
 
 @contextmanager
 def _engine() -> Iterator[tuple[ctypes.CDLL, int]]:
-    """espeak-ng and its rate in Hz, loaded anew (4 ms) and unloaded after use.
+    """Load espeak-ng, yield it and its rate in Hz, and unload it after use.
+
+    Loading takes 4 ms.
 
     The engine keeps the phase of its flutter, its gain control and more in static variables that
     nothing resets but loading it: otherwise an utterance would depend on those before it.
@@ -323,7 +325,7 @@ def _unload(library: ctypes.CDLL) -> None:
 
 
 def _engine_paths() -> tuple[str, str]:
-    """Of the library, and of its data."""
+    """Return the paths of the library, and of its data."""
     try:
         import espeakng_loader
     except ImportError:
@@ -335,7 +337,10 @@ def _engine_paths() -> tuple[str, str]:
 
 
 def _check_voices(voices: tuple[str, ...]) -> None:
-    """The engine passes over an unknown variant in silence, so look for it here."""
+    """Refuse an unknown voice or variant.
+
+    The engine passes over an unknown variant in silence.
+    """
     known = set(os.listdir(Path(_engine_paths()[1]) / "voices" / "!v"))
     unknown = sorted(set(voices) - known)
     if unknown:
@@ -343,7 +348,7 @@ def _check_voices(voices: tuple[str, ...]) -> None:
 
 
 def _noise(kind: str, length: int, voices: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:
-    """Shape: [length], of any level."""
+    """Make noise of a kind. Shape: [length], of any level."""
     if kind == "babble":
         return sum((_talker(length, voices, rng) for _ in range(TALKERS)), np.zeros(length))
     if kind != "hum":
@@ -357,7 +362,10 @@ def _noise(kind: str, length: int, voices: tuple[str, ...], rng: np.random.Gener
 
 
 def _talker(length: int, voices: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:
-    """A sentence said over and over from anywhere within it. Shape: [length], of power 1."""
+    """Return a sentence said over and over from anywhere within it.
+
+    Shape: [length], of power 1.
+    """
     voice = f"{rng.choice(list(ACCENTS.values()))}+{rng.choice(voices)}"
     rate, pitch = int(rng.integers(140, 200)), int(rng.integers(30, 70))
     text, seed = str(rng.choice(BABBLE)), int(rng.integers(2**31))

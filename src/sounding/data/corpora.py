@@ -56,7 +56,7 @@ MARKS |= {
 
 
 def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -> AudioFolder:
-    """The clips of a corpus, in whatever layout it is.
+    """Return the clips of a corpus, in whatever layout it is.
 
     The digest of an `AudioFolder` is of the audio itself, that of all other layouts of the sizes
     of the files: to read 60 GB for each look at a corpus would be too slow.
@@ -92,7 +92,7 @@ def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -
 
 
 def _find(path: Path, wanted: str | None) -> tuple[Path, str]:
-    """Where the corpus lies, `path` or a directory in it, and in which layout."""
+    """Return where the corpus lies, `path` or a directory in it, and in which layout."""
     if not path.is_dir():
         raise DataError(
             f"{path}: not a directory, expected a folder of clips, a corpus as it was unpacked, or "
@@ -120,7 +120,7 @@ def _find(path: Path, wanted: str | None) -> tuple[Path, str]:
 
 
 def _is(path: Path, name: str) -> bool:
-    """Whether a directory has the marks of a layout."""
+    """Return whether a directory has the marks of a layout."""
     if name == FOLDER:
         return has_metadata(path)
     return any(next(path.glob(pattern), None) is not None for pattern in MARKS[name])

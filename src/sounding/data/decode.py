@@ -50,7 +50,8 @@ class Decoder(Protocol):
     notes: list[str]
 
     @property
-    def frames(self) -> int | None: ...
+    def frames(self) -> int | None:
+        """Samples of each channel; None where only decoding tells."""
 
     def blocks(self, first: int, stop: int | None, size: int) -> Iterator[np.ndarray]:
         """Decode from one sample to another in blocks of `size`, of which the last may be smaller.
@@ -65,7 +66,10 @@ class Decoder(Protocol):
         ...
 
     def seconds(self) -> float:
-        """Length of the file, by its header where it has one. Call it in place of `blocks`."""
+        """Return the length of the file, by its header where it has one.
+
+        Call it in place of `blocks`.
+        """
         ...
 
     def close(self) -> None:
@@ -127,7 +131,7 @@ def check_file(path: Path | str) -> None:
 
 
 class _Sequential(sf.SoundFile):
-    """Reads on without the seeks that `soundfile` makes around every read.
+    """A sound file that is read on without the seeks of `soundfile` around every read.
 
     GSM and others cannot seek; mp3 and others do it, and need some frames to be right again.
     """
@@ -194,7 +198,7 @@ Source: TypeAlias = "bytes | str | _Excerpt"  # what `soundfile` opens
 
 @dataclass(frozen=True)
 class _Part:
-    """What libsndfile is to open.
+    """What libsndfile is to open as one.
 
     Attributes:
         frames: that are in it, in place of what libsndfile expects.
@@ -205,7 +209,7 @@ class _Part:
 
 
 class _Sound:
-    """What libsndfile decodes.
+    """A file that libsndfile decodes.
 
     Args:
         sounds: one after the other, with the frames of each.
@@ -250,7 +254,7 @@ class _Sound:
             self._check_end()
 
     def _skip(self, first: int, size: int) -> int:
-        """Go to a sample, or to the end before it; returns where that is."""
+        """Go to a sample, or to the end before it, and return where that is."""
         sound, frames = self.sounds[0]
         exact = sf.SoundFile.seekable(sound) and sound.subtype.startswith(EXACT)
         if exact and len(self.sounds) == 1:
@@ -266,7 +270,7 @@ class _Sound:
         return at
 
     def _read(self, count: int) -> np.ndarray:
-        """The next samples; fewer only at the end. Shape: [samples, channels] float32."""
+        """Read the next samples; fewer only at the end. Shape: [samples, channels] float32."""
         parts = [np.zeros((0, self.channels), np.float32)]
         while count > 0 and self._left:
             sound, left = self._left[0]
@@ -320,7 +324,7 @@ def _open(path: Path | str) -> Decoder:
 def _parts(
     path: Path | str, file: BinaryIO, samples: Samples | None
 ) -> tuple[list[_Part], list[str]]:
-    """What libsndfile is to open one after the other, and what the listener is to be told."""
+    """Return what libsndfile is to open one after the other, and what to tell the listener."""
     pages = find_pages(file)
     if pages is not None:
         return _links(path, file, pages)
@@ -344,7 +348,10 @@ def _parts(
 def _sounds(
     path: Path | str, file: BinaryIO, parts: Sequence[_Part], samples: Samples | None
 ) -> list[tuple[_Sequential, int]]:
-    """The parts, opened. Raises what `soundfile` does."""
+    """Open the parts.
+
+    Raises what `soundfile` does.
+    """
     opened: list[tuple[_Sequential, int]] = []
     try:
         for part in parts:
@@ -366,7 +373,7 @@ def _sounds(
 
 
 def _links(path: Path | str, file: BinaryIO, pages: Pages) -> tuple[list[_Part], list[str]]:
-    """The links of an Ogg file: libsndfile decodes only the first of what it is given."""
+    """Return the links of an Ogg file: libsndfile decodes only the first of what it is given."""
     if pages.cut:
         raise undecodable(path, "it ends within a page, so that audio is missing")
     note = "the last page of the stream is missing, and maybe audio with it"
@@ -379,7 +386,7 @@ def _links(path: Path | str, file: BinaryIO, pages: Pages) -> tuple[list[_Part],
 
 
 def _mpeg(path: Path | str, file: BinaryIO | _Excerpt, streams: Sequence[Stream]) -> list[_Part]:
-    """All frames of mp3 files that may be joined, each with its header if that is right."""
+    """Return all frames of mp3 files that may be joined, each with its header if that is right."""
     parts = []
     for stream in streams:
         if stream.missing > MISSING_SECONDS:
@@ -398,7 +405,7 @@ def _mpeg(path: Path | str, file: BinaryIO | _Excerpt, streams: Sequence[Stream]
 
 
 def _with_size(file: BinaryIO, samples: Samples, size: int) -> _Part:
-    """A file of unknown length, with the length that it has: some libsndfile takes for empty."""
+    """Give a file of unknown length the length that it has: some libsndfile takes for empty."""
     assert samples.field is not None
     place, form = samples.field
     most = (1 << 8 * struct.calcsize(form)) - 1
@@ -437,10 +444,13 @@ def _size(file: BinaryIO) -> int:
 
 
 def _system_name(path: Path | str) -> bytes | str:
-    """As bytes where names are bytes: `soundfile` cannot encode those that are not UTF-8."""
+    """Return a name as bytes where names are bytes.
+
+    `soundfile` cannot encode those that are not UTF-8.
+    """
     return os.fspath(path) if os.name == "nt" else os.fsencode(path)
 
 
 def _reason(error: Exception) -> str:
-    """What libsndfile says, without the name of the file."""
+    """Return what libsndfile says, without the name of the file."""
     return str(getattr(error, "error_string", error))

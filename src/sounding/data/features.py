@@ -39,16 +39,16 @@ CHUNK = 50  # batches among which clips of similar length are put together
 
 
 def extractor_layout(extractor: Any) -> tuple[str, Layout]:
-    """The model's main input name, and whether time or mel bins come first in its tensor.
+    """Return the model's main input name, and whether time or bins come first in its tensor.
 
-    Made for `collate(features, *extractor_layout(extractor))`.
+    Time or mel bins, that is: it is made for `collate(features, *extractor_layout(extractor))`.
     """
     whisper = any("Whisper" in cls.__name__ for cls in type(extractor).__mro__)
     return extractor.model_input_names[0], "bins_first" if whisper else "time_first"
 
 
 def extract(audio: np.ndarray, extractor: Any) -> np.ndarray:
-    """Features of one clip at its own length, so that they never depend on its neighbours.
+    """Return the features of one clip at its own length, so that no neighbour changes them.
 
     AST alone has one fixed length: its extractor pads, or cuts after 10.24 s.
 
@@ -94,7 +94,7 @@ def load_features(
         change: of the audio before the features, called with (index of the clip, audio).
         progress: called with (clips done, all clips).
 
-    Shape: per clip as `extract`, in the order of `clips`.
+    Shape: of each clip as `extract` returns it, in the order of `clips`.
 
     Raises:
         AudioError: clips that cannot be used; the text names them, all in one.
@@ -157,7 +157,7 @@ class _Kept:
 def read_clips(
     clips: Sequence[Clip], rate: int, max_seconds: Seconds | None, limit: Seconds | None = None
 ) -> Iterator[np.ndarray]:
-    """The audio of each clip as `load_audio`, in order.
+    """Yield the audio of each clip as `load_audio` returns it, in order.
 
     After a clip that cannot be used the others are only tried, so that one error tells of all.
 
@@ -212,7 +212,7 @@ def load_audio(
 
 
 def clip_seconds(clip: Clip) -> Seconds:
-    """Length of a clip, by the header of its file where it does not say its end.
+    """Return the length of a clip, by the header of its file where it does not say its end.
 
     Raises:
         AudioError: as `duration`, or a segment that cannot be one.
@@ -258,7 +258,7 @@ def batches(
     shuffle: bool,
     most: float = math.inf,
 ) -> list[list[int]]:
-    """The indexes of the clips of each batch.
+    """Return the indexes of the clips of each batch.
 
     Args:
         batch_size: clips in a batch; only the last one made may be smaller.

@@ -96,7 +96,7 @@ class AudioFolder:
     digest: str
 
     def split(self, name: str) -> list[Clip]:
-        """The clips of "train", "validation" (also valid, val, dev, eval) or "test".
+        """Return the clips of "train", "validation" (also valid, val, dev, eval) or "test".
 
         Raises:
             DataError: an unknown split, or one without clips; the text says which there are.
@@ -112,11 +112,11 @@ class AudioFolder:
         return clips
 
     def name(self, clip: Clip) -> str:
-        """What a clip is called, within the folder: its file, or FILE[START-END]."""
+        """Return what a clip is called within the folder: its file, or FILE[START-END]."""
         return _name(self.root, clip)
 
     def label_index(self, clip: Clip) -> int:
-        """Where the label of a clip stands in `labels`.
+        """Return where the label of a clip stands in `labels`.
 
         Raises:
             DataError: the label is none of them, or the folder has texts.
@@ -168,7 +168,9 @@ def load_folder(root: Path | str, *, hash_audio: bool = True) -> AudioFolder:
 
 
 def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
-    """A folder out of the clips that a reader of another layout found, checked as `load_folder`.
+    """Make a folder of the clips that the reader of another layout found.
+
+    It is checked as by `load_folder`.
 
     Its digest takes the sizes of the audio files in place of their content.
 
@@ -206,7 +208,7 @@ def folder_of(root: Path, task: Task, clips: Iterable[Clip]) -> AudioFolder:
 
 
 def _normal(clip: Clip) -> Clip:
-    """The clip with its texts in one form, checked as far as that goes without its audio."""
+    """Return the clip with its texts in one form, checked as far as that goes without its audio."""
     check_segment(clip.path, clip.start, clip.end)
     target, speaker = normal(clip.target), normal(clip.speaker)
     if (target, speaker) == (clip.target, clip.speaker):
@@ -215,7 +217,7 @@ def _normal(clip: Clip) -> Clip:
 
 
 def _there(root: Path, places: Places, clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, int]]:
-    """The clips with the paths that their files have on disk, and the sizes of these."""
+    """Return the clips with the paths that their files have on disk, and the sizes of these."""
     sizes = _sizes(clips)
     moved: dict[str, Path] = {}
     missing = []
@@ -231,7 +233,7 @@ def _there(root: Path, places: Places, clips: Sequence[Clip]) -> tuple[list[Clip
         hint = f"there is {near!r}, which differs in upper and lower case" if near else ""
         raise DataError(
             f"{root}: {len(missing)} audio files of {len(clips)} clips are missing: "
-            f"{some(missing)}: {hint or 'unpack the corpus again'}"
+            f"{some(map(places.name, missing))}: {hint or 'unpack the corpus again'}"
         )
     if not moved:
         return list(clips), sizes
@@ -241,7 +243,7 @@ def _there(root: Path, places: Places, clips: Sequence[Clip]) -> tuple[list[Clip
 
 
 def _splits(rows: list[ClipRow], given: bool, task: Task) -> dict[str, str]:
-    """The split of each file name, as given or by hash."""
+    """Return the split of each file name, as given or by hash."""
     if not given:
         unit = _unit(rows)
         wanted = max(1, round(HELD_OUT * len({unit(row) for row in rows})))
@@ -262,7 +264,7 @@ def _splits(rows: list[ClipRow], given: bool, task: Task) -> dict[str, str]:
 
 
 def _unit(rows: list[ClipRow]) -> Callable[[ClipRow], str]:
-    """What is held out as a whole: a speaker, or a file where there are too few speakers."""
+    """Return what is held out as a whole: a speaker, or a file where there are too few speakers."""
     speakers = {row.speaker for row in rows if row.speaker}
     if len(speakers) >= MIN_SPEAKERS:
         return lambda row: row.speaker or row.name
@@ -272,7 +274,10 @@ def _unit(rows: list[ClipRow]) -> Callable[[ClipRow], str]:
 def _hold_out(
     rows: list[ClipRow], unit: Callable[[ClipRow], str], wanted: int, task: Task
 ) -> set[str]:
-    """The file names of the first `wanted` units by hash, but never the last clips of a class."""
+    """Choose the first `wanted` units by hash, but never the last clips of a class.
+
+    Returns the names of their files.
+    """
     groups: dict[str, list[ClipRow]] = defaultdict(list)
     for row in rows:
         groups[unit(row)].append(row)
@@ -288,7 +293,7 @@ def _hold_out(
 
 
 def _classes(rows: Iterable[ClipRow], task: Task) -> Counter[str]:
-    """How many rows have each class; all have the same one where they have texts."""
+    """Count the rows of each class; all have the same one where they have texts."""
     if task == "text":
         return Counter("" for _ in rows)
     if task == "tags":
@@ -338,7 +343,7 @@ def _name(root: Path, clip: Clip) -> str:
 
 
 def _digest(clips: Iterable[tuple[str, Clip]], sizes: Mapping[str, int] | None) -> str:
-    """Of clips with their names."""
+    """Return the digest of clips with their names, and of their audio or its sizes."""
     entries = []
     for name, clip in clips:
         content = sha256(clip.path) if sizes is None else sizes[str(clip.path)]
@@ -347,7 +352,7 @@ def _digest(clips: Iterable[tuple[str, Clip]], sizes: Mapping[str, int] | None) 
 
 
 def _sizes(clips: Iterable[Clip]) -> dict[str, int]:
-    """Of the audio files that are there, in bytes; each is asked for once."""
+    """Return the sizes of the audio files that are there, in bytes; each is asked for once."""
     sizes = {}
     for path in {str(clip.path) for clip in clips}:
         try:
@@ -362,7 +367,7 @@ def _sha256(text: str) -> str:
 
 
 def subset(folder: AudioFolder, split: str, n: int, seed: int) -> list[Clip]:
-    """At most `n` clips of a split with the classes in proportion, for a quick run.
+    """Return at most `n` clips of a split with the classes in proportion, for a quick run.
 
     The choice depends on file names, labels and `seed` only; clips stay in the folder's order.
 

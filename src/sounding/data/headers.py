@@ -1,9 +1,9 @@
 """What the headers of uncompressed formats announce: where the samples are, and how many bytes.
 
-WAV (RIFF, RIFX), RF64 and BW64, Sony Wave64, AIFF, AIFF-C and 8SVX, CAF, AU, and NIST SPHERE. Of a
-file that was cut libsndfile reads what is there, without a word; this compares the two. A size
-that a writer put there before it knew better (0, -1, or as much as fits: a pipe from ffmpeg, sox
-or arecord) announces nothing.
+WAV (RIFF, RIFX), RF64 and BW64, Sony Wave64, AIFF, AIFF-C and 8SVX, CAF, AU, and NIST SPHERE.
+libsndfile reads what is there of a file that was cut, and says nothing; this compares the two. A
+size that a writer put there before it knew better (0, -1, or as much as fits: a pipe from ffmpeg,
+sox or arecord) announces nothing.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def unexplained(file: BinaryIO, samples: Samples) -> int:
 def _chunks(
     file: BinaryIO, at: int, chunking: Chunking, size: int
 ) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and length of each chunk from `at` on."""
+    """Yield name, first byte and length of each chunk from `at` on."""
     width = chunking.name + struct.calcsize(chunking.size)
     while at + width <= size:
         file.seek(at)
@@ -162,7 +162,7 @@ def _in_chunks(file: BinaryIO, at: int, chunking: Chunking, size: int) -> Sample
 
 
 def _whole(head: bytes, at: int, form: str, counted: int) -> Samples:
-    """What a file announces whose samples do not begin."""
+    """Return what a file announces whose samples do not begin."""
     (length,) = struct.unpack_from(form, head, at)
     return Samples(counted, length, (at, form))
 
@@ -185,7 +185,7 @@ def _in_nist(file: BinaryIO) -> Samples | None:
 
 
 def _without_placeholder(file: BinaryIO, found: Samples, size: int) -> Samples:
-    """The samples with their size only where a writer knew it."""
+    """Return the samples with their size only where a writer knew it."""
     length = found.size or 0
     if length <= 0:
         empty = found.start >= size or not unexplained(file, replace(found, size=0))

@@ -37,7 +37,7 @@ SPLITS = {"train": ["train"], "validation": ["validation", "dev", "valid"], "tes
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form ORGANIZATION/NAME."""
+    """Return whether `name` has the form ORGANIZATION/NAME."""
     part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
     return re.fullmatch(f"{part}/{part}", name) is not None
 
@@ -52,7 +52,7 @@ def hub_folder(
     target: str | None = None,
     speaker: str | None = None,
 ) -> Path:
-    """The folder of clips of a data set, which is fetched and written first if it is not there.
+    """Return the folder of clips of a data set, fetched and written first if it is not there.
 
     It needs `datasets` (the extra `hub`), which keeps a copy of its own in its cache; audio is
     not decoded, and no code of a data set is run. The folder stays as it is: to follow a data set
@@ -97,7 +97,7 @@ def _folder_name(source: str, wanted: Mapping[str, Any]) -> str:
 
 
 def _load(source: str, config: str | None, revision: str | None) -> Mapping[str, Any]:
-    """The splits of a data set, by name."""
+    """Return the splits of a data set, by name."""
     try:
         import datasets
     except ModuleNotFoundError:
@@ -163,7 +163,7 @@ def _made_from(mark: Path) -> Any:
 def _parts(
     loaded: Mapping[str, Any], source: str, splits: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, str, Any]]:
-    """(our split, the name in the data set, its rows)."""
+    """Return (our split, the name in the data set, its rows) for each split."""
     asked = [(ours, theirs) for ours, names in splits.items() for theirs in names]
     missing = [theirs for _, theirs in asked if theirs not in loaded]
     known = [(ours, name) for ours, names in SPLITS.items() for name in names if name in loaded]
@@ -187,7 +187,10 @@ def _split(row: Mapping[str, str], split: str, by: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which column of a data set is what; `goal` is that of metadata.csv, "" for no speaker."""
+    """The columns of a data set by what they are; `speaker` is "" where there is none.
+
+    `goal` is the target's name in metadata.csv.
+    """
 
     audio: str
     target: str
@@ -224,7 +227,7 @@ def _columns(features: Mapping[str, Any], source: str, wanted: Mapping[str, Any]
 
 
 def _rows(data: Any, columns: _Columns, folder: Path, part: str) -> Iterator[dict[str, str]]:
-    """Write the audio that is not there yet, and give the rows of metadata.csv."""
+    """Write the audio that is not there yet, and yield the rows of metadata.csv."""
     import datasets
 
     data = data.cast_column(columns.audio, datasets.Audio(decode=False))
@@ -240,7 +243,7 @@ def _rows(data: Any, columns: _Columns, folder: Path, part: str) -> Iterator[dic
 
 
 def _target(row: Mapping[str, Any], columns: _Columns) -> str:
-    """The label, labels or text of a row; "" where it has none."""
+    """Return the label, labels or text of a row; "" where it has none."""
     value = row[columns.target]
     values = value if columns.goal == "labels" else [value]
     known = [one for one in values or () if one is not None and not (columns.names and one < 0)]
@@ -251,7 +254,7 @@ def _target(row: Mapping[str, Any], columns: _Columns) -> str:
 
 
 def _save(audio: Mapping[str, Any], path: Path) -> str:
-    """Write the bytes of a clip; its file name."""
+    """Write the bytes of a clip, and return its file name."""
     suffix = Path(audio["path"] or "").suffix
     suffix = suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,5}", suffix) else ".audio"
     with atomic_path(path.with_suffix(suffix)) as temporary:

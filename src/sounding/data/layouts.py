@@ -1,6 +1,6 @@
 """Readers of the official layouts: from the root of a corpus to its clips, none of them decoded.
 
-The options of a reader decide which part of the corpus is used for what. Each gives clips with
+The options of a reader decide which part of the corpus is used for what. Each returns clips with
 their split; "validation" is made of training clips by `folder_of` where a corpus has none.
 """
 
@@ -25,7 +25,7 @@ def librispeech(
     validation: Sequence[str] = ("dev-clean",),
     test: Sequence[str] = ("test-clean", "test-other"),
 ) -> list[Clip]:
-    """LibriSpeech: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt and *.flac beside it.
+    """Read LibriSpeech: SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt, *.flac beside it.
 
     The subset of a clip is in `extra`. Texts stay as they are: upper case, no punctuation.
     """
@@ -51,11 +51,11 @@ NO_WORD = re.compile(r"\{[^}]*\}|<[^>]*>|\([^)]*\)|\[[^\]]*\]")
 
 
 def tedlium3(root: Path) -> list[Clip]:
-    """TED-LIUM 3: legacy/{train,dev,test}/stm/TALK.stm and sph/TALK.sph; a clip is a segment.
+    """Read TED-LIUM 3: legacy/{train,dev,test}/stm/TALK.stm and sph/TALK.sph; a clip is a segment.
 
-    Left out: segments that the corpus leaves out of its scoring, and those without a word or
-    a length. Out of the texts: what is no word ({NOISE}, <sil>, <unk>, the number of a
-    pronunciation). "it 's" becomes "it's", as in Kaldi's recipe (egs/tedlium/s5_r3).
+    Segments that the corpus leaves out of its scoring are left out, and those without a word or a
+    length. The texts lose what is no word ({NOISE}, <sil>, <unk>, the number of a pronunciation).
+    "it 's" becomes "it's", as in Kaldi's recipe (egs/tedlium/s5_r3).
     """
     clips = []
     for part, split in (("train", "train"), ("dev", "validation"), ("test", "test")):
@@ -89,14 +89,14 @@ def _stm_segment(path: Path, line: int, content: str, split: str) -> Clip:
 
 
 def stm_text(words: str) -> str:
-    """The words of a segment, without marks; "" where it is not scored."""
+    """Return the words of a segment, without marks; "" where it is not scored."""
     if NO_SCORE in words:
         return ""
     return SUFFIX.sub("'", " ".join(NO_WORD.sub(" ", words).split()))
 
 
 def speech_commands(root: Path) -> list[Clip]:
-    """Speech Commands v2: WORD/*.wav, validation_list.txt, testing_list.txt; all 35 words.
+    """Read Speech Commands v2: WORD/*.wav, validation_list.txt, testing_list.txt; 35 words.
 
     The first part of a file name is its speaker. What begins with "_" is not a word.
     """
@@ -127,7 +127,7 @@ def _speaker(name: str) -> str:
 
 
 def esc50(root: Path, *, test_fold: int = 5, validation_fold: int = 4) -> list[Clip]:
-    """ESC-50: meta/esc50.csv and audio/*.wav, five folds of which three train."""
+    """Read ESC-50: meta/esc50.csv and audio/*.wav, five folds of which three train."""
     splits = {str(validation_fold): "validation", str(test_fold): "test"}
     clips = []
     path = _need(root, "meta/esc50.csv")
@@ -145,8 +145,10 @@ AUDIOSET_LINE = re.compile(r'(\S+), ([\d.]+), [\d.]+, "([^"]+)"')
 
 
 def audioset(root: Path) -> list[Clip]:
-    """AudioSet, balanced: balanced_train_segments.csv, eval_segments.csv,
-    class_labels_indices.csv, and YTID.wav or YTID.flac (the 10 s of the segment) anywhere below.
+    """Read AudioSet, balanced, from its three lists and the audio anywhere below.
+
+    The lists are balanced_train_segments.csv, eval_segments.csv and class_labels_indices.csv; the
+    audio is YTID.wav or YTID.flac, the 10 s of a segment.
 
     Segments without a file are left out with a warning that counts them: many videos are gone.
     """
@@ -180,7 +182,7 @@ def audioset(root: Path) -> list[Clip]:
 
 
 def _audioset_names(path: Path) -> dict[str, str]:
-    """The names of the labels, by their identifiers."""
+    """Return the names of the labels, by their identifiers."""
     names = {}
     for line, row in _table(path, ("mid", "display_name")):
         if ";" in row["display_name"] or not row["display_name"].strip():
@@ -190,8 +192,9 @@ def _audioset_names(path: Path) -> dict[str, str]:
 
 
 def fluent(root: Path) -> list[Clip]:
-    """Fluent Speech Commands: data/{train,valid,test}_data.csv; action, object and location are
-    one intent, such as "activate / lights / kitchen".
+    """Read Fluent Speech Commands: data/{train,valid,test}_data.csv.
+
+    Action, object and location are one intent, such as "activate / lights / kitchen".
     """
     parts = ("action", "object", "location")
     clips = []
@@ -215,7 +218,10 @@ def ravdess(
     validation_actors: Sequence[int] = (19, 20),
     test_actors: Sequence[int] = (21, 22, 23, 24),
 ) -> list[Clip]:
-    """RAVDESS: Actor_NN/03-01-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR.wav; speech only."""
+    """Read the speech of RAVDESS.
+
+    Files: Actor_NN/03-01-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR.wav.
+    """
     splits = dict.fromkeys(validation_actors, "validation") | dict.fromkeys(test_actors, "test")
     clips = []
     for path in sorted(root.glob("Actor_*/*.wav")):
@@ -236,7 +242,7 @@ IEMOCAP_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\s+((Ses\d\d[FM]_\w+)_([FM])\d+)\
 
 
 def iemocap(root: Path, *, validation_session: int = 4, test_session: int = 5) -> list[Clip]:
-    """IEMOCAP: Session*/dialog/EmoEvaluation/*.txt and Session*/sentences/wav/DIALOG/*.wav.
+    """Read IEMOCAP: Session*/dialog/EmoEvaluation/*.txt, Session*/sentences/wav/DIALOG/*.wav.
 
     The usual four classes, "excited" joined to "happy"; the sessions share no speaker.
     """
@@ -258,7 +264,7 @@ def iemocap(root: Path, *, validation_session: int = 4, test_session: int = 5) -
 
 
 def _need(root: Path, name: str) -> Path:
-    """A part of a corpus that has to be there."""
+    """Return a part of a corpus that has to be there."""
     if not (root / name).exists():
         there = ", ".join(sorted(path.name for path in root.iterdir() if path.name[0] != ".")[:12])
         raise DataError(f"{root}: no {name} (there is {there}): unpack that part of the corpus")
@@ -266,7 +272,7 @@ def _need(root: Path, name: str) -> Path:
 
 
 def _place(path: Path, line: int, directory: Path, name: str) -> Path:
-    """The file of a name in a line of a list, in the directory where it belongs."""
+    """Return the file that a line of a list names, in the directory where it belongs."""
     name = name.strip()
     if not name or escapes(name):
         raise DataError(
@@ -277,13 +283,13 @@ def _place(path: Path, line: int, directory: Path, name: str) -> Path:
 
 
 def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file that must have these columns, with the numbers of their lines."""
+    """Yield the rows of a CSV file that must have these columns, with their line numbers."""
     _, rows = read_csv(path, columns)
     yield from rows
 
 
 def _audio_below(root: Path) -> dict[str, Path]:
-    """All wav and flac files, by name without the suffix."""
+    """Return all wav and flac files, by name without the suffix."""
     return {
         os.path.splitext(name)[0]: Path(folder, name)
         for folder, _, names in os.walk(root)

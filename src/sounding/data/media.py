@@ -71,7 +71,7 @@ def open_media(path: Path | str, reason: str, notes: Sequence[str] = ()) -> _Av 
 def _portions(
     pieces: Iterator[np.ndarray], first: int, stop: int | None, size: int
 ) -> Iterator[np.ndarray]:
-    """The samples from one to another in blocks of a size, out of pieces of any size."""
+    """Yield the samples from one to another in blocks of a size, out of pieces of any size."""
     at, held, count = 0, list[np.ndarray](), 0
     for piece in pieces:
         begin, at = at, at + len(piece)
@@ -140,7 +140,7 @@ class _Av:
         return self._end_of_packets() if end is None else end
 
     def _end(self) -> float | None:
-        """Where the container says that the audio ends, in seconds; None where it does not."""
+        """Return where the container says that the audio ends, in seconds; None if it does not."""
         if not set(self.container.format.name.split(",")) & set(ANNOUNCED):
             return None
         stamp = re.match(r"(\d+):(\d\d):(\d\d\.\d+)$", self.stream.metadata.get("DURATION", ""))
@@ -154,7 +154,7 @@ class _Av:
         return self.container.duration / 1e6 if alone and self.container.duration else None
 
     def _begin(self) -> float:
-        """Where time begins, in that of the container: video may begin before the audio does."""
+        """Return where time begins, in that of the container: video may begin before the audio."""
         return (self.container.start_time or 0) / 1e6
 
     def _end_of_packets(self) -> float:
@@ -167,7 +167,10 @@ class _Av:
         return float((sum(max(times)) - begin) * stream.time_base) - self._begin()
 
     def _in_time(self) -> Iterator[np.ndarray]:
-        """All samples, with silence in the gaps. Shape: of each piece [samples, channels]."""
+        """Yield all samples, with silence in the gaps.
+
+        Shape: of each piece [samples, channels].
+        """
         due: float | None = None  # when the next samples are
         for frame in self._decoded():
             piece = self._samples(frame)
@@ -188,7 +191,7 @@ class _Av:
             raise undecodable(self.path, missing_reason(end - (due - self._begin())))
 
     def _decoded(self) -> Iterator[Any]:
-        """The frames, but for those of packets that are broken: 0.1 s of them is too much."""
+        """Yield the frames, without those of broken packets: 0.1 s of them is too much."""
         import av
 
         lost, read, seconds = 0.0, 0, 0.0
@@ -209,14 +212,14 @@ class _Av:
             self.notes.append(f"about {lost:.2f} s of it cannot be decoded")
 
     def _stray(self, read: int) -> int:
-        """Bytes that are neither packets nor tags, of a file of packets alone."""
+        """Count the bytes that are neither packets nor tags, of a file of packets alone."""
         with open(self.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             return max(0, size - behind_tags(file, 0, size) - read - 128)  # a tag at the end
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """An error of FFmpeg as one that names the file."""
+        """Turn an error of FFmpeg into one that names the file."""
         import av
 
         try:
@@ -293,7 +296,7 @@ class _Ffmpeg:
         return sum(len(block) for block in self.blocks(0, None, self.rate)) / self.rate
 
     def _end(self) -> float | None:
-        """Where the container says that it ends; None where that may not be the audio."""
+        """Return where the container says that it ends; None where that may not be the audio."""
         said = self._log().partition("Stream mapping")[0]
         form = re.search(r"Input #0, ([\w,]+), from", said)
         stamp = re.search(r"Duration: (\d+):(\d\d):(\d\d\.\d+)", said)
@@ -323,16 +326,16 @@ class _Ffmpeg:
         return self._said.read().decode(errors="replace")
 
     def _error(self) -> str:
-        """The first error that ffmpeg told of; empty where there was none."""
+        """Return the first error that ffmpeg told of; empty where there was none."""
         found = re.search(r"\[(?:error|fatal)\] (.*)", self._log())
         return found[1].strip() if found else ""
 
 
 def no_audio(path: Path | str) -> AudioError:
-    """The error for a container with video alone, say."""
+    """Make the error for a container with video alone, say."""
     return AudioError(f"{path}: no audio stream in it, expected audio: leave it out")
 
 
 def _reason(error: Exception) -> str:
-    """What FFmpeg says, without the name of the file."""
+    """Return what FFmpeg says, without the name of the file."""
     return str(getattr(error, "strerror", None) or error)

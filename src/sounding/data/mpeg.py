@@ -29,11 +29,13 @@ LONGEST = 4096  # bytes of a frame of a free format
 
 
 class File(Protocol):
-    """What is read, which may be a part of a file."""
+    """A file, or a part of one, to read from."""
 
-    def seek(self, offset: int, whence: int = ...) -> int: ...
+    def seek(self, offset: int, whence: int = ...) -> int:
+        """Go to a byte, and return where that is."""
 
-    def read(self, count: int) -> bytes: ...
+    def read(self, count: int) -> bytes:
+        """Read so many bytes, or fewer at the end."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,12 @@ class Stream:
 
     @property
     def rate(self) -> int:
-        """In Hz."""
+        """Samples of each channel per second, in Hz."""
         return self.kind[2]
 
     @property
     def length(self) -> int:
-        """In samples, with what the encoder added."""
+        """Length in samples, with what the encoder added."""
         return self.frames * self.samples
 
     @property
@@ -172,7 +174,7 @@ def find_frames(file: File) -> list[Stream]:
 
 
 def behind_tags(file: File, at: int, size: int) -> int:
-    """Find where the tags (ID3, APE) end that begin at a byte."""
+    """Find the end of the tags (ID3, APE) that begin at a byte."""
     while at < size:
         file.seek(at)
         head = file.read(32)
@@ -190,7 +192,7 @@ def behind_tags(file: File, at: int, size: int) -> int:
 
 
 def _next_frame(file: File, at: int, end: int, size: int) -> tuple[int, Header] | None:
-    """The first frame that begins between `at` and `end`, with others or the end behind it."""
+    """Find the first frame between `at` and `end` that has others or the end behind it."""
     while at < end:
         file.seek(at)
         window = file.read(WINDOW + 3)
@@ -204,7 +206,7 @@ def _next_frame(file: File, at: int, end: int, size: int) -> tuple[int, Header] 
 
 
 def _followed(file: File, at: int, header: Header, size: int, times: int) -> bool:
-    """Whether so many frames of the kind, or the end, are behind one: four bytes say little."""
+    """Return whether so many frames of the kind, or the end, follow one: four bytes say little."""
     length = header.length or _free_length(file, at, header) + header.padding
     behind = at + length
     if length <= header.padding or behind > size:
@@ -219,7 +221,10 @@ def _followed(file: File, at: int, header: Header, size: int, times: int) -> boo
 
 
 def _free_length(file: File, at: int, header: Header) -> int:
-    """Bytes of a frame of a free format without its padding, by where the next two begin; or 0."""
+    """Return the bytes of a frame of a free format without its padding, or 0.
+
+    They follow from where the next two frames begin.
+    """
     file.seek(at)
     window = file.read(2 * LONGEST + 8)
     for place in range(24, min(LONGEST, len(window) - 4)):
@@ -234,7 +239,7 @@ def _free_length(file: File, at: int, header: Header) -> int:
 
 
 def _tag(kind: tuple[int, int, int, bool]) -> int:
-    """Where the header of an encoder begins in a frame: behind the side information."""
+    """Return where the header of an encoder begins in a frame: behind the side information."""
     version, _, _, mono = kind
     return 4 + ((17 if mono else 32) if version == 3 else (9 if mono else 17))
 

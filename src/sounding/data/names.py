@@ -14,16 +14,16 @@ LONGEST = 100  # characters of a name in an error
 
 
 def normal(text: str) -> str:
-    """Bring a text into composed letters (NFC), with nothing invisible around it.
+    r"""Bring a text into composed letters (NFC), with nothing invisible around it.
 
-    >>> normal(" caf\\u0065\\u0301 ")
+    >>> normal(" caf\u0065\u0301 ")
     'café'
     """
     return composed(text).strip().strip(INVISIBLE).strip()
 
 
 def folded(text: str) -> str:
-    """What is left of a name without its case, spaces, and what cannot be seen.
+    """Return what is left of a name without its case, spaces, and what cannot be seen.
 
     >>> folded("Hot  Dog") == folded("hotdog")
     True
@@ -38,7 +38,7 @@ def composed(text: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Bring a file name into one form: composed, with forward slashes, without ./"""
+    """Bring a file name into one form: composed, with forward slashes, without a leading `./`."""
     return str(PurePosixPath(composed(name.replace("\\", "/")))) if name else ""
 
 
@@ -49,13 +49,13 @@ def name_in(root: Path, path: Path | str) -> str:
 
 
 def escapes(name: str) -> bool:
-    """Tell whether a name leaves its folder, on this system or another."""
+    """Return whether a name leaves its folder, on this system or another."""
     forms = PurePosixPath(name), PureWindowsPath(name)
     return any(path.anchor or ".." in path.parts for path in forms)
 
 
 def is_file(path: Path | str) -> bool:
-    """Tell whether there is a regular file of that name, were it one that no file can have."""
+    """Return whether there is a regular file of that name; no name is too odd to ask about."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):  # too long, or with a NUL
@@ -76,23 +76,23 @@ class Places:
         self._listed: dict[tuple[Path, Callable[[str], str]], dict[str, str]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The file of a name: as it is, with forward slashes, or in another Unicode form."""
+        """Find the file of a name: as it is, with forward slashes, or in another Unicode form."""
         for given in dict.fromkeys((name, name.replace("\\", "/"), plain_name(name))):
             if is_file(self.root / given):
                 return self.root / given
         return self._match(name, str)
 
     def nearly(self, name: str) -> str:
-        """The name of a file that differs from `name` in case only; empty where there is none."""
+        """Return the name of a file that differs from `name` in case only; "" for none."""
         found = self._match(name, str.casefold)
         return "" if found is None else self.name(found)
 
     def name(self, path: Path | str) -> str:
-        """What a file is called within the folder."""
+        """Return what a file is called within the folder."""
         return name_in(self.root, path)
 
     def leads_out(self, path: Path) -> bool:
-        """Tell whether a file lies elsewhere, by its name or by a symbolic link on the way."""
+        """Return whether a file lies elsewhere, by its name or by a symbolic link on the way."""
         parent = os.path.dirname(path)
         if parent not in self._inside:
             self._inside[parent] = self._contains(parent)
@@ -106,7 +106,7 @@ class Places:
         return real == self._real or real.startswith(os.path.join(self._real, ""))
 
     def _match(self, name: str, form: Callable[[str], str]) -> Path | None:
-        """The file of whose name each part has the same form, and is composed of the same."""
+        """Find the file each part of whose composed name has the same form as that of `name`."""
         at = self.root
         for part in PurePosixPath(plain_name(name)).parts:
             if (at, form) not in self._listed:
@@ -120,7 +120,7 @@ class Places:
 
 
 def some(names: Iterable[object]) -> str:
-    """The first few names, and how many there are more."""
+    """Return the first few names, and how many there are more."""
     known = [str(name) for name in names]
     shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in known[:SHOWN]]
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
@@ -128,6 +128,6 @@ def some(names: Iterable[object]) -> str:
 
 
 def lines(numbers: Sequence[int]) -> str:
-    """How many rows there are, and in which lines."""
+    """Say how many rows there are, and in which lines."""
     rows = "1 row has" if len(numbers) == 1 else f"{len(numbers)} rows have"
     return f"{rows} (line {some(numbers)})"

@@ -10,7 +10,7 @@ KINDS = ("white", "pink", "brown", "like")
 
 
 def mix(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """Speech plus noise scaled so that their energies over the whole clip are `snr_db` apart.
+    """Add noise to speech, scaled so that their energies over the whole clip are `snr_db` apart.
 
     Shape: speech, noise and the result [samples].
 
@@ -26,7 +26,7 @@ def mix(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
 
 
 def colored(kind: str, length: int, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """White, pink or brown noise of any level. Shape: [length]."""
+    """Make white, pink or brown noise of any level. Shape: [length]."""
     slope = {"white": 0.0, "pink": 0.5, "brown": 1.0}[kind]  # amplitude falls as frequency^-slope
     white = rng.standard_normal(length)
     frequency = np.fft.rfftfreq(length, 1 / rate)
@@ -34,7 +34,7 @@ def colored(kind: str, length: int, rate: int, rng: np.random.Generator) -> np.n
 
 
 def add_noise(audio: np.ndarray, snr_db: float, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """A clip with noise of a random kind: white, pink, brown, or with the spectrum of the clip.
+    """Add noise of a random kind to a clip: white, pink, brown, or with its own spectrum.
 
     A silent clip stays as it is.
 
@@ -53,7 +53,9 @@ def add_noise(audio: np.ndarray, snr_db: float, rate: int, rng: np.random.Genera
 
 
 def noise_for(snr_db: float, rate: int, seed: int, copy: int = 0) -> Change:
-    """Noise for each clip of a list by its index, always the same; a `change` of `load_features`.
+    """Return a `change` of `load_features` that adds noise to each clip, always the same.
+
+    The noise of a clip follows from its index.
 
     Args:
         copy: another number gives each clip other noise.

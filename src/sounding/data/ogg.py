@@ -13,7 +13,7 @@ CONTINUED, FIRST, LAST = 1, 2, 4  # flags of a page
 
 @dataclass
 class Pages:
-    """What the pages say.
+    """What the pages of an Ogg file say.
 
     Attributes:
         links: first byte of each stream of a chain, which are played one after the other.

@@ -1,6 +1,6 @@
 """What a folder says of its clips: metadata.csv or .jsonl, or directories that are the labels.
 
-As Hugging Face's `AudioFolder` has them, each with or without a directory for each split:
+The forms are those of Hugging Face's `AudioFolder`, each with or without a directory for a split:
 
 DIR/metadata.csv     file_name, and label, labels (with ; between them) or text; optional: split,
                      speaker, and any other column
@@ -74,12 +74,12 @@ class Listing:
 
 
 def has_metadata(root: Path) -> bool:
-    """Tell whether a folder, or a directory of a split in it, has a table."""
+    """Return whether a folder, or a directory of a split in it, has a table."""
     return any((place / name).exists() for place in (root, *_split_dirs(root)) for name in TABLES)
 
 
 def has_label_dirs(root: Path) -> bool:
-    """Tell whether audio lies in directories that are its labels, two at least."""
+    """Return whether audio lies in directories that are its labels, two at least."""
     return len({label for _, label, _ in _labelled(root)}) > 1
 
 
@@ -116,7 +116,7 @@ def read_rows(root: Path) -> Listing:
 
 
 def split_name(name: str) -> str:
-    """Give the name of a split that is known by several.
+    """Return our name of a split that is known by several.
 
     Raises:
         DataError: an unknown one; the text says which there are.
@@ -131,7 +131,7 @@ def split_name(name: str) -> str:
 
 
 def split_tags(target: str) -> tuple[str, ...]:
-    """The labels of a clip out of "one;another", each once."""
+    """Return the labels of a clip out of "one;another", each once."""
     return tuple(dict.fromkeys(tag for one in target.split(";") if (tag := normal(one))))
 
 
@@ -141,7 +141,7 @@ def _split_dirs(root: Path) -> list[Path]:
 
 
 def _inside(directory: Path) -> list[Path]:
-    """What is in a directory that can be read, but for hidden names, in order."""
+    """Return what is in a directory that can be read, but for hidden names, in order."""
     try:
         return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
     except OSError:
@@ -149,7 +149,7 @@ def _inside(directory: Path) -> list[Path]:
 
 
 def _tables(root: Path) -> list[Path]:
-    """The table of the folder, or that of each split."""
+    """Return the table of the folder, or that of each split."""
     found = []
     for place in (root, *_split_dirs(root)):
         here = [place / name for name in TABLES if (place / name).exists()]
@@ -167,7 +167,7 @@ def _tables(root: Path) -> list[Path]:
 
 
 def _read_table(path: Path, root: Path, places: Places) -> Listing:
-    """The clips of a table, whose file names begin at its directory."""
+    """Read the clips of a table, whose file names begin at its directory."""
     columns, raw = (read_csv if path.suffix == ".csv" else read_json_lines)(path)
     names = _known_columns(path, columns)
     task = _task(path, list(names.values()))
@@ -196,9 +196,11 @@ def _read_table(path: Path, root: Path, places: Places) -> Listing:
 
 
 def _known_columns(path: Path, columns: Sequence[str]) -> dict[str, str]:
-    """What each column is called here: a known one in any case, with a space, "-", "_" or none.
+    """Return what each column is called here.
 
-    Of columns for the same thing, and of those with the target, one with the very name wins.
+    A column is known in any case, with a space, "-", "_" or nothing between its words.
+
+    Among columns for the same thing, and among those with the target, one with the very name wins.
     """
     exact = set(columns) & set(KNOWN)
     if exact & set(COLUMNS.values()):
@@ -251,7 +253,7 @@ def _check_targets(path: Path, rows: Sequence[Row], task: Task) -> None:
 
 
 def _split_of_each(path: Path, rows: Sequence[Row], directory: str) -> list[str]:
-    """The split of each row, by its column and by the directory of the table; "" for neither."""
+    """Return the split of each row, by its column and by the directory of the table, or ""."""
     by_place = split_name(directory) if directory else ""
     splits = []
     for number, row in rows:
@@ -270,7 +272,7 @@ def _split_of_each(path: Path, rows: Sequence[Row], directory: str) -> list[str]
 
 
 def _find(path: Path, places: Places, names: Sequence[str]) -> list[Path]:
-    """The files of a table."""
+    """Find the files of a table."""
     found = [(name, places.find(name)) for name in names]
     missing = [plain_name(name) for name, file in found if file is None]
     if missing:
@@ -305,7 +307,7 @@ def check_inside(source: Path, places: Places, files: Iterable[Path]) -> None:
 
 
 def _labelled(root: Path) -> list[tuple[str, str, Path]]:
-    """Split ("" for none), label and file, of audio whose directory is its label."""
+    """Return split ("" for none), label and file of audio whose directory is its label."""
     found = []
     for place in _split_dirs(root):
         found += [(split_name(place.name), *rest) for rest in _in_label_dirs(place)]
@@ -323,7 +325,7 @@ def _in_label_dirs(base: Path) -> list[tuple[str, Path]]:
 
 
 def _read_directories(root: Path, places: Places) -> Listing:
-    """The clips of a folder without a table."""
+    """Read the clips of a folder without a table."""
     found = _labelled(root)
     if len({label for _, label, _ in found}) < 2:
         raise DataError(

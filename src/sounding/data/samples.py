@@ -68,7 +68,7 @@ def mix(block: np.ndarray) -> tuple[np.ndarray, float]:
     Shape: block [samples, channels] -> [samples] float32.
 
     Returns:
-        Also the share of that energy that their mean has; NaN where nothing is heard.
+        The samples, and the share of that energy that their mean has; NaN where nothing is heard.
     """
     channels = np.ascontiguousarray(block.T)
     if len(channels) == 1:
@@ -110,7 +110,7 @@ def check_samples(samples: np.ndarray, rate: int, path: Path | str) -> None:
 
 
 def check_values(samples: np.ndarray, rate: int, path: Path | str, start: int = 0) -> None:
-    """As `check_samples`, for audio of any length.
+    """Check the values of audio of any length, as `check_samples` does.
 
     Args:
         start: where the samples stand in the file.

@@ -168,7 +168,7 @@ def _kind(value: object) -> str:
 
 
 def _text(where: str, name: str, value: Any) -> str:
-    """A value of a line as a text."""
+    """Return a value of a line as a text."""
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(one, str) and ";" not in one for one in value):

@@ -32,7 +32,7 @@ def tidy(text: str) -> str:
 
 
 def normalize_text(text: str) -> str:
-    """Lower case, without punctuation but for apostrophes within a word.
+    """Write a text in lower case, without punctuation but for apostrophes within a word.
 
     >>> normalize_text("WE'LL call it -- 'Bear', well-known.")
     "we'll call it bear well known"
@@ -43,7 +43,9 @@ def normalize_text(text: str) -> str:
 
 
 def whisper_plain(text: str) -> str:
-    """As Whisper's papers compare English: no contractions, digits, American spelling, no "um".
+    """Write English as Whisper's papers compare it: no contractions or "um", American spelling.
+
+    Numbers become digits.
 
     Raises:
         ModuleNotFoundError: whisper-normalizer is not installed.
@@ -77,7 +79,7 @@ def printable(name: str) -> str:
 
 
 def build_tokenizer(texts: Iterable[str], vocabulary: str = CHARACTERS) -> Any:
-    """A tokenizer of `transformers` for CTC, made from training texts; token 0 is the blank.
+    """Make a tokenizer of `transformers` for CTC from training texts; token 0 is the blank.
 
     Args:
         texts: in their plain form.
@@ -118,12 +120,14 @@ def build_tokenizer(texts: Iterable[str], vocabulary: str = CHARACTERS) -> Any:
 
 
 def tokens_of(tokenizer: Any) -> list[str]:
-    """All tokens, in the order of the logits."""
+    """Return all tokens, in the order of the logits."""
     return tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
 
 
 def word_errors(said: str, heard: str) -> int:
-    """Substituted, left out and added words, at least, of texts as they are but for `tidy`.
+    """Count the words that were substituted, left out and added, at least.
+
+    Texts are taken as they are but for `tidy`.
 
     Raises:
         ModuleNotFoundError: jiwer is not installed.
@@ -138,7 +142,7 @@ def word_errors(said: str, heard: str) -> int:
 
 
 def character_errors(said: str, heard: str) -> int:
-    """As `word_errors`, in characters; a space is one."""
+    """Count what `word_errors` does in characters; a space is one."""
     said, heard = tidy(said), tidy(heard)
     return _errors(_jiwer().process_characters(said, heard)) if said else len(heard)
 
@@ -156,13 +160,13 @@ def _jiwer() -> Any:
 
 
 def spelled(tokens: Iterable[str]) -> str:
-    """The text that tokens make, those of a path collapsed."""
+    """Return the text that tokens make, those of a path collapsed."""
     text = "".join(token for token in tokens if token not in (BLANK, UNKNOWN))
     return " ".join(text.replace(SPACE, " ").split())
 
 
 def collapse(ids: Sequence[int], blank: int = 0) -> list[int]:
-    """The tokens of a path of CTC: repeats are one token, blanks none.
+    """Return the tokens of a path of CTC: repeats are one token, blanks none.
 
     >>> collapse([0, 5, 5, 0, 5, 7, 7])
     [5, 5, 7]

@@ -22,7 +22,7 @@ THRESHOLD = 50.0  # below the best score, where a beam ends
 
 
 class BeamDecoder:
-    """Called with the logits of a clip, gives its likeliest text, over all paths that make it.
+    """Finds the likeliest text of a clip, over all paths that make it, from its logits.
 
     Args:
         tokens: of the model, in the order of its logits.
@@ -55,7 +55,7 @@ class BeamDecoder:
             self.search = self._with_words(beam, Path(lm), lm_weight)
 
     def __call__(self, logits: Tensor) -> str:
-        """Shape: logits [frames, tokens]."""
+        """Return the likeliest text. Shape: logits [frames, tokens]."""
         if not len(logits):
             return ""
         scores = logits.detach().float().log_softmax(-1).cpu()
@@ -120,14 +120,14 @@ class BeamDecoder:
         return lib.LexiconDecoder(options, trie, model, space, blank, unknown, [], False)
 
     def _spell(self, word: str) -> list[int] | None:
-        """A word as characters and the space behind it; None where a character is no token."""
+        """Spell a word as characters and the space behind it; None where one is no token."""
         spelled = [*word, SPACE]
         known = set(self.tokens)
         return [self.tokens.index(c) for c in spelled] if known.issuperset(spelled) else None
 
 
 def _unigrams(path: Path) -> list[str]:
-    """The words of an ARPA file."""
+    """Return the words of an ARPA file."""
     found, inside = [], False
     try:
         with open_regular(path) as raw, TextIOWrapper(raw, encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from .table import markdown
 
 
 def model_card(run: Run, sweep: Sweep, macs: Macs, *, notes: str = "") -> str:
-    """Markdown with the YAML header of the Hugging Face hub.
+    """Return the model card as Markdown, with the YAML header of the Hugging Face hub.
 
     Args:
         macs: of a clip of the data, by part.

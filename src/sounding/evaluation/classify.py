@@ -25,7 +25,7 @@ def classify(
     *,
     max_seconds: Seconds | None = None,
 ) -> Iterator[Answer]:
-    """Answer to each file by itself, in order.
+    """Yield the answer to each file by itself, in order.
 
     Raises:
         ValueError: a budget that is not allowed.
@@ -58,5 +58,5 @@ def classify(
 
 
 def _probability(run: Run, logits: Tensor | None) -> float | None:
-    """As `Answer.probability`. Shape: logits [1, ...]."""
+    """Return the probability of the answer, as `Answer.probability`. Shape: logits [1, ...]."""
     return None if logits is None else float(run.task.confidence(logits, None))

@@ -18,7 +18,7 @@ from .table import sorted_rows
 
 
 def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
-    """Accuracy (or WER) over MACs, a line a method, with its 95 % interval.
+    """Plot accuracy (or WER) over MACs, a line a method, with its 95 % interval.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; the text says how to install it.
@@ -54,7 +54,7 @@ def plot_accuracy(sweep: Sweep, path: Path | str) -> None:
 
 
 def plot_layers(sweep: Sweep, path: Path | str) -> None:
-    """The layers that ran for each clip, a panel a budget; clips of a class stand together.
+    """Plot the layers that ran for each clip, a panel a budget; clips of a class stand together.
 
     Budgets at which all clips run the same layers are left out, if there are others.
 
@@ -87,7 +87,10 @@ def plot_layers(sweep: Sweep, path: Path | str) -> None:
 
 
 def _chosen_masks(sweep: Sweep) -> dict[str, list[str]]:
-    """Of the last method of the table that keeps which layers it chose: by row, where they vary."""
+    """Return the masks that the method chose, by row, for the rows where they vary.
+
+    They are those of the last method of the table that keeps which layers it chose.
+    """
     names = [name for name in looks() if any(n.startswith(f"{name}/") for n in sweep.masks)]
     methods = [name for name in names if not name.endswith(MEAN)]
     if not methods:
@@ -112,7 +115,7 @@ def need_matplotlib() -> None:
 
 
 def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure and its axes, [rows, columns].
+    """Make a figure and its axes, [rows, columns].
 
     Raises:
         ModuleNotFoundError: as `need_matplotlib`.
@@ -129,7 +132,7 @@ def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, A
 def save(figure: Any, out: Any, **options: Any) -> None:
     """Draw a figure into a file, its texts as they are: a dollar sign begins no formula.
 
-    A character that the font lacks becomes a box, without a word on each.
+    A character that the font lacks becomes a box, without a warning for each.
     """
     from matplotlib.text import Text
 

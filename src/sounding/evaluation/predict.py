@@ -18,7 +18,7 @@ from ..tasks.base import Prediction
 def predict_logits(
     run: Run, batch: Batch, k: int | Budget, random: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits with `k` kept layers, and the layers that ran.
+    """Return the logits with `k` kept layers, and the layers that ran.
 
     Methods that draw masks keep the layers of the masks `random`, by default always the same k
     random ones; all others ask their policy.
@@ -33,12 +33,15 @@ def predict_logits(
 
 
 def predict(run: Run, batch: Batch, k: int | Budget, random: Tensor | None = None) -> Prediction:
-    """As `predict_logits`, with the class or the text of each input; see `Task.predict`."""
+    """Return what `predict_logits` does, with the class or the text of each input.
+
+    See `Task.predict`.
+    """
     return run.task.predict(run.dynamic, batch, _choice(run, k, random))
 
 
 def _choice(run: Run, k: int | Budget, random: Tensor | None) -> dict[str, Any]:
-    """The budget, or the mask, for a call of the model."""
+    """Return the budget, or the mask, for a call of the model."""
     layers = run.dynamic.num_layers
     if isinstance(k, Budget) or not run.method.draws_masks or k == layers:
         return {"budget": k}

@@ -1,4 +1,4 @@
-"""Names that others chose (labels, folders, speakers) as pages and plots show them: as they are."""
+"""Names that others chose (labels, folders, speakers), made safe for pages and plots."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ BREAKS = {"Cc", "Zl", "Zp", "Cs"}  # control characters, line ends, halves of ch
 
 
 def one_line(text: str) -> str:
-    """A text without line ends and control characters, which become spaces.
+    r"""Return a text without line ends and control characters, which become spaces.
 
-    >>> one_line("a\\n# b")
+    >>> one_line("a\n# b")
     'a # b'
     """
     return "".join(" " if unicodedata.category(c) in BREAKS else c for c in text)
 
 
 def in_markdown(text: str) -> str:
-    """A text so that Markdown shows it as it is: no markup, no HTML, no link, no cell of a table.
+    r"""Escape a text so that Markdown shows it as it is: no markup, HTML, link or table cell.
 
     >>> in_markdown("<b>*a*|b</b>")
-    '&lt;b&gt;\\\\*a\\\\*\\\\|b&lt;/b&gt;'
+    '&lt;b&gt;\\*a\\*\\|b&lt;/b&gt;'
     """
     marked = re.sub(r"([\\`*_\[\]|#~$!:@]|(?<=www)\.)", r"\\\1", one_line(text))
     return escape(marked, quote=False)
 
 
 def in_plot(text: str) -> str:
-    """A text short enough for a plot.
+    """Shorten a text for a plot.
 
     >>> in_plot("a" * 50) == "a" * 39 + "…"
     True

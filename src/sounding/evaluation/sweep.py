@@ -84,12 +84,12 @@ class Sweep:
     masks: dict[str, list[str]]
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written to a file."""
+        """Return the sweep as it is written to a file."""
         return {"header": self.header, "rows": [asdict(r) for r in self.rows], "masks": self.masks}
 
     @classmethod
     def from_json(cls, path: Path | str) -> Sweep:
-        """Read what `to_json` gave.
+        """Read what `to_json` returned.
 
         Raises:
             UsageError: not such a file.
@@ -188,10 +188,10 @@ def _check(runs: Sequence[Run], folder: AudioFolder) -> None:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """Of all clips at one budget, for each draw of random masks.
+    """The answers to all clips at one budget, for each draw of random masks.
 
     Shape: errors [draws, clips], executed [draws, clips, layers] bool; details [clips, ...], of the
-    first draw, as `Task.details`.
+    first draw, as `Task.details` returns them.
     """
 
     errors: np.ndarray
@@ -262,7 +262,7 @@ def _mean_row(run: Run, mean: int, found: BudgetResult, targets: Targets, macs: 
 
 
 def _texts(masks: Tensor) -> list[str]:
-    """One text of 0 and 1 a clip. Shape: masks [clips, layers]."""
+    """Return one text of 0 and 1 a clip. Shape: masks [clips, layers]."""
     return ["".join(map(str, mask)) for mask in masks.int().tolist()]
 
 

@@ -22,7 +22,7 @@ def _columns(sweep: Sweep) -> tuple[str, ...]:
 
 
 def sorted_rows(sweep: Sweep) -> list[Row]:
-    """Rows by method, then from few layers to many."""
+    """Sort the rows by method, then from few layers to many."""
     order = list(looks())
     return sorted(sweep.rows, key=lambda row: (order.index(row.method), row.kept_layers))
 
@@ -41,7 +41,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def rich_table(sweep: Sweep) -> Table:
-    """For a terminal."""
+    """Return the table for a terminal."""
     header = sweep.header
     data = header["data"]
     title = f"{escape(one_line(data['name']))}, {header['clips']} {data['split']} clips; "
@@ -60,7 +60,7 @@ def rich_table(sweep: Sweep) -> Table:
 
 
 def markdown(sweep: Sweep) -> str:
-    """For a README or a model card."""
+    """Return the table for a README or a model card."""
     columns = _columns(sweep)
     lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in sorted_rows(sweep)]
@@ -68,7 +68,7 @@ def markdown(sweep: Sweep) -> str:
 
 
 def to_csv(sweep: Sweep) -> str:
-    """One line a row; `layer_use` as numbers with spaces between them."""
+    """Return one line a row; `layer_use` is numbers with spaces between them."""
     file = io.StringIO()
     names = list(Row.__dataclass_fields__)
     writer = csv.writer(file, lineterminator="\n")

@@ -61,7 +61,7 @@ class Exported:
     speed_up: float | None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return what people are told of it, by line."""
         made = [
             f"{self.path}: {self.megabytes:.1f} MB, relative error against PyTorch "
             f"{self.difference.error:.1e}, {self.difference.agreeing} of {self.difference.answers} "
@@ -149,7 +149,7 @@ def _refuse(run: Run, out: Path, split: bool, mask: Sequence[bool] | None) -> No
 
 
 def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
-    """What the exported model will say of itself."""
+    """Return what the exported model will say of itself."""
     extractor, policy = run.extractor, run.dynamic.policy
     features = feature_settings(extractor)
     limit, window = LIMIT_SECONDS, run.dynamic.backbone.window(run.dynamic.base)
@@ -183,7 +183,7 @@ def metadata(run: Run, mask: Sequence[bool] | None, precision: str) -> Metadata:
 
 
 def _macs(run: Run, limit: float) -> list[tuple[float, float, float]]:
-    """As `Metadata.macs`."""
+    """Return what `Metadata.macs` has."""
     rows = []
     for seconds in sorted({min(length, limit) for length in LENGTHS}):
         samples = sound(seconds, run.extractor.sampling_rate)
@@ -194,7 +194,7 @@ def _macs(run: Run, limit: float) -> list[tuple[float, float, float]]:
 
 
 def feature_settings(extractor: Any) -> dict[str, Any]:
-    """What `runtime.features.extractor` takes for the same features.
+    """Return what `runtime.features.extractor` takes for the same features.
 
     Raises:
         ExportError: features that the runtime cannot make.
@@ -270,7 +270,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _examples(run: Run, limit: float) -> list[np.ndarray]:
-    """Features of made-up sounds of `limit` seconds at most. Shape: [frames, bins] or [samples]."""
+    """Return features of made-up sounds of `limit` seconds at most.
+
+    Shape: of each [frames, bins] or [samples].
+    """
     rate = run.extractor.sampling_rate
     return [extract(sound(min(s, limit), rate), run.extractor) for s in SECONDS]
 
@@ -278,7 +281,7 @@ def _examples(run: Run, limit: float) -> list[np.ndarray]:
 def _feeds(
     parts: Parts, run: Run, calibration: Sequence[np.ndarray], work: Path
 ) -> dict[str, list[Feed]]:
-    """What enters each part on the calibration clips."""
+    """Return what enters each part on the calibration clips."""
     directory = work / "feeds"
     directory.mkdir()
     _write_split(parts, metadata(run, None, "fp32"), directory)
@@ -288,7 +291,7 @@ def _feeds(
 
 
 def _speed_up(parts: Parts, meta: Metadata, path: Path, work: Path) -> float:
-    """Of the int8 export at `path` over the same parts in fp32, at full depth."""
+    """Return the speed-up of the int8 export at `path` over its parts in fp32, at full depth."""
     other = work / ("fp32" if path.is_dir() else "fp32.onnx")
     if path.is_dir():
         other.mkdir()

@@ -16,7 +16,7 @@ SMALLEST = 64  # width of a window; below it (raw samples, one channel) there is
 
 
 def as_products(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph whose convolutions over time are products; other ones stay.
+    """Return a graph whose convolutions over time are products; other ones stay.
 
     A convolution with kernel k and stride s is one product: the k frames of each window, side by
     side, times the kernel as a matrix [k * channels, outputs].
@@ -43,7 +43,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _fits(node: onnx.NodeProto, kernel: np.ndarray) -> bool:
-    """Whether it is over time, of all channels at once, and wide enough."""
+    """Return whether a convolution is over time, of all channels at once, and wide enough."""
     has = _attributes(node)
     simple = has.get("group", 1) == 1 and set(has.get("dilations", [1])) == {1}
     padded = has.get("auto_pad", b"NOTSET") == b"NOTSET"
@@ -53,7 +53,7 @@ def _fits(node: onnx.NodeProto, kernel: np.ndarray) -> bool:
 def _product(
     graph: onnx.GraphProto, node: onnx.NodeProto, kernel: np.ndarray
 ) -> list[onnx.NodeProto]:
-    """What takes the place of a convolution. Shape: kernel [outputs, channels, k]."""
+    """Return what takes the place of a convolution. Shape: kernel [outputs, channels, k]."""
     outputs, channels, k = kernel.shape
     has, scope = _attributes(node), node.output[0]
     stride, pads = has.get("strides", [1])[0], has.get("pads", [0, 0])

@@ -37,7 +37,7 @@ class Graph:
         self.opsets: dict[str, int] = {"": OPSET}
 
     def constant(self, name: str, value: object, dtype: type = np.int64) -> str:
-        """A constant of the main graph; its name."""
+        """Add a constant to the main graph, and return its name."""
         self.weights[name] = numpy_helper.from_array(np.array(value, dtype), name)
         return name
 
@@ -49,7 +49,7 @@ class Graph:
         outputs: dict[str, str],
         scope: str = "",
     ) -> list[NodeProto]:
-        """The nodes of a part, with its inputs and outputs under the names of this graph.
+        """Return the nodes of a part, with its inputs and outputs under the names of this graph.
 
         Args:
             name: of the part, before the names of its weights.
@@ -86,7 +86,7 @@ class Graph:
         inputs: Sequence[onnx.ValueInfoProto],
         outputs: Sequence[onnx.ValueInfoProto],
     ) -> onnx.ModelProto:
-        """All of it."""
+        """Return the graph as a model."""
         graph = helper.make_graph(
             list(nodes), "sounding", list(inputs), list(outputs), list(self.weights.values())
         )
@@ -97,7 +97,7 @@ class Graph:
 
 
 def choose(condition: str, output: str, then: list[NodeProto], other: list[NodeProto]) -> NodeProto:
-    """An `If`; both branches make `output` under the names that `branch_output` gives."""
+    """Make an `If`; both branches make `output` under the names that `branch_output` gives."""
     branches = {
         name: helper.make_graph(
             nodes, f"{output}/{name}", [], [onnx.ValueInfoProto(name=branch_output(output, name))]
@@ -115,12 +115,12 @@ def choose(condition: str, output: str, then: list[NodeProto], other: list[NodeP
 
 
 def branch_output(output: str, branch: str) -> str:
-    """What a branch ("then" or "else") of an `If` calls its output."""
+    """Return what a branch ("then" or "else") of an `If` calls its output."""
     return f"{output}/{branch}/out"
 
 
 def dynamic_graph(parts: Parts, *, mean: bool, several: bool = False) -> onnx.ModelProto:
-    """The graph that chooses its own layers.
+    """Make the graph that chooses its own layers.
 
     Args:
         mean: whether it has an input `threshold` for mean budgets; infinite means off.
@@ -145,7 +145,7 @@ def dynamic_graph(parts: Parts, *, mean: bool, several: bool = False) -> onnx.Mo
 
 
 def static_graph(parts: Parts, mask: Sequence[bool]) -> onnx.ModelProto:
-    """The plain graph of one mask: no `If`, and no layer or head that it does not need."""
+    """Make the plain graph of one mask: no `If`, and no layer or head that it does not need."""
     graph = Graph()
     nodes = _front(graph, parts)
     for index, kept in enumerate(mask):
@@ -159,7 +159,7 @@ def static_graph(parts: Parts, mask: Sequence[bool]) -> onnx.ModelProto:
 
 
 def head_name(parts: Parts, k: int) -> str:
-    """Of the head that answers after `k` layers: "head_2", or "head" for the model's own."""
+    """Return the name of the head after `k` layers: "head_2", or "head" for the model's own."""
     return f"head_{k}" if k in parts.heads and k < len(parts.layers) else "head"
 
 
@@ -169,7 +169,7 @@ def _front(graph: Graph, parts: Parts) -> list[NodeProto]:
 
 
 def _modes(graph: Graph, layers: int, *, mean: bool, stops: bool) -> list[NodeProto]:
-    """Whether the selector runs ("chooses"), and which kind of budget there is."""
+    """Compute whether the selector runs ("chooses"), and which kind of budget there is."""
     full = graph.constant("layers", layers)
     if not mean:
         return [helper.make_node("Less", [BUDGET, full], ["chooses"], name="chooses")]
@@ -185,7 +185,10 @@ def _modes(graph: Graph, layers: int, *, mean: bool, stops: bool) -> list[NodePr
 
 
 def _mask(graph: Graph, parts: Parts, *, mean: bool, stops: bool) -> NodeProto:
-    """The layers to keep: by the selector, or all of them, or none of them while answers decide."""
+    """Compute the layers to keep.
+
+    They are those of the selector, or all of them, or none of them while answers decide.
+    """
     infinity = graph.constant("infinity", math.inf, np.float32)
     inputs = {
         "state": f"state_{parts.after}",
@@ -208,7 +211,7 @@ def _mask(graph: Graph, parts: Parts, *, mean: bool, stops: bool) -> NodeProto:
 def _whether(
     graph: Graph, parts: Parts, index: int, *, stops: bool, several: bool
 ) -> list[NodeProto]:
-    """Whether layer `index` runs: by the mask, before the mask by k, and by earlier answers."""
+    """Compute whether layer `index` runs: by the mask, before the mask by k, by earlier answers."""
     run = f"run_{index}"
     exact = f"{run}/exact" if stops else run
     at = graph.constant(f"index_{index}", index)
@@ -250,7 +253,7 @@ def _run(graph: Graph, parts: Parts, index: int, output: str) -> list[NodeProto]
 def _pass(
     graph: Graph, parts: Parts, index: int, output: str, state: str = "", scope: str = ""
 ) -> list[NodeProto]:
-    """What comes out where layer `index` would have been."""
+    """Compute what comes out where layer `index` would have been."""
     state = state or f"state_{index}"
     if not parts.skips:
         return [helper.make_node("Identity", [state], [output], name=f"{scope}skip_{index}")]
@@ -258,7 +261,7 @@ def _pass(
 
 
 def _going(graph: Graph, parts: Parts, index: int, before: str, several: bool) -> NodeProto:
-    """Whether an input goes on after `index` layers, under a mean budget."""
+    """Compute whether an input goes on after `index` layers, under a mean budget."""
     output, scope = f"going_{index}", f"stop_{index}/"
     nodes: list[NodeProto] = []
     state = f"state_{index}"
@@ -289,7 +292,7 @@ def _going(graph: Graph, parts: Parts, index: int, before: str, several: bool) -
 
 
 def _executed(graph: Graph, layers: int) -> list[NodeProto]:
-    """Which layers ran, [layers], and how many."""
+    """Compute which layers ran, [layers], and how many."""
     zero = graph.constant("zero", [0])
     runs = [f"run_{index}" for index in range(layers)]
     vectors = [f"{run}/vector" for run in runs]
@@ -306,7 +309,7 @@ def _executed(graph: Graph, layers: int) -> list[NodeProto]:
 
 
 def _heads(graph: Graph, parts: Parts, state: str) -> list[NodeProto]:
-    """The answer by the head of as many layers as ran."""
+    """Compute the answer by the head of as many layers as ran."""
     layers = len(parts.layers)
     own = [k for k in range(1, layers) if k in parts.heads]
 
@@ -330,7 +333,7 @@ def _heads(graph: Graph, parts: Parts, state: str) -> list[NodeProto]:
 
 
 def _features(parts: Parts) -> onnx.ValueInfoProto:
-    """The features of one clip: the batch is 1."""
+    """Describe the features of one clip: the batch is 1."""
     made = onnx.ValueInfoProto()
     made.CopyFrom(parts.front.graph.input[0])
     made.name = FEATURES

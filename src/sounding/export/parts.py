@@ -77,7 +77,7 @@ class Parts:
         return self.heads[len(self.layers)]
 
     def head(self, k: int) -> onnx.ModelProto:
-        """The head that answers after `k` layers."""
+        """Return the head that answers after `k` layers."""
         return self.heads.get(k, self.own_head)
 
 
@@ -136,7 +136,7 @@ def export_parts(dynamic: DynamicModel) -> Parts:
 
 
 def check(dynamic: DynamicModel) -> None:
-    """Whether a model and its selector have an export.
+    """Check that a model and its selector have an export.
 
     Raises:
         ExportError: they have none.
@@ -157,7 +157,7 @@ def check(dynamic: DynamicModel) -> None:
 
 
 def _entered(dynamic: DynamicModel, features: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """What enters layer 0, and the arguments of the layers; none of them runs.
+    """Return what enters layer 0, and the arguments of the layers; none of them runs.
 
     Shape: features [batch, time, bins] or [batch, samples].
     """
@@ -187,12 +187,12 @@ class _AnyLength:
         return getattr(self.backbone, name)
 
     def window(self, base: nn.Module) -> None:
-        """Of no length."""
+        """Return None: there is no window."""
         return None
 
 
 def _tensors(kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among a layer's arguments, those within tuples too, in order."""
+    """Return the tensors among a layer's arguments, those within tuples too, in order."""
     values = [v for value in kwargs.values() for v in (value if _is_tuple(value) else (value,))]
     return [value for value in values if isinstance(value, Tensor)]
 
@@ -213,7 +213,10 @@ class Front(nn.Module):
         self.base, self._dynamic, self.given = dynamic.base, [dynamic], given
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Shape: [batch, time, ...] -> [batch, frames, width], and what the layers take."""
+        """Return what enters layer 0, and what the layers take besides.
+
+        Shape: [batch, time, ...] -> [batch, frames, width], and that of each argument.
+        """
         state, kwargs = _entered(self._dynamic[0], features)
         # While it is traced, transformers makes a mask of ones where otherwise it makes none.
         return state, *_tensors({name: kwargs[name] for name in self.given})
@@ -227,7 +230,7 @@ class Layer(nn.Module):
         self.layer, self.kwargs = layer, kwargs
 
     def forward(self, state: Tensor, *extras: Tensor) -> Tensor:
-        """Shape: [batch, frames, width] -> the same."""
+        """Run the layer. Shape: [batch, frames, width] -> the same."""
         left = iter(extras)
         kwargs = {
             name: tuple(next(left) for _ in value)
@@ -252,7 +255,7 @@ class Skip(nn.Module):
         self.register_buffer("index", torch.tensor(index))
 
     def forward(self, state: Tensor) -> Tensor:
-        """Shape: [batch, frames, width] -> the same."""
+        """Pass a state by the layer. Shape: [batch, frames, width] -> the same."""
         return self.skip(self.index, self.layer, state)
 
 
@@ -264,7 +267,7 @@ class OwnHead(nn.Module):
         self.model, self._dynamic = dynamic.model, [dynamic]
 
     def forward(self, state: Tensor) -> Tensor:
-        """Shape: [batch, frames, width] -> logits, as the model gives them."""
+        """Return the logits as the model does. Shape: state [batch, frames, width]."""
         dynamic = self._dynamic[0]
         base, backbone = dynamic.base, dynamic.backbone
         call = Call(
@@ -288,7 +291,7 @@ class ExitHead(nn.Module):
         self.exits._modules = exits._modules | {"heads": nn.ModuleList([exits.heads[k - 1]])}
 
     def forward(self, state: Tensor) -> Tensor:
-        """Shape: [batch, frames, width] -> logits."""
+        """Return the logits. Shape: state [batch, frames, width]."""
         return self.exits(state, None, 1)
 
 
@@ -305,7 +308,7 @@ def export_policy(policy: Policy, state: dict[str, Any]) -> onnx.ModelProto:
 def _alike(
     modules: Iterable[nn.Module], inputs: dict[str, Any], outputs: Sequence[str]
 ) -> list[onnx.ModelProto]:
-    """Modules that differ in their weights only are traced once, with the weights of each put in.
+    """Trace modules that differ in their weights only, once, and put in the weights of each.
 
     Tracing takes a second or more, and a deep model has many layers.
     """
@@ -357,7 +360,7 @@ def to_onnx(
 
 
 def _optimized(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Constants folded, so that each weight is an initializer that a quantizer finds."""
+    """Fold constants, so that each weight is an initializer that a quantizer finds."""
     model = optimizer.optimize(model, input_size_limit=2**40, output_size_limit=2**40)
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -368,7 +371,7 @@ def _optimized(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter tells its developers things that no user can act on."""
+    """Silence what the exporter tells its developers, and no user can act on."""
     log = logging.getLogger("torch.onnx._internal.exporter")
     before = log.level
     log.setLevel(logging.ERROR)

@@ -48,7 +48,7 @@ def quantize(
     feeds: Mapping[str, list[Feed]] | None = None,
     directory: Path | None = None,
 ) -> Parts:
-    """The parts with front end and layers in int8.
+    """Return the parts with front end and layers in int8.
 
     Args:
         examples: features of a few sounds, by which the products of the front end are judged.
@@ -71,7 +71,7 @@ def quantize(
 def _front(
     model: onnx.ModelProto, examples: Sequence[np.ndarray], feed: list[Feed] | None, place: Path
 ) -> onnx.ModelProto:
-    """The front end with those products in int8 that leave its state as it is, nearly.
+    """Return the front end with those products in int8 that leave its state nearly as it is.
 
     One whose input has channels far larger than the others (Moonshine's last convolution) would
     spoil the state by itself: it stays in float32.
@@ -92,7 +92,7 @@ def _front(
 
 
 def _states(model: onnx.ModelProto, examples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What a front end makes of examples. Shape: -> [1, frames, width] each."""
+    """Return what a front end makes of examples. Shape: -> [1, frames, width] each."""
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -100,7 +100,7 @@ def _states(model: onnx.ModelProto, examples: Sequence[np.ndarray]) -> list[np.n
 
 
 def _apart(states: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest difference, over the size of what was expected."""
+    """Return the largest difference, over the size of what was expected."""
     norm = np.linalg.norm
     return float(max(norm(a - b) / norm(b) for a, b in zip(states, expected, strict=True)))
 
@@ -108,7 +108,7 @@ def _apart(states: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> floa
 def _quantized(
     model: onnx.ModelProto, feed: list[Feed] | None, place: Path, exclude: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """A graph with its products in int8, but for those of some names."""
+    """Return a graph with its products in int8, but for those of some names."""
     source, target = place / "fp32.onnx", place / "int8.onnx"
     onnx.save(model, source)  # given the graph itself, the quantizer would change it
     if feed is None:
@@ -135,7 +135,7 @@ def _temporaries_in(place: Path) -> Iterator[None]:
 
 
 def part_feeds(model: Split, features: Sequence[np.ndarray]) -> dict[str, list[Feed]]:
-    """What enters each part of an fp32 split export, at full depth and at half of it.
+    """Return what enters each part of an fp32 split export, at full depth and at half of it.
 
     Shape: features [frames, bins] or [samples], one a clip.
     """
@@ -185,19 +185,19 @@ def _static(source: Path, target: Path, feeds: list[Feed], exclude: list[str]) -
 
 
 class _Feeds(CalibrationDataReader):
-    """One feed after another."""
+    """The feeds of a part, one after the other."""
 
     def __init__(self, feeds: list[Feed]) -> None:
         self.left = iter(feeds)
 
     def get_next(self) -> Any:
-        """The next, or None after the last."""
+        """Return the next feed, or None after the last."""
         return next(self.left, None)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without its advice to fold constants first, which is done."""
+    """Silence the advice of ONNX Runtime to fold constants first, which is done."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)

@@ -23,7 +23,7 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class Difference:
-    """Between an export and PyTorch.
+    """How an export differs from PyTorch.
 
     Attributes:
         error: the largest difference of a logit, over the largest logit of its input, where the
@@ -73,7 +73,7 @@ def validate(run: Run, model: Model, *, exact: bool) -> Difference:
 
 
 def budgets(model: Model) -> list[int | Budget | None]:
-    """Every number of kept layers, and the calibrated mean budgets."""
+    """Return every number of kept layers, and the calibrated mean budgets."""
     if model.meta.mask is not None:
         return [None]
     means = [Budget.mean(mean) for mean, _ in model.meta.mean_budgets]
@@ -83,7 +83,7 @@ def budgets(model: Model) -> list[int | Budget | None]:
 def reference(
     run: Run, features: np.ndarray, budget: int | Budget | None, mask: list[bool] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """PyTorch's answer to the features of one clip.
+    """Return PyTorch's answer to the features of one clip, and the layers that ran.
 
     Shape: -> [1, labels], [1, layers] bool.
     """
@@ -99,7 +99,7 @@ def reference(
 
 
 def sound(seconds: float, rate: int) -> np.ndarray:
-    """A tone that glides through noise, always the same. Shape: -> [samples] float32."""
+    """Make a tone that glides through noise, always the same. Shape: -> [samples] float32."""
     rng = np.random.default_rng(round(1000 * seconds))
     time = np.arange(int(seconds * rate)) / rate
     glide = np.sin(2 * np.pi * (300 + 400 * time) * time) * np.sin(np.pi * time / seconds)
@@ -107,7 +107,7 @@ def sound(seconds: float, rate: int) -> np.ndarray:
 
 
 def faster(model: Model, other: Model) -> float:
-    """How many times as fast `model` is as `other` at full depth, by paired timings."""
+    """Return how many times as fast `model` is as `other` at full depth, by paired timings."""
     seconds = min(1.0, model.meta.limit_seconds)
     features = model.extract(sound(seconds, model.meta.rate))[None]
     ratios = []

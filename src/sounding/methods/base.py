@@ -24,7 +24,7 @@ Settings: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: where it stands, and its own random numbers.
+    """One training step: its place in the training, and its own random numbers.
 
     All randomness of a step comes from (seed, step), so that a resumed training repeats it.
 
@@ -40,7 +40,7 @@ class Step:
 
     @property
     def position(self) -> float:
-        """From 0 at the first step to 1 at the last."""
+        """The position in the training, from 0 at the first step to 1 at the last."""
         return self.index / max(1, self.total - 1)
 
 
@@ -54,7 +54,7 @@ class Look(NamedTuple):
 class Method:
     """How a dynamic model comes to be: what is built, the loss of a step, and what comes after.
 
-    One without state; registered by its name (`register_method`).
+    A method has no state, and is registered by its name (`register_method`).
 
     Attributes:
         name: in settings and files.
@@ -91,7 +91,7 @@ class Method:
     in_demo: ClassVar[bool] = False
 
     def policy(self, config: Any, *, width: int, layers: int) -> Policy:
-        """Make who chooses the layers; by default the first k.
+        """Make the policy that chooses the layers; by default it keeps the first k.
 
         Args:
             config: the settings of the run.
@@ -100,15 +100,15 @@ class Method:
         return StaticScores.first(layers)
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """Compute the loss of a step, a mean over the clips of the batch. Shape: -> []."""
+        """Return the loss of a step, a mean over the clips of the batch. Shape: -> []."""
         raise NotImplementedError
 
     def calibrate(self, run: Run, features: FeatureSet, precision: str = "fp32") -> MeanBudgets:
-        """Find the thresholds of its mean budgets on validation clips; none where it has none."""
+        """Return the thresholds of its mean budgets on validation clips; none where it has none."""
         return []
 
     def finish(self, run: Run, features: FeatureSet, targets: Targets) -> None:
-        """Decide, after the last step, what validation clips decide: thresholds of mean budgets."""
+        """Decide what validation clips decide after the last step: thresholds of mean budgets."""
         run.dynamic.mean_budgets = self.calibrate(run, features)
 
 

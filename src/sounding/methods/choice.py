@@ -34,7 +34,7 @@ class Choice(Method):
     best_static = True
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """As `Method.loss`."""
+        """Return the loss of the candidates, and that of the policy. Shape: -> []."""
         config, dynamic = run.config, run.dynamic
         layers = dynamic.num_layers
         k = int(step.rng.integers(1, max(2, layers)))
@@ -65,14 +65,14 @@ class Choice(Method):
 
 
 def _new(masks: Tensor, known: Tensor) -> Tensor:
-    """Those of `masks` that are not among the `known`, each once. Shape: [masks, layers]."""
+    """Return those of `masks` that are not among the `known`, each once. Shape: [masks, layers]."""
     seen = {tuple(mask) for mask in known.tolist()}
     fresh = [m for m in dict.fromkeys(map(tuple, masks.tolist())) if m not in seen]
     return torch.tensor(fresh, dtype=torch.bool).view(-1, masks.shape[1])
 
 
 def _losses(run: Run, out: MaskLogits, targets: Targets) -> Tensor:
-    """Of each input under each mask; full depth learns from the labels only.
+    """Return the loss of each input under each mask; full depth learns from the labels only.
 
     Shape: -> [masks, batch].
     """

@@ -28,7 +28,10 @@ class DistilledDropping(RandomDropping):
     in_demo = False
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """As `Method.loss`."""
+        """Return the loss under a random mask, with the distance to the teacher's embeddings.
+
+        Shape: -> [].
+        """
         assert run.teacher is not None
         with torch.no_grad(), _final_state(run.teacher) as wanted:
             outputs, _ = run.teacher.dynamic.layer_outputs(batch)

@@ -25,13 +25,13 @@ class EarlyExit(Method):
     in_demo = True
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """As `Method.loss`: the mean over the exits."""
+        """Return the mean of the losses of all exits. Shape: -> []."""
         out = run.dynamic.forward_masks(batch, first_masks(run.dynamic.num_layers))
         losses: Tensor = run.task.losses(out.logits, out.frame_mask, targets)
         return losses.mean()
 
     def calibrate(self, run: Run, features: FeatureSet, precision: str = "fp32") -> MeanBudgets:
-        """As `Method.calibrate`."""
+        """Return the thresholds of confidence at which inputs stop."""
         return calibrate_confidence(run, features, precision)
 
 

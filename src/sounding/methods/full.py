@@ -20,7 +20,7 @@ class FullDepth(Method):
     in_demo = True
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """As `Method.loss`."""
+        """Return the loss at full depth. Shape: -> []."""
         return batch_loss(run, batch, run.dynamic(**batch).logits, targets)
 
 

@@ -28,11 +28,11 @@ class Gated(Method):
     ablations = {"local": {"gates": "local"}}  # noqa: RUF012
 
     def policy(self, config: Any, *, width: int, layers: int) -> Policy:
-        """As `Method.policy`."""
+        """Make a selector with a gate for each layer."""
         return GateSelector(width, layers, scope=config.gates)
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """As `Method.loss`."""
+        """Return the loss with sampled gates, and the penalty on their mean. Shape: -> []."""
         policy: Any = run.dynamic.policy
         gates = SampledGates(policy)
         logits = run.dynamic.forward_plan(batch, gates.plan()).logits
@@ -41,7 +41,7 @@ class Gated(Method):
         return batch_loss(run, batch, logits, targets) + penalty
 
     def calibrate(self, run: Run, features: FeatureSet, precision: str = "fp32") -> MeanBudgets:
-        """As `Method.calibrate`: of "global" gates, which a state before layer 0 decides."""
+        """Return the thresholds of "global" gates, read before layer 0; none for "local" ones."""
         if run.config.gates == "local":
             return []
         return calibrate_gates(run, features, precision)

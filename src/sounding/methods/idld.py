@@ -33,11 +33,14 @@ class RelaxedSelection(Method):
     in_demo = True
 
     def policy(self, config: Any, *, width: int, layers: int) -> Policy:
-        """As `Method.policy`."""
+        """Make a selector that reads the input."""
         return InputSelector(width, layers)
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """As `Method.loss`: every layer runs, and counts where its gate is open."""
+        """Return the loss of a pass in which every layer counts as its gate is open.
+
+        Shape: -> [].
+        """
         layers = run.dynamic.num_layers
         k = int(step.rng.integers(1, layers + 1))
         gates = _RelaxedGates(run.dynamic.policy, k)
@@ -46,7 +49,7 @@ class RelaxedSelection(Method):
 
 
 class _RelaxedGates:
-    """For `EveryLayer`: the relaxed choice of k layers, made once from what enters layer 0."""
+    """The relaxed choice of k layers for `EveryLayer`, made once from what enters layer 0."""
 
     def __init__(self, policy: Any, k: int) -> None:
         self.policy, self.k = policy, k

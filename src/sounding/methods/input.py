@@ -36,15 +36,15 @@ class InputDriven(Choice):
     }
 
     def policy(self, config: Any, *, width: int, layers: int) -> Policy:
-        """As `Method.policy`."""
+        """Make a selector that reads the input."""
         return InputSelector(width, layers, after=min(config.selector_after, layers - 1))
 
     def calibrate(self, run: Run, features: FeatureSet, precision: str = "fp32") -> MeanBudgets:
-        """As `Method.calibrate`."""
+        """Return the thresholds of confidence at which inputs stop."""
         return calibrate_confidence(run, features, precision)
 
     def finish(self, run: Run, features: FeatureSet, targets: Targets) -> None:
-        """As `Method.finish`, and choose the budgets at which a static mask stands in."""
+        """Calibrate mean budgets, and choose the budgets at which a static mask stands in."""
         super().finish(run, features, targets)
         choose_fallbacks(run, features, targets)
 

@@ -22,7 +22,7 @@ class RandomDropping(Method):
     in_demo = True
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
-        """As `Method.loss`."""
+        """Return the loss under a random mask. Shape: -> []."""
         layers = run.dynamic.num_layers
         mask = step.rng.random(layers) < 0.5
         if not mask.any():

@@ -21,7 +21,7 @@ class LearnedScores(Choice):
     arms = "blind"
 
     def policy(self, config: Any, *, width: int, layers: int) -> Policy:
-        """As `Method.policy`."""
+        """Make scores that ignore the input and are learned."""
         return StaticScores(depth_prior(layers), learn=True)
 
 

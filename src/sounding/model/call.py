@@ -68,7 +68,7 @@ class Call:
     state: Tensor | None = None
 
     def frame_mask(self, frames: int) -> Tensor | None:
-        """Which of the `frames` that enter layer 0 are real. Shape: [batch, frames] bool."""
+        """Return which of the `frames` that enter layer 0 are real. Shape: [batch, frames] bool."""
         if self.lengths is None:
             return None
         valid = self.backbone.frame_lengths(self.base, self.lengths)
@@ -82,7 +82,7 @@ _active: ContextVar[Call | None] = ContextVar("sounding_call", default=None)
 
 
 def active_call() -> Call | None:
-    """The call in progress in this thread or task, if any."""
+    """Return the call in progress in this thread or task, if any."""
     return _active.get()
 
 

@@ -16,6 +16,11 @@ from .call import Call
 def by_name(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return all arguments of a call by name.
+
+    Raises:
+        TypeError: too many arguments, or one that is given twice.
+    """
     if not args:
         return kwargs
     names = list(inspect.signature(function).parameters)[1:]  # without self
@@ -55,7 +60,10 @@ def main_input(name: str, kwargs: dict[str, Any]) -> Tensor:
 
 
 def valid_lengths(attention_mask: Tensor | None, batch: int, positions: int) -> Tensor | None:
-    """Valid positions per input. Shape: [batch, positions] -> [batch]; None without padding."""
+    """Count the valid positions of each input; None without padding.
+
+    Shape: [batch, positions] -> [batch].
+    """
     if attention_mask is None:
         return None
     if list(attention_mask.shape) != [batch, positions]:

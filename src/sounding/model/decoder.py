@@ -24,7 +24,10 @@ from ..policies.plans import check_mask
 
 @dataclass
 class _Running:
-    """Shape: mask [layers] bool: the layers to run; ran [layers] bool: those that did."""
+    """The layers of a decoder that are to run, and those that did.
+
+    Shape: mask [layers] bool: the layers to run; ran [layers] bool: those that did.
+    """
 
     stack: DecoderStack
     mask: list[bool]
@@ -56,7 +59,7 @@ class DecoderStack(nn.ModuleList):
 
 
 def find_decoder(model: nn.Module, name: str | None) -> Any:
-    """The part of `model` that is a decoder of the class `name`, or None."""
+    """Return the part of `model` that is a decoder of the class `name`, or None."""
     for module in model.modules():
         if name in {cls.__name__ for cls in type(module).__mro__}:
             return module
@@ -67,7 +70,7 @@ def find_decoder(model: nn.Module, name: str | None) -> Any:
 def running(stack: DecoderStack, mask: Tensor) -> Iterator[Tensor]:
     """Run only the layers of `mask` in a `with` block of this thread or task.
 
-    Yields what has really run so far. Shape: mask [layers] bool -> the same.
+    Yield what has really run so far. Shape: mask [layers] bool -> the same.
     """
     now = _Running(stack, mask.tolist(), torch.zeros(len(stack), dtype=torch.bool))
     token = _running.set(now)
@@ -94,7 +97,7 @@ def _pass(index: int, hidden: Tensor, mask: Any, encoder_states: Tensor, **kwarg
 
 
 def asked_layers(budget: Any, mask: Tensor | None, *, layers: int, batch: int) -> Tensor:
-    """The decoder layers that were asked for: those of the mask, or of a budget the first k.
+    """Return the decoder layers that a mask names, or the first k that a budget asks for.
 
     Shape: -> [batch, layers] bool.
 

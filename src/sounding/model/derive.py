@@ -30,13 +30,13 @@ class Override:
         module.__class__ = derived(original_class(module), (mixin, *_mixins(module)))
 
     def remove(self) -> None:
-        """Give the module the class back that it had."""
+        """Give the module its former class back."""
         original, mixins = self.before
         self.module.__class__ = derived(original, mixins) if mixins else original
 
 
 def original_class(module: Any) -> Any:
-    """The class of a module as it was before any `Override`."""
+    """Return the class of a module as it was before any `Override`."""
     return getattr(type(module), "_sounding_original", type(module))
 
 
@@ -46,7 +46,10 @@ def _mixins(module: Any) -> tuple[type, ...]:
 
 @cache
 def derived(original: type, mixins: tuple[type, ...]) -> Any:
-    """A class with the methods of `mixins` before those of `original`, under the name of that."""
+    """Return a class with the methods of `mixins` before those of `original`.
+
+    It has the name of `original`.
+    """
     body = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
@@ -68,7 +71,10 @@ def derived(original: type, mixins: tuple[type, ...]) -> Any:
 
 
 def reduce_derived(module: Any, protocol: int) -> Any:
-    """`__reduce_ex__` of classes made at run time: pickle finds their parts, not them, by name."""
+    """Reduce an instance of a class made at run time, as `__reduce_ex__`.
+
+    Pickle finds the parts of such a class by name, and not the class itself.
+    """
     made = super(type(module), module).__reduce_ex__(max(2, protocol))
     if made[0] is not copyreg.__newobj__ or made[1] != (type(module),):  # type: ignore[attr-defined]
         return made  # its class says by itself how it is copied
@@ -76,13 +82,13 @@ def reduce_derived(module: Any, protocol: int) -> Any:
 
 
 def new_derived(original: type, mixins: tuple[type, ...]) -> Any:
-    """An empty instance, whose state pickle fills in."""
+    """Make an empty instance, whose state pickle fills in."""
     made = derived(original, mixins)
     return made.__new__(made)
 
 
 def why_unpicklable(module: nn.Module) -> str:
-    """What of others keeps pickle from a module, in words; "" where nothing is known to."""
+    """Say what of others keeps pickle from a module; "" where nothing is known to."""
     for name, part in module.named_modules():
         if is_parametrized(part):
             return f"torch pickles no weight norm ({name})"

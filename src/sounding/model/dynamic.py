@@ -58,14 +58,14 @@ class MaskLogits(NamedTuple):
 class DynamicModel(Copied, nn.Module):
     """A `transformers` model whose encoder runs only the layers that a policy keeps.
 
-    Made by `wrap`; holds the model itself, not a copy. Attributes that it lacks are those of the
-    model (`config`, `device`, `main_input_name`, ...).
+    It is made by `wrap`, and holds the model itself, not a copy. Attributes that it lacks are those
+    of the model (`config`, `device`, `main_input_name`, ...).
 
     Attributes:
         model: the wrapped model.
-        policy: who chooses the layers of each input, a `Policy`.
-        mean_policy: who serves mean budgets where `policy` does not: `Confidence`, which stops an
-            input once its answer is sure enough.
+        policy: the `Policy` that chooses the layers of each input.
+        mean_policy: the policy of mean budgets where `policy` does not serve them: `Confidence`,
+        which stops an input once its answer is sure enough.
         skip: what passes a skipped layer, a `SkipPath`.
         exits: heads of their own for budgets below full depth, or None.
         decoder_policy: reads the encoder's output and chooses decoder layers for `generate`. None
@@ -96,7 +96,7 @@ class DynamicModel(Copied, nn.Module):
         self.exits = exits
         self.decoder_policy: Policy | None = None
         self.training = model.training
-        for part in (policy, skip, exits):
+        for part in (policy, self.mean_policy, skip, exits):
             if part is not None:
                 part.train(model.training)
         object.__setattr__(self, "base", base)  # a part of `model`: not registered twice
@@ -144,8 +144,10 @@ class DynamicModel(Copied, nn.Module):
 
     @property
     def mean_budgets(self) -> MeanBudgets:
-        """Thresholds for mean budgets, as [mean, threshold] with rising means; of the policy that
-        serves them, and empty until they are calibrated."""
+        """The thresholds of mean budgets: [mean, threshold] by rising mean.
+
+        They belong to the policy that serves mean budgets, and are empty until it is calibrated.
+        """
         return self.policy_for(ANY_MEAN).mean_budgets
 
     @mean_budgets.setter
@@ -168,6 +170,8 @@ class DynamicModel(Copied, nn.Module):
             UsageError: none does.
         """
         for one in (self.policy, self.mean_policy):
+            if not hasattr(one, "serves"):
+                raise UsageError(f"a policy is a sounding.Policy, not a {type(one).__name__}")
             if one.serves(budget):
                 return one
         raise UsageError(
@@ -178,7 +182,7 @@ class DynamicModel(Copied, nn.Module):
     def forward(
         self, *args: Any, budget: Any = None, mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """The model's own forward pass with k layers per input.
+        """Run the model's own forward pass with k layers per input.
 
         Args:
             budget: how much may run, as `Budget.parse` takes it: kept layers as a number, a share
@@ -235,7 +239,7 @@ class DynamicModel(Copied, nn.Module):
         decoder_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The model's own `generate` with k encoder layers per input, and k of the decoder.
+        """Run the model's own `generate` with k encoder layers per input, and k of the decoder.
 
         With `return_dict_in_generate=True` the result has `executed_layers`, bool
         [batch, layers], or a list of these where the encoder ran more than once; and
@@ -316,7 +320,7 @@ class DynamicModel(Copied, nn.Module):
         return MaskLogits(torch.stack(logits), features, call.frame_mask(features.shape[1]))
 
     def frame_mask(self, batch: dict[str, Tensor], frames: int) -> Tensor | None:
-        """Say which of the encoder's frames are no padding.
+        """Return which of the encoder's frames are no padding.
 
         Shape: -> [batch, frames] bool; None where all are valid.
         """
@@ -324,7 +328,7 @@ class DynamicModel(Copied, nn.Module):
         return call.frame_mask(frames)
 
     def forward_plan(self, batch: dict[str, Tensor], plan: Plan) -> Any:
-        """The model's own forward pass with a plan of yours, for training methods.
+        """Run the model's own forward pass with a plan of yours, for training methods.
 
         Args:
             plan: see `policies.plans`.

@@ -42,10 +42,10 @@ class LayerStack(nn.ModuleList):
 
 
 class EncoderInCall:
-    """For `Override` of an encoder: what it returns while a call of its own is in progress."""
+    """An encoder, by `Override`, that returns what its call in progress asks for."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The answer of the call, if it has one; otherwise the encoder's own, all states in it."""
+        """Return the answer of the call, or else that of the encoder with all states in it."""
         encoder: Any = super()
         itself: Any = self
         call = active_call()

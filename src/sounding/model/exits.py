@@ -21,7 +21,7 @@ HEAD_WIDTH = 256  # as the classification heads of transformers
 
 
 class ExitHeads(nn.Module):
-    """Norm, projection, classifier, mean over the valid frames; for k = 1 to L - 1.
+    """Heads of norm, projection, classifier and mean over the valid frames, for k = 1 to L - 1.
 
     Args:
         layers: L.
@@ -41,11 +41,11 @@ class ExitHeads(nn.Module):
         )
 
     def config(self) -> dict[str, Any]:
-        """What the class takes to build these heads again."""
+        """Return what the class takes to build these heads again."""
         return {n: getattr(self, n) for n in ("layers", "width", "labels", "pooled")}
 
     def forward(self, state: Tensor, frame_mask: Tensor | None, k: int) -> Tensor:
-        """What the head of `k` kept layers answers to the state behind them.
+        """Return what the head of `k` kept layers answers to the state behind them.
 
         Shape: state [batch, frames, width]; frame_mask [batch, frames] bool or None
         -> [batch, labels], or [batch, frames, labels].
@@ -59,7 +59,7 @@ class ExitHeads(nn.Module):
     def answer(
         self, state: Tensor, frame_mask: Tensor | None, executed: Tensor, own: Tensor
     ) -> Tensor:
-        """Each input's answer by the head of as many layers as it ran.
+        """Return the answer to each input by the head of as many layers as it ran.
 
         Args:
             own: what the model's own head answers, kept at full depth.
@@ -77,7 +77,7 @@ class ExitHeads(nn.Module):
         return logits
 
     def macs(self, frames: int) -> int:
-        """Multiply-accumulates of one answer for one input of so many frames."""
+        """Return the multiply-accumulates of one answer for one input of so many frames."""
         return frames * HEAD_WIDTH * (self.width + self.labels)
 
 

@@ -87,7 +87,7 @@ def generate(
 
 
 def _encode(dynamic: Any, call: Call, kwargs: dict[str, Any]) -> tuple[Any, Tensor | None]:
-    """What the encoder makes of the inputs of `generate`, and the mask of its valid frames."""
+    """Return what the encoder makes of the inputs of `generate`, and its frame mask."""
     main = dynamic.model.main_input_name
     inputs: Any = kwargs.get(main, kwargs.get("inputs"))
     window = dynamic.backbone.window(dynamic.base)
@@ -114,10 +114,10 @@ def _encode(dynamic: Any, call: Call, kwargs: dict[str, Any]) -> tuple[Any, Tens
 
 
 class WithoutTokens(LogitsProcessor):
-    """Rule tokens out, as `SuppressTokensLogitsProcessor` of `transformers` does.
+    """A processor that rules tokens out, as `SuppressTokensLogitsProcessor` does.
 
-    That one looks for them in the vocabulary anew at each token, which takes 3 ms on a processor,
-    a tenth of the time of Whisper-base.
+    That one, of `transformers`, looks for them in the vocabulary anew at each token, which takes 3
+    ms on a processor, a tenth of the time of Whisper-base.
 
     Args:
         tokens: their ids; those that are not in the vocabulary do not matter.
@@ -129,13 +129,16 @@ class WithoutTokens(LogitsProcessor):
         self.mask[[token for token in tokens if 0 <= token < vocabulary]] = True
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Shape: scores [batch, vocabulary] -> the same."""
+        """Return scores in which the tokens are impossible.
+
+        Shape: scores [batch, vocabulary] -> the same.
+        """
         self.mask = self.mask.to(scores.device)
         return scores.masked_fill(self.mask, -torch.inf)
 
 
 def untimed(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate` that rule time stamps out, but where they are asked for.
+    """Return arguments of `generate` that rule time stamps out, unless they are asked for.
 
     After a time stamp Whisper reads the audio from there on, asked for or not. With layers missing,
     or a clip that is encoded once, it may come back to the same place without end.
@@ -242,7 +245,10 @@ def _refuse_groups(kwargs: dict[str, Any]) -> None:
 
 
 def _pad_token(kwargs: dict[str, Any], *settings: Any) -> int:
-    """What `generate` puts behind the end of a text: the end token where no other is named."""
+    """Return what `generate` puts behind the end of a text.
+
+    It is the end token where no other is named.
+    """
     for name in ("pad_token_id", "eos_token_id"):
         for value in (kwargs.get(name), *(getattr(one, name) for one in settings)):
             if value is not None:

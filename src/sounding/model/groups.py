@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def rows_of(value: Any, rows: Tensor) -> Any:
-    """The part of an argument or output that belongs to the inputs `rows`."""
+    """Return the part of an argument or output that belongs to the inputs `rows`."""
     if isinstance(value, Tensor):
         return value.index_select(0, rows.to(value.device))
     if isinstance(value, tuple) and all(isinstance(one, Tensor) for one in value):  # by layer
@@ -19,7 +19,7 @@ def rows_of(value: Any, rows: Tensor) -> Any:
 
 
 def merge_results(groups: Sequence[Tensor], results: Sequence[Any], pad: int, beams: int) -> Any:
-    """One result for all inputs in their order, as `generate` returns it."""
+    """Return one result for all inputs in their order, as `generate` returns it."""
     first = results[0]
     if isinstance(first, Tensor):
         return _in_order(groups, results, pad)
@@ -45,13 +45,16 @@ def merge_results(groups: Sequence[Tensor], results: Sequence[Any], pad: int, be
 
 
 def _places(groups: Sequence[Tensor], each: int) -> Tensor:
-    """Where the results of the groups stand in the whole, with `each` results an input."""
+    """Return where the results of the groups stand in the whole, with `each` results an input."""
     rows = torch.cat(list(groups))
     return (rows[:, None] * each + torch.arange(each)).flatten()
 
 
 def _in_order(groups: Sequence[Tensor], values: Sequence[Tensor], pad: int = 0) -> Tensor:
-    """Shape: one [inputs of the group * n, length or more] each -> [batch * n, longest, ...]."""
+    """Put values of groups in the order of the inputs, padded to the longest.
+
+    Shape: for each group [inputs of it * n, length or more] -> [batch * n, longest, ...].
+    """
     if values[0].dim() == 2:
         longest = max(value.shape[1] for value in values)
         values = [
@@ -65,7 +68,10 @@ def _in_order(groups: Sequence[Tensor], values: Sequence[Tensor], pad: int = 0) 
 def _steps(
     groups: Sequence[Tensor], values: Sequence[tuple[Tensor, ...]], pad: int
 ) -> tuple[Tensor, ...]:
-    """Scores of each step, [batch * n, vocabulary]; a group that has ended is sure of `pad`."""
+    """Return the scores of each step; a group that has ended is sure of `pad`.
+
+    Shape: of each step [batch * n, vocabulary].
+    """
     merged = []
     for step in range(max(map(len, values))):
         parts = []
@@ -81,7 +87,7 @@ def _steps(
 
 
 def _beams_of_all(indices: Tensor, rows: Tensor, beams: int) -> Tensor:
-    """Beam indices of a group as those of the whole batch; -1, behind the end, stays."""
+    """Turn beam indices of a group into those of the whole batch; -1, behind the end, stays."""
     rows = rows.to(indices.device)
     moved = rows[(indices // beams).clamp(min=0)] * beams + indices % beams
     return torch.where(indices < 0, indices, moved)

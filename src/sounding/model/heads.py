@@ -93,7 +93,7 @@ class _EncoderWithHead(PreTrainedModel):
 
     @classmethod
     def of(cls, model: PreTrainedModel, **values: Any) -> Self:
-        """A new head on a copy of the encoder within `model`.
+        """Put a new head on a copy of the encoder within `model`.
 
         Args:
             values: of the head's configuration: `id2label` and `label2id`, or `vocab_size`.
@@ -121,7 +121,7 @@ class _EncoderWithHead(PreTrainedModel):
         return self.encoder(**{self.main_input_name: inputs}, **kwargs)
 
     def _frames(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Valid frames of each input. Shape: -> [batch] int; None without a mask."""
+        """Count the valid frames of each input. Shape: -> [batch] int; None without a mask."""
         if attention_mask is None:
             return None
         return valid_frames(self.family, self.encoder, attention_mask.long().sum(-1))
@@ -146,7 +146,9 @@ class EncoderForAudioClassification(_EncoderWithHead):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits of a batch, and with labels the loss by the configuration's `problem_type`.
+        """Return the logits of a batch, and with labels the loss.
+
+        The loss is that of the configuration's `problem_type`.
 
         Shape: input_values [batch, samples] or input_features [batch, frames, bins], as the
         encoder takes them; attention_mask of the same length; labels [batch] int, or
@@ -183,8 +185,9 @@ class EncoderForCTC(_EncoderWithHead):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
-        """Logits of a batch, frame by frame, those of padded frames mean nothing; with labels the
-        loss.
+        """Return the logits of each frame, and with labels the loss.
+
+        The logits of padded frames mean nothing.
 
         Shape: as `EncoderForAudioClassification` takes it; labels [batch, length] int, padded
         with the blank or with -100 -> logits [batch, frames, tokens].
@@ -212,5 +215,5 @@ def head_of(model: Any) -> Any:
 
 
 def is_a(module: nn.Module, *endings: str) -> bool:
-    """Whether the class of a module, or one that it is derived from, has a name that ends so."""
+    """Return whether the class of a module, or a base of it, has a name that ends so."""
     return any(cls.__name__.endswith(endings) for cls in type(module).__mro__)

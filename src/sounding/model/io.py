@@ -75,7 +75,7 @@ class Description:
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a name stays within its directory, on every system."""
+    """Return whether a name stays within its directory, on every system."""
     parts = {PurePosixPath(name).name, PureWindowsPath(name).name}
     return parts == {name} and name not in ("", ".", "..") and "\0" not in name
 
@@ -155,5 +155,5 @@ def load_part(module: nn.Module, directory: Path, part: str) -> None:
 
 
 def model_class_named(name: str) -> Any:
-    """Of `transformers`, or ours; None where there is none."""
+    """Return a class of `transformers`, or of ours; None where there is none."""
     return HEADS.get(name) or getattr(transformers, name, None)

@@ -14,13 +14,16 @@ from .call import Call
 
 
 def uncompiled(layer: nn.Module) -> nn.Module:
-    """The layer itself, where `layer` is what `torch.compile(layer)` returned."""
+    """Return the layer itself, where `layer` is what `torch.compile(layer)` returned."""
     return getattr(layer, "_orig_mod", layer)
 
 
 @cache
 def argument_names(forward: Callable[..., Any]) -> list[str]:
-    """What follows the hidden states: a subset of the inputs takes its arguments by name."""
+    """Return the names of a layer's arguments that follow the hidden states.
+
+    A layer that runs on a subset of the inputs takes its arguments by name.
+    """
     return list(inspect.signature(forward).parameters)[2:]
 
 
@@ -42,7 +45,7 @@ def run_rows(
 def run_layer(
     call: Call, index: int, hidden: Tensor, weight: Tensor | None, kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Run layer `index`; a tuple's first entry is the hidden states."""
+    """Run layer `index` on all inputs; the first entry of a tuple is the hidden states."""
     layer = call.stack.layers[index]
     out = layer(hidden, **kwargs)
     out, extra = (out[0], tuple(out[1:])) if isinstance(out, tuple) else (out, ())

@@ -67,7 +67,7 @@ def load(
 
 
 def _with_parts(model: Any, description: Description, directory: Path) -> DynamicModel:
-    """The plain model of a directory with its parts."""
+    """Give the plain model of a directory its parts."""
     said, base = description, find_backbone(model)[1]
     width: Any = base.config.hidden_size  # type: ignore[union-attr]
     policy = policy_from_config(said.selector, width=width, layers=said.layers)

@@ -1,6 +1,6 @@
 """The loss of logits, as the heads of `transformers` define it by their configuration.
 
-For heads of ours: those of `heads`, and exits, which answer in place of the model's own.
+Used by our own heads: those of `heads`, and exits, which answer in place of the model's head.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
-    """Mean loss of a batch of classified clips, by the `problem_type` of a configuration.
+    """Return the mean loss of classified clips, by the `problem_type` of a configuration.
 
     Where it names none, labels of whole numbers are classes, and others are one yes or no for
     each class, or a number to predict where there is one label only.
@@ -34,7 +34,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: Any) -> Tensor:
 
 
 def ctc_loss(logits: Tensor, labels: Tensor, lengths: Tensor | None, config: Any) -> Tensor:
-    """Loss of a batch of texts by connectionist temporal classification (Graves et al., 2006).
+    """Return the loss of texts by connectionist temporal classification (Graves et al., 2006).
 
     Args:
         lengths: valid frames of each input; None for all.
@@ -63,7 +63,7 @@ def ctc_loss(logits: Tensor, labels: Tensor, lengths: Tensor | None, config: Any
 def head_loss(
     logits: Tensor, labels: Tensor, frame_mask: Tensor | None, config: Any, *, pooled: bool
 ) -> Tensor:
-    """Loss of a batch, of a classifier (`pooled`) or by CTC. Shape: as above."""
+    """Return the loss of a classifier (`pooled`), or by CTC. Shape: as the two above."""
     if pooled:
         return classification_loss(logits, labels, config)
     return ctc_loss(logits, labels, None if frame_mask is None else frame_mask.sum(1), config)

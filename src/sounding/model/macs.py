@@ -40,7 +40,10 @@ class Macs:
         return self.selector / self.full
 
     def of(self, executed: Tensor, *, selector: bool = True) -> float:
-        """Mean MACs per input of what ran. Shape: executed [batch, layers] or [layers], bool."""
+        """Return the mean MACs per input of what ran.
+
+        Shape: executed [batch, layers] or [layers], bool.
+        """
         executed = executed.double().reshape(-1, len(self.layers))
         ran = float((executed @ torch.tensor(self.layers, dtype=torch.float64)).mean())
         left = (1 - executed).sum(1)
@@ -96,7 +99,7 @@ def count_macs(dynamic: DynamicModel, inputs: dict[str, Tensor] | None = None) -
 
 
 def summary(dynamic: DynamicModel, seconds: float = 1.0) -> str:
-    """Layers, parameters and MACs by part, as text for people.
+    """Return layers, parameters and MACs by part, as text for people.
 
     Args:
         seconds: length of the clip whose MACs are counted.
@@ -130,7 +133,7 @@ def summary(dynamic: DynamicModel, seconds: float = 1.0) -> str:
 
 
 def example_inputs(dynamic: DynamicModel, seconds: float = 1.0) -> dict[str, Tensor]:
-    """Random inputs of a batch of 1 that the whole model takes."""
+    """Return random inputs of a batch of 1 that the whole model takes."""
     inputs = dynamic.backbone.example(dynamic.base, 1, seconds)
     device, dtype = dynamic.model.device, dynamic.model.dtype
     made = {name: value.to(device, dtype) for name, value in inputs.items()}

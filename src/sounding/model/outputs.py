@@ -32,7 +32,7 @@ def add_layers(out: Any, **layers: Any) -> None:
 
 @cache
 def output_class(kind: type) -> Any:
-    """The class of an output with the `FIELDS`, which are None by default."""
+    """Return the class of an output with the `FIELDS`, which are None by default."""
     if hasattr(kind, "_kind"):
         return kind
     body = {"__module__": __name__, "__reduce__": _reduce, "_kind": kind}
@@ -43,7 +43,10 @@ def output_class(kind: type) -> Any:
 
 
 def _reduce(out: Any) -> Any:
-    """Pickle finds the class of `transformers` by its name; ours is made again from it."""
+    """Reduce an output for pickle, which finds the class of `transformers` by its name.
+
+    Ours is made again from it.
+    """
     return _restored, (out._kind, dict(out))
 
 

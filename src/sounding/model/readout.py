@@ -14,7 +14,7 @@ from .call import active_call
 def head_logits(
     dynamic: Any, batch: dict[str, Tensor], state: Tensor, k: int, rows: Tensor | None = None
 ) -> Tensor:
-    """What a head answers to the final state of an encoder in progress.
+    """Return what a head answers to the final state of an encoder in progress.
 
     Args:
         batch: of the call in progress.
@@ -47,7 +47,7 @@ def head_logits(
 
 
 def readout(dynamic: Any, batch: dict[str, Any]) -> Readout:
-    """Return what answers to some inputs of a batch after some layers, for plans."""
+    """Return the function by which plans ask what some inputs are answered after some layers."""
     tensors = {n: v for n, v in batch.items() if isinstance(v, Tensor) and n != "labels"}
 
     def answer(depth: int, rows: Tensor, state: Tensor) -> Tensor:

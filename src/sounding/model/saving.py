@@ -25,7 +25,7 @@ def save(dynamic: Any, directory: Path, companions: Sequence[Any] = ()) -> None:
         )
     policy, decoder_policy = dynamic.policy, dynamic.decoder_policy
     for one in (policy, decoder_policy):
-        if one is not None and POLICIES.get(one.kind) is not type(one):
+        if one is not None and POLICIES.get(getattr(one, "kind", "")) is not type(one):
             raise UsageError(
                 f"load cannot build a {type(one).__name__} again: register it "
                 "(sounding.register_policy), or save the parts with "

@@ -10,18 +10,18 @@ IGNORED = "keys_to_ignore_at_inference"  # of a configuration, by `transformers.
 
 
 class NotPredicted:
-    """Keeps `FIELDS` out of what `transformers.Trainer` takes for predictions, until `remove()`."""
+    """What keeps `FIELDS` out of the predictions of `transformers.Trainer`, until `remove()`."""
 
     def __init__(self, config: Any) -> None:
         self.config, self.before = config, vars(config).get(IGNORED)
         self.put()
 
     def put(self) -> None:
-        """Add them to what the configuration says is to be ignored."""
+        """Add `FIELDS` to what the configuration says is to be ignored."""
         setattr(self.config, IGNORED, [*getattr(self.config, IGNORED, ["cache"]), *FIELDS])
 
     def remove(self) -> None:
-        """Let the configuration say again what it said."""
+        """Restore what the configuration said before."""
         if self.before is None:
             vars(self.config).pop(IGNORED, None)
         else:
@@ -29,7 +29,7 @@ class NotPredicted:
 
 
 def set_layerdrop(owner: Any, rate: float | None) -> float | None:
-    """Turn the encoder's own random dropping off (or back on): two would drop layers at once."""
+    """Turn the encoder's own random dropping off (or back on), lest two drop layers at once."""
     holder = owner if hasattr(owner, "layerdrop") else getattr(owner, "config", owner)
     before = getattr(holder, "layerdrop", None)
     if before is not None and rate is not None:

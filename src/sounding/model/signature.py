@@ -11,7 +11,7 @@ from .derive import original_class, why_unpicklable
 
 
 class Copied:
-    """For `DynamicModel`: deepcopy and pickle of a class that is made at run time."""
+    """Deepcopy and pickle for `DynamicModel`, whose class is made at run time."""
 
     model: Any
 
@@ -22,7 +22,7 @@ class Copied:
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For pickle, which does not find a class that is made at run time by its name."""
+        """Reduce the model for pickle, which does not find a class made at run time by its name."""
         if reason := why_unpicklable(self):  # type: ignore[arg-type]
             raise TypeError(
                 f"this dynamic model cannot be pickled: {reason}. Use save_pretrained, and "
@@ -43,7 +43,10 @@ class Copied:
 
 
 def takes_from(model: Any) -> Any:
-    """Return the class whose `forward` says what a model takes; PEFT puts its own before that."""
+    """Return the class whose `forward` says what a model takes.
+
+    PEFT wraps a model in a class of its own; that of the model is looked for within.
+    """
     inner = getattr(model, "get_base_model", None)
     return original_class(inner() if callable(inner) else model)
 

@@ -13,7 +13,10 @@ RANK = 32  # of the adapters
 
 
 class SkipPath(nn.Module):
-    """The identity; "norm": the final norm of the skipped layer; "adapter": a small linear map.
+    """What passes a skipped layer: the identity, the layer's final norm, or an adapter.
+
+    "identity" changes nothing; "norm" applies the final norm of the skipped layer; "adapter" is a
+    small linear map.
 
     The adapter of a layer stands in for it: a scale, a shift and a low-rank map (in the spirit of
     FlexiDepth, arXiv 2503.23798), the identity at the start, about 1 % of a layer's MACs. At
@@ -43,7 +46,10 @@ class SkipPath(nn.Module):
             self.up = nn.Parameter(torch.zeros(count, width, rank))
 
     def forward(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """What comes out where layer `index` would have been. Shape: [batch, frames, width]."""
+        """Return what comes out where layer `index` would have been.
+
+        Shape: [batch, frames, width].
+        """
         if self.kind == "identity":
             return hidden
         if self.kind == "norm":
@@ -57,7 +63,7 @@ class SkipPath(nn.Module):
         return torch.addcmul(low_rank.to(hidden.dtype), hidden, 1 + scale)
 
     def macs(self, frames: int) -> int:
-        """Multiply-accumulates of one skipped layer for one input of so many frames."""
+        """Return the multiply-accumulates of one skipped layer for one input of so many frames."""
         if self.kind != "adapter":
             return 0
         return 2 * frames * self.down[0].numel()

@@ -13,7 +13,10 @@ from .layer import run_layer
 def run_tree(
     call: Call, tree: Tree, hidden: Tensor, kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Run every mask of the tree, each shared prefix once, depth first; the last leaf's result."""
+    """Run every mask of the tree depth first, each shared prefix once.
+
+    Return what the last leaf returns.
+    """
     layers = call.stack.layers
     extra: tuple[Any, ...] = ()
     last = hidden

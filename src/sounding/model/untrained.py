@@ -19,7 +19,7 @@ class UntrainedWarning(UserWarning):
 
 
 def warn_untrained(dynamic: Any, text: str) -> None:
-    """Warn, once for each model."""
+    """Warn once for each model."""
     if not dynamic.warned:
         dynamic.warned = True
         warnings.warn(text, UntrainedWarning, stacklevel=4)

@@ -32,7 +32,7 @@ def wrap(
 
     Args:
         model: any supported model, with or without a task head.
-        policy: who chooses the layers: "input" (IDLD-style: reads what enters layer 0), "first"
+        policy: what chooses the layers: "input" (IDLD-style: reads what enters layer 0), "first"
             (the first k layers), the kind of another registered policy, or a `Policy`.
         skip: "identity"; "norm": a skipped layer still applies its final norm (LDASR), for
             backbones whose layers end in one; or "adapter": a small learned map in its place.
@@ -72,7 +72,7 @@ def wrap(
 
 
 def unwrap(dynamic: DynamicModel) -> Any:
-    """The original model back, as it was before `wrap`; the dynamic model is of no more use."""
+    """Return the original model as it was before `wrap`; the dynamic one is of no more use."""
     if not isinstance(dynamic, DynamicModel):
         raise TypeError(f"unwrap takes a DynamicModel, not {type(dynamic).__name__}")
     owner = dynamic.backbone.owner(dynamic.base)

@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 FIRST = "first"  # another name of `StaticScores` as it is before any training
+FORMER = {"library": "is no more, since a study found no use in it: train again by method input"}
 MOST = 4096  # of the widths of a policy that a file may ask for
 
 
@@ -36,7 +37,10 @@ def register_policy(policy: type[Policy]) -> type[Policy]:
     Raises:
         UsageError: the kind is taken.
     """
-    POLICIES.add(policy.kind, policy)
+    kind = getattr(policy, "kind", None)
+    if kind is None:
+        raise UsageError(f"{policy.__name__} has no kind: give the class one, as its name in files")
+    POLICIES.add(kind, policy)
     return policy
 
 
@@ -73,6 +77,8 @@ def policy_from_config(config: dict[str, Any], *, width: int, layers: int) -> Po
         raise UsageError(f"the settings of the selector are not for {layers} layers of {width}")
     if any(type(v) is int and not 0 <= v <= MOST for n, v in values.items() if n != "width"):
         raise UsageError("the settings of the selector are damaged: a number out of range")
+    if kind in FORMER:
+        raise UsageError(f"a policy of kind {kind!r} {FORMER[kind]}")
     known: type[Policy] = POLICIES[kind]
     try:
         return known.from_config(values)

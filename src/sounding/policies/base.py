@@ -34,22 +34,22 @@ class Context:
     sure: Sure
 
     def kept_layers(self, budget: Budget) -> list[int]:
-        """Say how many layers each input keeps, as `Budget.kept_layers`."""
+        """Return how many layers each input keeps, as `Budget.kept_layers` does."""
         return budget.kept_layers(layers=self.layers, batch=self.batch)
 
 
 class Policy(nn.Module):
-    """Who chooses the layers of an input. A subclass is registered by its `kind`.
+    """A module that chooses the layers of an input. A subclass is registered by its `kind`.
 
-    Most policies choose all layers at once: these override `forward`, and the others `plan`.
+    A policy that chooses all layers at once overrides `forward`; any other overrides `plan`.
 
     Attributes:
         kind: the name that it is registered and saved by.
         after: layers that run before it reads the state: 0 for what enters layer 0.
         reads: how often it reads a state to choose: 0 for a choice that ignores the input.
         reads_threshold: whether its `graph` takes a threshold, for mean budgets.
-        mean_budgets: what it was calibrated to, for mean budgets.
-        gather: in a training by several processes, makes of values of this one those of all.
+        mean_budgets: the thresholds that it was calibrated to, for mean budgets.
+        gather: in training by several processes, turns the values of this one into those of all.
     """
 
     kind: ClassVar[str]
@@ -69,11 +69,11 @@ class Policy(nn.Module):
         return cls()
 
     def serves(self, budget: Budget) -> bool:
-        """Say whether it can keep a budget of this kind."""
+        """Return whether the policy can keep a budget of this kind."""
         return budget.is_exact
 
     def plan(self, budget: Budget, context: Context) -> Plan:
-        """Make the plan of one call.
+        """Return the plan of one call.
 
         Raises:
             ValueError: a budget that is out of range, or that it is not calibrated for.
@@ -92,15 +92,15 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def compute_choice(self, features: Tensor, k: Tensor) -> None:
-        """Compute what a choice takes, whether it is needed or not: its operations are counted.
+        """Do the arithmetic of a choice, needed or not, so that its operations are counted.
 
-        Shape: as `forward`.
+        Shape: as `forward` takes them.
         """
         if self.reads:
             self(features, None, k)
 
     def calibrated(self) -> MeanBudgets:
-        """Give the thresholds of mean budgets.
+        """Return the thresholds of mean budgets.
 
         Raises:
             ValueError: there are none yet.
@@ -113,21 +113,21 @@ class Policy(nn.Module):
         return self.mean_budgets
 
     def choose_pooled(self, pooled: Tensor, k: int) -> Tensor:
-        """Choose k layers from features that are pooled already, where that is all it reads.
+        """Choose k layers from pooled features, for a policy that reads nothing else.
 
-        Shape: pooled [clips, 2 * width], as `pooling.pool` -> [clips, layers] bool.
+        Shape: pooled [clips, 2 * width], as `pooling.pool` returns them -> [clips, layers] bool.
         """
         raise NotImplementedError(f"a policy {self.kind!r} reads more than pooled features")
 
     def fixed_mask(self, k: int) -> Tensor | None:
-        """Give the k layers that it keeps whatever the input; None where that matters.
+        """Return the k layers that it keeps whatever the input; None where the input matters.
 
         Shape: -> [layers] bool.
         """
         return None
 
     def config(self) -> dict[str, Any]:
-        """Give what `from_config` needs to build this policy again, as JSON."""
+        """Return what `from_config` needs to build this policy again, as JSON values."""
         return {"kind": self.kind}
 
     @classmethod
@@ -136,7 +136,7 @@ class Policy(nn.Module):
         return cls(**config)
 
     def graph(self) -> nn.Module | None:
-        """Give the choice as a module that `torch.export` traces; None where there is none.
+        """Return the choice as a module that `torch.export` traces; None where there is none.
 
         Its `forward` takes (state [batch, frames, width], k [batch] int) and returns a mask
         [batch, layers] bool; where it `reads_threshold`, a threshold [] comes last, and k counts

@@ -14,17 +14,17 @@ from .pooling import frame_mean
 
 
 class Confidence(Policy):
-    """Serves mean budgets: a threshold of confidence, calibrated to the mean that was asked for."""
+    """Stops an input at a threshold of confidence, calibrated to the mean that was asked for."""
 
     kind = "confidence"
     reads = 0
 
     def serves(self, budget: Budget) -> bool:
-        """As `Policy.serves`: mean budgets only."""
+        """Return whether the budget is a mean; it serves no other."""
         return budget.is_mean
 
     def plan(self, budget: Budget, context: Context) -> Plan:
-        """As `Policy.plan`."""
+        """Plan to stop each input at the threshold of the mean that was asked for."""
         mean = budget.mean_layers(layers=context.layers)
         if context.readout is None:
             raise UsageError(
@@ -50,6 +50,7 @@ class Progressive:
     def __call__(
         self, index: int, state: Tensor, frame_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Return which inputs run layer `index`. Shape: -> [batch] bool."""
         if index == 0:
             self.going = torch.ones(state.shape[0], dtype=torch.bool)
         elif bool(self.going.any()):
@@ -80,7 +81,7 @@ def confidence(
 def certainty(logits: Tensor, frame_mask: Tensor | None = None, *, several: bool = False) -> Tensor:
     """Return minus the entropy of the answer, in nats; of several yes or no their mean.
 
-    Args and shape: as `confidence`.
+    Args and shape: those of `confidence`.
     """
     logits = logits.float()
     if several:
@@ -96,7 +97,7 @@ def _over_frames(values: Tensor, frame_mask: Tensor | None) -> Tensor:
 
 
 def stops(sureness: Tensor, threshold: float) -> Tensor:
-    """Say after how many layers each clip stops.
+    """Return after how many layers each clip stops.
 
     Shape: sureness [layers - 1, clips], after 1, 2, ... layers -> [clips] int.
     """

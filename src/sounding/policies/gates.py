@@ -22,7 +22,8 @@ SCOPES = ("global", "local")
 class GateSelector(Policy):
     """Keeps the layers whose gates are open.
 
-    "global": all gates from what enters layer 0. "local": each from what would enter its layer.
+    A "global" selector predicts all gates from what enters layer 0, a "local" one each gate from
+    what would enter its layer.
     Asked for exactly k layers it keeps the k most open gates ("local": in order, open gates first
     come, and the last ones where they are needed), asked for a mean it keeps the gates above a
     threshold.
@@ -56,11 +57,11 @@ class GateSelector(Policy):
 
     @classmethod
     def for_encoder(cls, width: int, layers: int) -> Self:
-        """As `Policy.for_encoder`."""
+        """Make a selector for an encoder of that width and number of layers, to be trained."""
         return cls(width, layers)
 
     def config(self) -> dict[str, Any]:
-        """As `Policy.config`."""
+        """Return what `from_config` needs to build this selector again."""
         return {n: getattr(self, n) for n in ("kind", "width", "layers", "hidden", "scope")}
 
     def logits(self, state: Tensor, frame_mask: Tensor | None, index: int = 0) -> Tensor:
@@ -75,11 +76,11 @@ class GateSelector(Policy):
             return logits
 
     def serves(self, budget: Budget) -> bool:
-        """As `Policy.serves`: mean budgets too."""
+        """Return whether the budget is of kept layers, or a mean."""
         return budget.is_exact or budget.is_mean
 
     def plan(self, budget: Budget, context: Context) -> Plan:
-        """As `Policy.plan`."""
+        """Plan to keep the k most open gates, or for a mean those above its threshold."""
         if budget.is_mean:
             mean = budget.mean_layers(layers=context.layers)
             return self.above(threshold_for(mean, self.calibrated()))
@@ -88,7 +89,7 @@ class GateSelector(Policy):
         return LocalGates(self, torch.tensor(context.kept_layers(budget)))
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
-        """As `Policy.forward`, of "global" gates."""
+        """Keep the k most open "global" gates. Shape: as `Policy.forward`."""
         return Gates(top_k_mask(self.logits(features, frame_mask), k))
 
     def above(self, threshold: float) -> Plan:
@@ -98,7 +99,7 @@ class GateSelector(Policy):
         return UpFront(_Above(self, threshold), None)
 
     def graph(self) -> nn.Module | None:
-        """As `Policy.graph`; "local" gates are read before each layer and have none."""
+        """Return the choice by "global" gates; None for "local" ones, read before each layer."""
         return _Mask(self) if self.scope == "global" else None
 
 
@@ -110,7 +111,7 @@ class _Above(nn.Module):
         self.selector, self.threshold = selector, threshold
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
-        """As `Policy.forward`, whatever k."""
+        """Keep the gates above the threshold, whatever k. Shape: as `Policy.forward`."""
         logits = self.selector.logits(features, frame_mask)
         best = torch.zeros_like(logits, dtype=torch.bool)
         best.scatter_(1, logits.argmax(1, keepdim=True), True)
@@ -118,7 +119,7 @@ class _Above(nn.Module):
 
 
 class LocalGates:
-    """Layer by layer, by the gates of a "local" `GateSelector`.
+    """Chooses layer by layer, by the gates of a "local" `GateSelector`.
 
     Args:
         k: kept layers of each input, or None to keep all gates above the threshold.
@@ -132,6 +133,7 @@ class LocalGates:
     def __call__(
         self, index: int, state: Tensor, frame_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Return which inputs run layer `index`. Shape: -> [batch] bool."""
         rows = state.shape[0]
         if index == 0:
             self.used = torch.zeros(rows, dtype=torch.long)
@@ -148,7 +150,7 @@ class LocalGates:
 
 
 class SampledGates:
-    """For `EveryLayer`: gates of a `GateSelector`, drawn anew for each input.
+    """Gates of a `GateSelector` for `EveryLayer`, drawn anew for each input.
 
     Attributes:
         soft: the relaxed gates so far, [batch] for each layer, for a penalty on their mean.
@@ -160,6 +162,7 @@ class SampledGates:
         self._all = torch.empty(0)
 
     def __call__(self, index: int, state: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """Return the weight of the gate of layer `index`. Shape: -> [batch] float."""
         if self.selector.scope == "local":
             logit = self.selector.logits(state, frame_mask, index)[:, 0]
         else:
@@ -184,7 +187,10 @@ class _Mask(nn.Module):
         self.selector = selector
 
     def forward(self, state: Tensor, k: Tensor, threshold: Tensor) -> Tensor:
-        """Shape: state [batch, frames, width], k [batch], threshold [] -> [batch, layers] bool."""
+        """Return the layers to keep.
+
+        Shape: state [batch, frames, width], k [batch], threshold [] -> [batch, layers] bool.
+        """
         logits = self.selector.logits(state, None)
         best = highest(logits, torch.ones_like(k))
         mean = threshold < math.inf

@@ -1,4 +1,4 @@
-"""Reads what enters layer 0 (or leaves the first layers), and scores each layer for that input.
+"""Score each layer of an input by what enters layer 0, or leaves the first layers.
 
 Our own design in the style of input-driven layer dropping (IDLD, arXiv 2507.07954); the paper's own
 selector is not public. The gate relaxation follows the straight-through Gumbel estimator
@@ -81,17 +81,17 @@ class InputSelector(Policy):
 
     @classmethod
     def for_encoder(cls, width: int, layers: int) -> Self:
-        """As `Policy.for_encoder`."""
+        """Make a selector for an encoder of that width and number of layers, to be trained."""
         return cls(width, layers)
 
     def config(self) -> dict[str, Any]:
-        """As `Policy.config`."""
+        """Return what `from_config` needs to build this selector again."""
         names = ("kind", "width", "layers", "hidden", "after")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> InputSelector:
-        """As `Policy.from_config`; of before there may be settings of the relaxation."""
+        """Build a selector from its `config`; relaxation settings of older files are ignored."""
         return cls(**{n: v for n, v in config.items() if n not in ("temperature", "noise")})
 
     def scores(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Tensor:
@@ -108,7 +108,10 @@ class InputSelector(Policy):
             return self.scores_of(pooled, k)
 
     def scores_of(self, pooled: Tensor, k: Tensor) -> Tensor:
-        """As `scores`, from features that are pooled. Shape: pooled [batch, 2 * width]."""
+        """Score each layer from pooled features.
+
+        Shape: pooled [batch, 2 * width], k [batch] int -> [batch, layers] float32.
+        """
         fixed = self.falls_back[k].bool()[:, None]
         scores = torch.where(fixed, self.fallback[k].float(), self._outputs(pooled, k))
         if self.after:  # these have run
@@ -116,7 +119,10 @@ class InputSelector(Policy):
         return scores
 
     def _outputs(self, pooled: Tensor, k: Tensor) -> Tensor:
-        """Of the MLP. Shape: pooled [batch, 2 * width], k [batch] -> [batch, layers] float32."""
+        """Return the outputs of the MLP.
+
+        Shape: pooled [batch, 2 * width], k [batch] -> [batch, layers] float32.
+        """
         with no_autocast(pooled.device.type):
             pooled = (pooled - self.center) / self.spread
             pooled = pooled.to(float_dtype(self))  # of a model cast as a whole
@@ -125,7 +131,10 @@ class InputSelector(Policy):
             return scores
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
-        """As `Policy.forward`; in training by `relaxed` gates, so that it learns from any loss."""
+        """Keep the k best layers; in training by `relaxed` gates, to learn from any loss.
+
+        Shape: as `Policy.forward`.
+        """
         if self.training:
             return self.relaxed(features, frame_mask, k)
         if not k.is_meta and bool(self.falls_back[k].all()):
@@ -133,7 +142,10 @@ class InputSelector(Policy):
         return Gates(top_k_mask(self.scores(features, frame_mask, k), k))
 
     def compute_choice(self, features: Tensor, k: Tensor) -> None:
-        """As `Policy.compute_choice`: where it falls back, there would be nothing to compute."""
+        """Compute the scores, also for a budget whose layers `fall_back` has fixed.
+
+        Otherwise there would be nothing to count. Shape: as `Policy.compute_choice`.
+        """
         self.scores(features, None, k)
 
     def relaxed(
@@ -157,16 +169,19 @@ class InputSelector(Policy):
 
     @torch.inference_mode()
     def choose_pooled(self, pooled: Tensor, k: int) -> Tensor:
-        """As `Policy.choose_pooled`."""
+        """Choose k layers from pooled features. Shape: as `Policy.choose_pooled`."""
         budget = torch.full((len(pooled),), k)
         return top_k_mask(self.scores_of(pooled, budget), budget)
 
     def graph(self) -> nn.Module:
-        """As `Policy.graph`."""
+        """Return the choice as a module that `torch.export` traces."""
         return _Mask(self)
 
     def _observe(self, pooled: Tensor) -> None:
-        """Running mean and deviation, so that an answer never depends on the rest of a batch."""
+        """Update the running mean and deviation.
+
+        They standardize the features, so that an answer never depends on the rest of its batch.
+        """
         with torch.no_grad():
             self.seen += 1
             rate = max(0.01, 1 / int(self.seen))
@@ -184,5 +199,8 @@ class _Mask(nn.Module):
         self.selector = selector
 
     def forward(self, state: Tensor, k: Tensor) -> Tensor:
-        """Shape: state [batch, frames, width], k [batch] -> [batch, layers] bool."""
+        """Return the layers to keep.
+
+        Shape: state [batch, frames, width], k [batch] -> [batch, layers] bool.
+        """
         return highest(self.selector.scores_of(pool(state, None), k), k)

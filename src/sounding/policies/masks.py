@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def first_masks(layers: int) -> Tensor:
-    """The first k layers for each k from 1. Shape: -> [layers, layers] bool."""
+    """Return the first k layers for each k from 1. Shape: -> [layers, layers] bool."""
     return torch.ones(layers, layers, dtype=torch.bool).tril()
 
 
 def random_masks(
     rng: np.random.Generator, batch: int, layers: int, k: ArrayLike, prior: ArrayLike = 0.0
 ) -> Tensor:
-    """Masks of k random layers each.
+    """Draw masks of k random layers each.
 
     Args:
         k: one number, or one for each input.
@@ -30,7 +30,7 @@ def random_masks(
 
 
 def every_mask(layers: int, limit: int = 1023) -> Tensor | None:
-    """All masks with a layer at least, or None where they are more than `limit`.
+    """Return all masks that keep a layer at least; None where they are more than `limit`.
 
     Shape: -> [2^layers - 1, layers] bool.
     """

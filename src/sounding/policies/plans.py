@@ -62,7 +62,7 @@ def check_mask(mask: Any, *, layers: int, batch: int) -> Tensor:
 
 
 def for_rows(asked: Tensor, rows: int) -> Tensor:
-    """Give what was asked for to the inputs of one pass through the encoder.
+    """Return what was asked for, for the inputs of one pass through the encoder.
 
     Whisper runs its encoder again on a part of a batch: then all inputs must ask for the same.
 
@@ -78,7 +78,7 @@ def for_rows(asked: Tensor, rows: int) -> Tensor:
 
 
 class Fixed:
-    """The layers of a mask. Shape: mask [batch, layers] bool, on the CPU."""
+    """Runs the layers of a mask. Shape: mask [batch, layers] bool, on the CPU."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
@@ -86,6 +86,7 @@ class Fixed:
     def __call__(
         self, index: int, state: Tensor, frame_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Return which inputs run layer `index`. Shape: -> [batch] bool."""
         return for_rows(self.mask, state.shape[0])[:, index], None
 
 
@@ -105,6 +106,7 @@ class UpFront:
     def __call__(
         self, index: int, state: Tensor, frame_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Return which inputs run layer `index`. Shape: -> [batch] bool."""
         if index <= self.after:
             size = state.shape[0]
             k = torch.zeros(size) if self.k is None else for_rows(self.k, size)
@@ -117,7 +119,7 @@ class UpFront:
 
 
 class EveryLayer:
-    """For training: every layer runs, and counts as much as its gate is open.
+    """Runs every layer, which counts as much as its gate is open; for training.
 
     Args:
         gates: called before each layer with (index, state, frame mask), returns the weight of its
@@ -130,5 +132,6 @@ class EveryLayer:
     def __call__(
         self, index: int, state: Tensor, frame_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Return that all inputs run layer `index`, with the weight of its gate."""
         runs = torch.ones(state.shape[0], dtype=torch.bool)
         return runs, self.gates(index, state, frame_mask)

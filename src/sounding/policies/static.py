@@ -42,12 +42,12 @@ class StaticScores(Policy):
 
     @classmethod
     def for_encoder(cls, width: int, layers: int) -> Self:
-        """As `Policy.for_encoder`: the first k layers."""
+        """Make a policy that keeps the first k of so many layers."""
         return cls.first(layers)
 
     @classmethod
     def first(cls, layers: int) -> Self:
-        """Keep the first k layers: the trunk of an early exit at depth k."""
+        """Make a policy that keeps the first k layers: the trunk of an early exit at depth k."""
         return cls(-torch.arange(layers, dtype=torch.float32))
 
     def scores(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Tensor:
@@ -55,24 +55,24 @@ class StaticScores(Policy):
         return self.layer_scores.float().expand(features.shape[0], -1)
 
     def forward(self, features: Tensor, frame_mask: Tensor | None, k: Tensor) -> Gates:
-        """As `Policy.forward`."""
+        """Keep the k layers of the highest scores. Shape: as `Policy.forward`."""
         return Gates(top_k_mask(self.scores(features, frame_mask, k), k))
 
     def config(self) -> dict[str, Any]:
-        """As `Policy.config`."""
+        """Return what `from_config` needs to build this policy again."""
         return {"kind": self.kind, "layers": self.layer_scores.numel()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """As `Policy.from_config`; training goes on from it without changing its scores."""
+        """Build a policy from its `config`; further training does not change its scores."""
         return cls(torch.zeros(config["layers"]))
 
     def fixed_mask(self, k: int) -> Tensor:
-        """As `Policy.fixed_mask`."""
+        """Return the k layers of the highest scores. Shape: -> [layers] bool."""
         return top_k_mask(self.layer_scores.detach()[None], torch.tensor([k]))[0]
 
     def graph(self) -> nn.Module:
-        """As `Policy.graph`."""
+        """Return the choice as a module that `torch.export` traces."""
         return _Mask(self)
 
 
@@ -84,5 +84,8 @@ class _Mask(nn.Module):
         self.policy = policy
 
     def forward(self, state: Tensor, k: Tensor) -> Tensor:
-        """Shape: state [batch, frames, width], k [batch] -> [batch, layers] bool."""
+        """Return the layers to keep.
+
+        Shape: state [batch, frames, width], k [batch] -> [batch, layers] bool.
+        """
         return highest(self.policy.scores(state, None, k), k)

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def highest(scores: Tensor, k: Tensor) -> Tensor:
-    """As `top_k_mask`, without a sort, which ONNX does not promise to be stable."""
+    """Return the mask of the k highest scores, as `top_k_mask` does, but without a sort.
+
+    ONNX does not promise that its sort is stable. Shape: as `top_k_mask`.
+    """
     one, other = scores[:, :, None], scores[:, None, :]
     index = torch.arange(scores.shape[1])
     earlier = index[None, :] < index[:, None]

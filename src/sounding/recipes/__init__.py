@@ -62,7 +62,7 @@ class Recipe:
         check_settings(self.settings, "settings")
 
     def config(self, changes: dict[str, Any] | None = None) -> TrainConfig:
-        """The settings, with `changes` on top.
+        """Return the settings, with `changes` on top.
 
         Raises:
             UsageError: a setting that is not known or wrong, or a corpus for the test only.
@@ -77,8 +77,10 @@ class Recipe:
         return TrainConfig.from_values({**self.settings, **(changes or {})})
 
     def open(self, data: Path | str) -> AudioFolder:
-        """The corpus in `data`: in the layout of the recipe, as a folder with metadata.csv, or the
-        id of a data set on the hub, which is read by the rule of `hub`.
+        """Open the corpus in `data`.
+
+        It is in the layout of the recipe, a folder with metadata.csv, or the id of a data set on
+        the hub, which is read by the rule of `hub`.
 
         Raises:
             DataError: as `open_corpus`.
@@ -98,7 +100,7 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Of all recipes that come with `sounding`, sorted."""
+    """Return the names of all recipes that come with `sounding`, sorted."""
     return sorted(path.stem for path in DIRECTORY.glob("*.yaml"))
 
 
@@ -147,7 +149,7 @@ def _check_options(where: str, given: dict[str, Any], reader: Callable[..., Any]
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe, to read or to copy."""
+    """Return the YAML of a recipe, to read or to copy."""
     if name not in recipe_names():
         load_recipe(name)  # says what is wrong with a file of the user
     return _path(name).read_text(encoding="utf-8")
@@ -158,7 +160,7 @@ def _path(name: str) -> Path:
 
 
 def recipe_table() -> str:
-    """All recipes that come with `sounding`, as Markdown."""
+    """Return all recipes that come with `sounding`, as Markdown."""
     lines = ["| recipe | corpus | backbone | metric | measured |", "|---|---|---|---|---|"]
     for name in recipe_names():
         recipe = _read(name)  # the tests hold that the readers know its options

@@ -32,7 +32,7 @@ def calibrate_confidence(run: Run, features: FeatureSet, precision: str = "fp32"
 
 
 def calibrate_gates(run: Run, features: FeatureSet, precision: str = "fp32") -> MeanBudgets:
-    """Find thresholds of "global" gates. As `calibrate_confidence`."""
+    """Find thresholds of "global" gates, as `calibrate_confidence` finds those of confidence."""
     logits = gate_logits(run, features, precision)
 
     def mean_at(threshold: float) -> float:
@@ -42,7 +42,7 @@ def calibrate_gates(run: Run, features: FeatureSet, precision: str = "fp32") -> 
 
 
 def gate_logits(run: Run, features: FeatureSet, precision: str | None = None) -> Tensor:
-    """Of the "global" gates. Shape: -> [clips, layers]."""
+    """Return the logits of the "global" gates. Shape: -> [clips, layers]."""
     policy: Any = run.dynamic.policy
     layers = run.dynamic.num_layers
     first = torch.arange(layers) < 1
@@ -54,7 +54,10 @@ def gate_logits(run: Run, features: FeatureSet, precision: str | None = None) ->
 
 
 def depth_table(sureness: Tensor, layers: int) -> list[tuple[float, float]]:
-    """As `calibrate`, for inputs that stop once they are sure. Shape: [layers - 1, clips]."""
+    """Find for each mean the threshold at which inputs are sure, as `table` does.
+
+    Shape: sureness [layers - 1, clips].
+    """
     return table(
         lambda threshold: float(stops(sureness, threshold).float().mean()),
         sureness.flatten(),
@@ -66,7 +69,7 @@ def depth_table(sureness: Tensor, layers: int) -> list[tuple[float, float]]:
 def table(
     mean_at: Callable[[float], float], values: Tensor, layers: int, *, rising: bool
 ) -> list[tuple[float, float]]:
-    """For each mean the threshold among `values` whose mean comes closest to it."""
+    """Find for each mean the threshold among `values` whose mean comes closest to it."""
     ordered = np.unique(values.numpy())
     edges = (ordered[1:] + ordered[:-1]) / 2
     cuts = np.concatenate([[ordered[0] - 1], edges, [ordered[-1] + 1]])

@@ -35,7 +35,7 @@ MOST = {  # beyond these is a slip, which would take time or memory without end
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """All settings of a training.
 
     Attributes:
         backbone: a name of `sounding.weights`, a local path or a hub id.
@@ -198,12 +198,14 @@ class TrainConfig:
         return "adapter" if adapts else "identity"
 
     def to_yaml(self) -> str:
-        """The configuration as YAML that `from_values` takes back."""
+        """Return the configuration as YAML that `from_values` takes back."""
         return to_yaml(dataclasses.asdict(self))
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> TrainConfig:
-        """From a mapping; texts are read as numbers where a field has one, as on a command line.
+        """Make a configuration of a mapping.
+
+        Texts are read as numbers where a field has one, as on a command line.
 
         Raises:
             ValueError: an unknown name or a value of the wrong kind; the text lists the names.
@@ -224,7 +226,7 @@ class TrainConfig:
 
     @classmethod
     def from_yaml(cls, path: Path | str, **changes: Any) -> TrainConfig:
-        """From a YAML file, with `changes` on top.
+        """Read a configuration from a YAML file, with `changes` on top.
 
         Raises:
             ValueError: a file that cannot be read, or as `from_values`.
@@ -253,7 +255,7 @@ def _without_former(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_task(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with `task` in place of `recognition`, which files of before have."""
+    """Return the settings with `task` in place of `recognition`, which older files have."""
     if "recognition" not in values:
         return values
     values = dict(values)
@@ -267,7 +269,7 @@ def _with_task(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, value: Any, kind: type) -> Any:
-    """A value as its field has it: a number also from its text, nothing from a bool."""
+    """Return a value as its field has it: a number also from its text, nothing from a bool."""
     if kind is str:
         if name in MAY_BE_NUMBERS and type(value) is int:
             return str(value)
@@ -292,7 +294,7 @@ def _typed(name: str, value: Any, kind: type) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """With what YAML makes a bool of."""
+    """Return a value as text for people, with what YAML makes a bool of."""
     if isinstance(value, bool):
         return "true (or yes, or on)" if value else "false (or no, or off)"
     return reprlib.repr(value)

@@ -21,7 +21,7 @@ BATCH = 32
 
 
 class MaskOutputs(NamedTuple):
-    """What becomes of clips under masks.
+    """What a model answers to clips under masks.
 
     Shape:
         losses, errors: [masks, clips], of the task; 0 without targets.
@@ -44,7 +44,9 @@ def mask_outputs(
     targets: Targets | None = None,
     precision: str | None = None,
 ) -> MaskOutputs:
-    """What a run's model answers to clips under each of several masks; a search shows progress.
+    """Return what a run's model answers to clips under each of several masks.
+
+    A search shows progress.
 
     Args:
         targets: of the clips; without them neither losses nor errors are known.
@@ -73,12 +75,12 @@ def mask_outputs(
 def depths(
     run: Run, features: FeatureSet, targets: Targets | None = None, precision: str | None = None
 ) -> MaskOutputs:
-    """As `mask_outputs`, of the first 1, 2, ... layers."""
+    """Return what `mask_outputs` does, for the first 1, 2, ... layers."""
     return mask_outputs(run, features, first_masks(run.dynamic.num_layers), targets, precision)
 
 
 def pooled(run: Run, features: FeatureSet) -> Tensor:
-    """What the policy reads of each clip, pooled. Shape: -> [clips, 2 * width]."""
+    """Return what the policy reads of each clip, pooled. Shape: -> [clips, 2 * width]."""
     needed = max(1, run.dynamic.policy.after)
     mask = first_masks(run.dynamic.num_layers)[needed - 1]
     return mask_outputs(run, features, mask[None]).pooled
@@ -87,7 +89,7 @@ def pooled(run: Run, features: FeatureSet) -> Tensor:
 def study_batches(
     run: Run, features: FeatureSet, precision: str | None = None, title: str = ""
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Clips of similar length together, in inference mode; with progress under a title."""
+    """Yield batches of clips of similar length in inference mode, with progress under a title."""
     run.dynamic.eval()
     size = BATCH if run.task.batches else 1
     order = sorted(range(len(features)), key=lambda index: len(features[index]))

@@ -1,4 +1,4 @@
-"""In which precision a training, and the study of it, compute."""
+"""The precision in which a training, and the study of it, compute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def uses_bf16(precision: str) -> bool:
-    """Whether that setting of `TrainConfig` means bf16 on this machine."""
+    """Return whether that setting of `TrainConfig` means bf16 on this machine."""
     if precision != "auto":
         return precision == "bf16"
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -16,5 +16,5 @@ def uses_bf16(precision: str) -> bool:
 
 
 def autocast(precision: str) -> torch.autocast:
-    """A context that computes in that precision; weights stay fp32."""
+    """Return a context that computes in that precision; weights stay fp32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=uses_bf16(precision))

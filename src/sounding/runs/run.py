@@ -77,11 +77,14 @@ class Run:
         return METHODS[self.config.method]
 
     def frame_mask(self, batch: Batch, logits: Tensor) -> Tensor | None:
-        """As `Task.frame_mask`."""
+        """Return which frames of the logits are no padding, as `Task.frame_mask` does."""
         return self.task.frame_mask(self.dynamic, batch, logits)
 
     def read(self, clips: Sequence[Clip], title: str, change: Change | None = None) -> FeatureSet:
-        """The features of clips, with progress under that title; `change` as `load_features`."""
+        """Return the features of clips, with progress under a title.
+
+        `change` is that of `load_features`.
+        """
         with progress(title, len(clips)) as show:
             return load_features(
                 clips,
@@ -92,14 +95,14 @@ class Run:
             )
 
     def collate(self, features: Sequence[np.ndarray]) -> Batch:
-        """A batch as the model takes it, from the features of `load_features`."""
+        """Make a batch as the model takes it, from the features of `load_features`."""
         return self.task.collate(features, self.dynamic, self.extractor)
 
 
 def new_run(
     config: TrainConfig, labels: list[str], info: dict[str, Any], tokenizer: Any = None
 ) -> Run:
-    """A backbone with a new head and selector, by the seed of `config`.
+    """Make a run of a backbone with a new head and selector, by the seed of `config`.
 
     Args:
         labels: the classes, or the tokens of `tokenizer`.
@@ -131,7 +134,7 @@ def _task(
 
 
 def _extractor(path: Path | str) -> Any:
-    """The feature extractor in `path`, which makes features of half a second of noise.
+    """Load the feature extractor in `path`, and have it make features of half a second of noise.
 
     Raises:
         ValueError: it is damaged or missing.
@@ -151,7 +154,7 @@ def _extractor(path: Path | str) -> Any:
 
 
 def load_run(directory: Path | str) -> Run:
-    """The finished run in `directory`.
+    """Load the finished run in `directory`.
 
     Raises:
         ValueError: not a run, an unfinished one, or a damaged one.
@@ -200,7 +203,7 @@ class Info:
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
-    """The content of run.json, and that of config.yaml, which it has the checksum of.
+    """Return the content of run.json and of config.yaml, whose checksum is in run.json.
 
     Raises:
         ValueError: either is damaged or was changed.
@@ -220,13 +223,13 @@ def _read(directory: Path) -> tuple[dict[str, Any], TrainConfig]:
 
 
 def trained_with(config: TrainConfig, info: dict[str, Any]) -> dict[str, Any]:
-    """What a result keeps of the training of its model; `info` is that of its run."""
+    """Return what a result keeps of the training of its model; `info` is that of its run."""
     kept = {key: info.get(key) for key in ("data", "commit", "steps")}
     return {"config": asdict(config), **kept}
 
 
 def provenance() -> dict[str, Any]:
-    """Where a number comes from: versions, commit, machine."""
+    """Return where a number comes from: versions, commit, machine."""
     return {
         "versions": {
             "sounding": __version__,
@@ -245,9 +248,12 @@ def provenance() -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
-    """The commit of the source tree that runs, "-dirty" if it was changed; None elsewhere.
+    """Return the commit of the source tree that runs; None outside of one.
 
-    Asked once, at the start: the tree may change under a long process, which goes on as it began.
+    It ends in "-dirty" if the tree was changed.
+
+    It is found once, at the start: the tree may change under a long process, which goes on as it
+    began.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():

@@ -20,10 +20,10 @@ BEAM = 8  # masks of the next larger size whose parts are tried otherwise
 
 
 def best_static(run: Run, features: FeatureSet, targets: Targets) -> dict[int, Tensor]:
-    """For each k the mask of k layers with the fewest errors; a tie goes to the lower loss.
+    """Find for each k the mask of k layers with the fewest errors; a tie goes to the lower loss.
 
-    Every mask is tried where there are at most `ALL` of a size. Of the others, those that drop one
-    layer from the `BEAM` best masks of the next larger size.
+    Every mask is tried where there are at most `ALL` of a size. Of larger numbers only those are
+    tried that drop one layer from the `BEAM` best masks of the next larger size.
 
     Shape: -> each [layers] bool.
     """
@@ -84,7 +84,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 
 def _quality(found: MaskOutputs, index: Tensor | int, each: Tensor) -> tuple[float, float]:
-    """The sum of the errors, and the mean loss, each clip under the mask of that index."""
+    """Return the sum of the errors and the mean loss, each clip under the mask of its index."""
     return float(found.errors[index, each].sum()), float(found.losses[index, each].mean())
 
 
@@ -98,7 +98,7 @@ def _tried(
 
 
 def ranked_masks(masks: Tensor, found: MaskOutputs) -> dict[int, list[Tensor]]:
-    """Masks by size, the best first: the fewest errors, then the lowest loss.
+    """Sort masks of each size, the best first: the fewest errors, then the lowest loss.
 
     Shape: masks [masks, layers], of which `found` has the answers -> each [layers] bool.
     """

@@ -49,7 +49,7 @@ class Answer:
         kept_layers: int | None = None,
         milliseconds: float = 0.0,
     ) -> Answer:
-        """From what a model puts out.
+        """Make an answer of what a model puts out.
 
         Args:
             labels: the classes, or the tokens of a text.
@@ -77,14 +77,14 @@ class Answer:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, without the logits."""
+        """Return the answer as JSON values, without the logits."""
         values = asdict(self) | {"file": printable(self.file)}
         del values["logits"]
         return values
 
 
 def confidence(logits: np.ndarray, *, several: bool) -> np.ndarray:
-    """Return how sure answers are, as `policies.plans.confidence`.
+    """Return how sure answers are, as `policies.confidence.confidence` does.
 
     Args:
         several: whether an input may have several classes, each a yes or no by itself.
@@ -108,7 +108,7 @@ def not_finite(name: str) -> AudioError:
 
 
 def show(answer: Answer) -> str:
-    """One line for people: a filled block for each layer that ran."""
+    """Return one line for people, with a filled block for each layer that ran."""
     blocks = "".join("■" if i in answer.executed_layers else "·" for i in range(answer.layers))
     sure = "" if answer.probability is None else f" ({100 * answer.probability:.0f} %)"
     return (

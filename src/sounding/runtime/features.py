@@ -28,7 +28,7 @@ Samples = Annotated[int, Field(ge=16, le=96_000)]
 
 
 def extractor(settings: dict[str, Any]) -> Extractor:
-    """The extractor that the metadata of an exported model describe.
+    """Make the extractor that the metadata of an exported model describe.
 
     Raises:
         ValueError: settings of an unknown kind, or damaged ones.
@@ -68,7 +68,7 @@ class LogMel:
         self.filters = Filters(filters.astype(np.float32))
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Shape: [samples] float32 -> [frames, mels] float32."""
+        """Return the spectrogram. Shape: [samples] float32 -> [frames, mels] float32."""
         half = self.n_fft // 2
         padded = np.pad(samples, half, mode="reflect")
         frames = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop]
@@ -91,7 +91,8 @@ class FilterBank:
         frames: of every clip.
         hop: samples from one frame to the next.
         rate: in Hz.
-        mean, deviation: taken off, and divided by twice; None for neither.
+        mean, deviation: the mean is taken off, and twice the deviation divided by; None for
+            neither.
     """
 
     kind = "filter-bank"
@@ -114,7 +115,7 @@ class FilterBank:
         self.filters = Filters(_triangles(bins, edges))
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Shape: [samples] float32 -> [frames, mels] float32."""
+        """Return the filter bank's values. Shape: [samples] float32 -> [frames, mels] float32."""
         made = np.zeros((self.frames, self.mels), np.float32)
         if len(samples) >= self.width:
             whole = np.lib.stride_tricks.sliding_window_view(samples, self.width)
@@ -141,7 +142,7 @@ class Waveform:
     normalize: bool
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Shape: [samples] float32 -> the same."""
+        """Return the samples, normalized if that is on. Shape: [samples] float32 -> the same."""
         if not self.normalize:
             return samples
         return ((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)).astype(np.float32)
@@ -165,14 +166,14 @@ class Filters:
         self.empty = ~filters.any(0)
 
     def __call__(self, power: np.ndarray) -> np.ndarray:
-        """Shape: [frames, bins] -> [frames, mels]."""
+        """Apply the filters. Shape: [frames, bins] -> [frames, mels]."""
         energy = np.add.reduceat(power[:, self.bins] * self.weights, self.starts, axis=1)
         energy[:, self.empty] = 0
         return energy
 
 
 def mel_filters(mels: int, n_fft: int, rate: int) -> np.ndarray:
-    """Triangular filters of Slaney's mel scale and norm, from 0 Hz to half the rate.
+    """Make triangular filters of Slaney's mel scale and norm, from 0 Hz to half the rate.
 
     Shape: -> [n_fft // 2 + 1, mels] float64.
     """
@@ -182,7 +183,7 @@ def mel_filters(mels: int, n_fft: int, rate: int) -> np.ndarray:
 
 
 def _triangles(bins: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Each filter rises from one edge to the next, and falls to the one after it.
+    """Make filters that rise from one edge to the next, and fall to the one after it.
 
     Shape: bins [n], edges [mels + 2] -> [n, mels].
     """

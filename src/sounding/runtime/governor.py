@@ -109,7 +109,7 @@ class Governor:
         self._recent: deque[float] = deque(maxlen=3)
 
     def budget(self, seconds: float) -> int:
-        """Layers for an input of that length: as many as fit, the floor at least."""
+        """Return the layers for an input of that length: as many as fit, the floor at least."""
         most = max(self.floor, min(self.layers, self.ceiling()))
         bound = math.exp(self.held + self.margin)
         k = self.floor
@@ -122,7 +122,7 @@ class Governor:
         return k
 
     def fits(self, seconds: float) -> bool:
-        """Whether the floor keeps the target under the load of now."""
+        """Return whether the floor keeps the target under the load of now."""
         return math.exp(self.held) * self.expected(seconds, self.floor) <= self.target
 
     def observe(
@@ -184,7 +184,7 @@ class Governed:
         self._fitted = True
 
     def run(self, audio: Audio, *, max_seconds: Seconds | None = None) -> Answer:
-        """As `Model.run`, with the layers that the target allows now."""
+        """Answer to a clip, as `Model.run` does, with the layers that the target allows now."""
         name, samples = file_name(audio), self.model.samples(audio, max_seconds)
         seconds = len(samples) / self.model.meta.rate
         start = time.perf_counter()
@@ -214,7 +214,7 @@ class Governed:
 
 
 def write_log(steps: Sequence[Step], path: Path | str) -> None:
-    """As CSV, a line an input."""
+    """Write the steps as CSV, a line an input."""
     file = io.StringIO()
     names = [field.name for field in fields(Step)]
     writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -224,7 +224,7 @@ def write_log(steps: Sequence[Step], path: Path | str) -> None:
 
 
 def plot_log(steps: Sequence[Step], path: Path | str) -> None:
-    """Target, latency, layers and load over time, as a picture.
+    """Plot target, latency, layers and load over time.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

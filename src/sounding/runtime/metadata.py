@@ -1,6 +1,6 @@
 """What an exported model says of itself: JSON in the `metadata_props` of the ONNX file.
 
-Beside it stands the sha256 of the file, taken with zeros where it stands itself, so that a flipped
+Beside it stands the sha256 of the file, computed with zeros in its own place, so that a flipped
 bit in a weight is an error and not a wrong answer.
 """
 
@@ -37,7 +37,7 @@ class ModelError(SoundingError, ValueError):
 
 @dataclass(frozen=True)
 class Metadata:
-    """Of an exported model.
+    """What is known of an exported model.
 
     Attributes:
         format: of these data.
@@ -95,12 +95,12 @@ class Metadata:
                 raise ValueError(f"{name}: expected rows that rise")
 
     def to_json(self) -> str:
-        """As JSON text."""
+        """Return the metadata as JSON text."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Metadata:
-        """Of JSON text.
+        """Read the metadata from JSON text.
 
         Raises:
             ModelError: damaged, or of another format.
@@ -148,7 +148,7 @@ class Metadata:
 
 
 def sealed(data: bytes) -> bytes:
-    """A serialized model whose checksum is `UNSET`, with its checksum set."""
+    """Set the checksum of a serialized model in which it is `UNSET`."""
     return set_seal(data, data.index(UNSET.encode(), data.index(CHECKSUM.encode())))
 
 

@@ -82,13 +82,16 @@ def load(
 
 
 def profile_path(model: Path | str) -> Path:
-    """Where `sounding calibrate` writes the profile of a model: beside it."""
+    """Return where `sounding calibrate` writes the profile of a model: beside it."""
     path = Path(model)
     return path.with_name(f"{path.name}.profile.json")
 
 
 def is_exported(path: Path | str) -> bool:
-    """Whether `path` looks like an exported model: by its name, or as a directory by its files."""
+    """Return whether `path` looks like an exported model.
+
+    A file does by its name, a directory by its files.
+    """
     path = Path(path)
     return path.suffix == ".onnx" or (path / MANIFEST).exists()
 
@@ -159,7 +162,7 @@ class Model(ABC):
     def run_many(
         self, clips: Sequence[Audio], budget: Any = None, *, max_seconds: Seconds | None = None
     ) -> list[Answer]:
-        """Classify clips; arguments as `run`, answers in the order of the clips.
+        """Classify clips, and return the answers in their order; arguments as for `run`.
 
         A split export runs clips of one length together, each layer on just those that kept it.
         Nothing is padded, so that no answer depends on the other clips (within float noise). One
@@ -199,7 +202,7 @@ class Model(ABC):
         return [answers[index] for index in range(len(clips))]
 
     def fitting(self, limit: Budget, seconds: Seconds) -> int:
-        """The most layers that a limit allows an input of that length.
+        """Return the most layers that a limit allows an input of that length.
 
         Raises:
             ModelError: no profile, or one of another model or device.
@@ -221,7 +224,7 @@ class Model(ABC):
         return fitting_layers(limit, cost, seconds, self.meta.layers)
 
     def checked_profile(self) -> Profile:
-        """The profile, of this very model and device.
+        """Return the profile, if it is of this very model and device.
 
         Raises:
             ModelError: there is none, or another one.
@@ -241,7 +244,10 @@ class Model(ABC):
         return self.profile
 
     def digest(self) -> str:
-        """sha256 of the model; of a directory that of its manifest, which has those of the rest."""
+        """Return the sha256 of the model.
+
+        That of a directory is of its manifest, which has those of the rest.
+        """
         if self._digest is None:
             self._digest = sha256(self.path / MANIFEST if self.path.is_dir() else self.path)
         return self._digest
@@ -252,7 +258,7 @@ class Model(ABC):
         rounds: int = ROUNDS,
         show: Callable[[int, int], None] = lambda done, total: None,
     ) -> Table:
-        """Time this model on this device; arguments as `profile.measure`."""
+        """Time this model on this device; the arguments are those of `profile.measure`."""
         if self.meta.mask is not None:
             raise UsageError("a model of fixed layers has nothing to calibrate")
         return measure(
@@ -265,15 +271,21 @@ class Model(ABC):
         )
 
     def seconds(self, features: np.ndarray) -> Seconds:
-        """Length of the audio that features are of."""
+        """Return the length of the audio that features are of."""
         return len(features) * self.meta.features.get("hop", 1) / self.meta.rate
 
     def features(self, audio: Audio, max_seconds: Seconds | None = None) -> np.ndarray:
-        """Of one clip. Shape: as `samples` takes it -> [frames, bins] or [samples]."""
+        """Return the features of one clip.
+
+        Shape: as `samples` takes it -> [frames, bins] or [samples].
+        """
         return self.extract(self.samples(audio, max_seconds))
 
     def samples(self, audio: Audio, max_seconds: Seconds | None = None) -> np.ndarray:
-        """Of one clip, checked and cut; `audio` as `run` takes it. Shape: -> [samples] float32."""
+        """Return the samples of one clip, checked and cut.
+
+        Shape: `audio` as `run` takes it -> [samples] float32.
+        """
         rate, limit = self.meta.rate, self.meta.limit_seconds
         cut = self.meta.max_seconds if max_seconds is None else max_seconds
         if cut is not None and not MIN_SECONDS <= cut < math.inf:
@@ -306,7 +318,7 @@ class Model(ABC):
     def predict(
         self, features: np.ndarray, k: int, threshold: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and the layers that ran.
+        """Return logits and the layers that ran.
 
         Args:
             k: kept layers of each input.
@@ -340,7 +352,7 @@ class OneFile(Model):
     def predict(
         self, features: np.ndarray, k: int, threshold: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `Model.predict`, for a batch of one."""
+        """Return logits and the layers that ran, for a batch of one, as `Model.predict`."""
         threshold = np.inf if threshold is None else threshold
         feed = {
             "features": features,
@@ -385,7 +397,10 @@ class Split(Model):
     def predict(
         self, features: np.ndarray, k: int, threshold: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `Model.predict`; may be called from several threads at once."""
+        """Return logits and the layers that ran, as `Model.predict`.
+
+        Several threads may call it at once.
+        """
         used = self._call.used = set()
         with self._lock:
             self._calls[id(used)] = used
@@ -427,7 +442,7 @@ class Split(Model):
     def _going(
         self, index: int, state: np.ndarray, mask: np.ndarray, threshold: float | None
     ) -> np.ndarray:
-        """Which inputs are not sure enough after `index` layers. Shape: -> [batch] bool."""
+        """Return which inputs are not sure enough after `index` layers. Shape: -> [batch] bool."""
         assert threshold is not None
         if index == 0:
             return np.ones(len(state), bool)
@@ -445,7 +460,7 @@ class Split(Model):
     def _layer(
         self, index: int, state: np.ndarray, extras: list[np.ndarray], keep: np.ndarray
     ) -> np.ndarray:
-        """Layer `index` on the inputs that keep it, the skip path on the others."""
+        """Run layer `index` on the inputs that keep it, and the skip path on the others."""
         if not keep.any():
             return self._skip(index, state)
         rows = slice(None) if keep.all() else np.flatnonzero(keep)
@@ -469,7 +484,7 @@ class Split(Model):
         return self._fitting(name, out, state.shape, np.float32)
 
     def _answer(self, state: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        """By the head of as many layers as each input ran. Shape: kept [batch] int."""
+        """Answer by the head of as many layers as each input ran. Shape: kept [batch] int."""
         parts: dict[int, np.ndarray] = {}
         for k in np.unique(kept).tolist():
             rows = np.flatnonzero(kept == k)
@@ -500,7 +515,7 @@ class Split(Model):
     def _fitting(
         self, name: str, made: np.ndarray, shape: tuple[int, ...], kind: type
     ) -> np.ndarray:
-        """What a part made, if it has the shape that the others expect."""
+        """Return what a part made, if it has the shape that the others expect."""
         if made.shape != shape or made.dtype != kind:
             raise ModelError(
                 f"{self.path / name}.onnx gives {made.dtype} {list(made.shape)}, expected "

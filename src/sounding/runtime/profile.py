@@ -62,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one model on one device.
+    """What one model takes on one device.
 
     Attributes:
         device: that it was measured on.
@@ -88,7 +88,7 @@ class Profile:
                 raise ValueError("times of which most are above their 95th percentile")
 
     def expected(self, seconds: Seconds, k: int, threads: int, *, sure: bool = False) -> float:
-        """Milliseconds for an input of that length with k layers.
+        """Return the milliseconds for an input of that length with k layers.
 
         Args:
             sure: the 95th percentile in place of the median.
@@ -98,7 +98,7 @@ class Profile:
         return float(between(seconds, np.array(table.seconds), values))
 
     def save(self, path: Path | str) -> None:
-        """Write it as sealed JSON, all or nothing."""
+        """Write the profile as sealed JSON, all or nothing."""
         write_sealed_json(path, {"format": FORMAT, **asdict(self)})
 
     @classmethod
@@ -142,7 +142,7 @@ class Profile:
 
 
 def between(at: float, places: np.ndarray, values: np.ndarray) -> float:
-    """Between the places by a line, beyond them by that of the nearest two."""
+    """Interpolate by a line between two places; beyond all of them, by that of the nearest two."""
     if len(places) == 1:
         return float(values[0] * at / places[0])
     index = int(np.clip(np.searchsorted(places, at), 1, len(places) - 1))
@@ -152,7 +152,7 @@ def between(at: float, places: np.ndarray, values: np.ndarray) -> float:
 
 
 def device() -> dict[str, Any]:
-    """What times depend on: processor, cores, system, ONNX Runtime."""
+    """Return what times depend on: processor, cores, system, ONNX Runtime."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -212,7 +212,7 @@ def measure(
 def fitting_layers(
     limit: Budget, cost: Callable[[int], float], seconds: Seconds, layers: int
 ) -> int:
-    """Say how many layers a limit allows, one at least, with a warning where that does not fit.
+    """Return how many layers a limit allows, one at least; warn where that does not fit.
 
     Args:
         limit: a time or a number of operations.

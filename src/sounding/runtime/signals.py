@@ -12,7 +12,7 @@ MARGIN = 10.0  # degrees below the critical temperature
 
 @dataclass(frozen=True)
 class Signals:
-    """At one moment; None where the system does not say.
+    """The state of a device at one moment; None where the system does not say.
 
     Attributes:
         busy: share of all processors in use since the last reading, by all programs.
@@ -36,12 +36,12 @@ class Signals:
         )
 
     def ceiling(self, layers: int) -> int:
-        """Layers that an input gets at most: half of them where the device is to be spared."""
+        """Return the most layers that an input gets: half of them where the device is spared."""
         return max(1, layers // 2) if self.spare else layers
 
 
 def read_signals() -> Signals:
-    """What psutil knows of this system; all None without psutil."""
+    """Return what psutil knows of this system; all None without psutil."""
     try:
         import psutil
     except ModuleNotFoundError:
@@ -62,7 +62,7 @@ def read_signals() -> Signals:
 
 
 def _ask(psutil: Any, name: str) -> Any:
-    """A reading that psutil has on some systems only."""
+    """Return a reading that psutil has on some systems only."""
     ask = getattr(psutil, name, None)
     try:
         return None if ask is None else ask()

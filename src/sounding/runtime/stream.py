@@ -101,7 +101,7 @@ class Stream:
             yield Heard(start, start + self.window / self.rate, answer, self.label, changed)
 
     def _decide(self, label: str) -> bool:
-        """Whether the label of the stream changes with this one."""
+        """Return whether the label of the stream changes with this one."""
         if label == self.label:
             self._times = 0
             return False
@@ -114,7 +114,7 @@ class Stream:
 
 
 def microphone(model: Model, block: Seconds = 0.1) -> Iterator[np.ndarray]:
-    """Samples of the default microphone at the model's rate, [samples], without end.
+    """Yield samples of the default microphone at the model's rate, [samples], without end.
 
     Raises:
         ModuleNotFoundError: sounddevice is not installed.

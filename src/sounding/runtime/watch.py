@@ -23,12 +23,12 @@ State = tuple[int, int, int]  # of a file: which it is, its bytes (-1: it is non
 
 
 class OpenFileWarning(UserWarning):
-    """A file is not given, since a program has had it open for writing for a while."""
+    """A file is held back, since a program has had it open for writing for a while."""
 
 
 @dataclass
 class Waiting:
-    """A file that is not given yet: its state, since when, and when to look closer."""
+    """A file that is not yielded yet: its state, since when, and when to look closer."""
 
     state: State
     since: float
@@ -45,7 +45,7 @@ def watch(
     and no program has it open for writing, as far as the system tells (Linux). One that stays empty
     or too short is given after 10 s: reading it says what is wrong. A name that gets another
     content is given again. Directories and pipes with such a name are given too, hidden files are
-    not. Without end.
+    not. It never ends.
 
     Args:
         suffixes: of the files, in lower case.
@@ -95,7 +95,7 @@ def _follow(
 
 
 def _states(directory: Path, suffixes: Sequence[str]) -> dict[str, State]:
-    """What may be audio in a directory, in the order of the names."""
+    """Return what may be audio in a directory, in the order of the names."""
     found: dict[str, State] = {}
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -113,7 +113,7 @@ def _states(directory: Path, suffixes: Sequence[str]) -> dict[str, State]:
 
 
 def _is_whole(path: Path, one: Waiting, writers: _Writers, now: float) -> bool:
-    """Whether a file that has been quiet for a moment is to be given."""
+    """Return whether a file that has been quiet for a moment is whole, and so to be yielded."""
     size, stale = one.state[1], now - one.since >= STALE
     if size < 0:  # what it is, its reader says
         return True
@@ -138,14 +138,14 @@ def _announced(path: Path) -> int:
 
 
 class _Writers:
-    """Which files programs have open for writing, asked of the system now and then."""
+    """The programs that have files open for writing, asked of the system now and then."""
 
     def __init__(self) -> None:
         self.at = -FRESH
         self.programs: dict[str, str] = {}
 
     def of(self, path: Path) -> str:
-        """The program that writes to a file; "" where there is none that we may see."""
+        """Return the program that writes to a file; "" where there is none that we may see."""
         name = os.path.realpath(path)
         now = time.monotonic()
         if now - self.at >= FRESH or name in self.programs:  # it may be done since
@@ -154,7 +154,7 @@ class _Writers:
 
 
 def _open_for_writing() -> dict[str, str]:
-    """Path and program of each file that is open for writing, as far as we may see."""
+    """Return path and program of each file that is open for writing, as far as we may see."""
     if sys.platform != "linux":  # elsewhere psutil does not say what a file is open for
         return {}
     try:

@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 @dataclass
 class MaskTable:
-    """Clips of a set under some masks.
+    """The answers to the clips of a set under some masks.
 
     Shape:
         masks: [masks, layers] bool.
@@ -48,12 +48,12 @@ class MaskTable:
         self._index = {tuple(mask): i for i, mask in enumerate(self.masks.tolist())}
 
     def index(self, masks: Tensor) -> Tensor:
-        """Where masks stand. Shape: [..., layers] -> [...] int."""
+        """Return where masks stand in the table. Shape: [..., layers] -> [...] int."""
         flat = [self._index[tuple(mask)] for mask in masks.reshape(-1, masks.shape[-1]).tolist()]
         return torch.tensor(flat, dtype=torch.long).view(masks.shape[:-1])
 
     def under(self, masks: Tensor) -> Tensor:
-        """The errors of each clip under its mask.
+        """Return the errors of each clip under its mask.
 
         Shape: [layers] or [clips, layers] -> [clips].
         """
@@ -68,7 +68,10 @@ class Cost:
     macs: Macs
 
     def of(self, masks: Tensor, exits: Tensor | None = None) -> float:
-        """Mean per clip. Shape: masks [clips, layers]; exits [clips]: answers on the way."""
+        """Return the mean per clip.
+
+        Shape: masks [clips, layers]; exits [clips]: how many answers were made on the way.
+        """
         macs = self.macs
         total = macs.of(masks, selector=False)
         if exits is None:
@@ -107,7 +110,7 @@ class Arms:
     def learn(
         cls, run: Run, features: FeatureSet, targets: Targets, *, seed: int, draws: int
     ) -> Arms:
-        """From validation clips; the run gets thresholds for the precision of this study."""
+        """Learn from validation clips; the run gets thresholds for the precision of this study."""
         run.dynamic.mean_budgets = run.method.calibrate(run, features, run.config.precision)
         return cls(run, _cost(run, features), _known(run, features, targets), seed, draws)
 
@@ -119,7 +122,7 @@ class Arms:
     def rows(
         self, features: FeatureSet, targets: Targets, under: MaskTable | None = None
     ) -> list[Json]:
-        """Every rule at every budget.
+        """Measure every rule at every budget.
 
         Args:
             under: the answers under every mask, where they are known (methods that choose).
@@ -134,7 +137,7 @@ class Arms:
         return self._real(features, targets)
 
     def _depths(self, features: FeatureSet, targets: Targets) -> list[Json]:
-        """Early exit: at fixed depths, and once the answer is sure enough."""
+        """Measure early exit: at fixed depths, and once the answer is sure enough."""
         first = MaskTable(first_masks(self.layers), depths(self.run, features, targets))
         rows = [
             self._row("exact", k, first.under(mask), mask)
@@ -143,7 +146,10 @@ class Arms:
         return rows + self._means(first)
 
     def _means(self, under: MaskTable) -> list[Json]:
-        """Each clip stops by itself; as a control ("mean-shuffled") where another clip stopped."""
+        """Measure where each clip stops by itself, and as a control where another clip stopped.
+
+        The control is "mean-shuffled".
+        """
         layers = self.layers
         first = under.index(first_masks(layers)[:-1])
         rows = []
@@ -173,7 +179,7 @@ class Arms:
         ]
 
     def _blind(self, features: FeatureSet, targets: Targets) -> list[Json]:
-        """Masks that ignore the input: a fixed one, or random ones, and the best static."""
+        """Measure masks that ignore the input: a fixed one, or random ones, and the best static."""
         exact = {k: self._blind_masks(k) for k in range(1, self.layers + 1)}
         wanted = torch.cat([*exact.values(), *(mask[None] for mask in self.known.static.values())])
         masks = torch.unique(wanted, dim=0)
@@ -185,7 +191,7 @@ class Arms:
         return rows + self._static(under)
 
     def _blind_masks(self, k: int) -> Tensor:
-        """Shape: [draws, layers] bool."""
+        """Return the masks of k layers that ignore the input. Shape: [draws, layers] bool."""
         layers = self.layers
         if self.run.method.draws_masks and k < layers:
             rng = np.random.default_rng([self.seed, k])
@@ -194,14 +200,14 @@ class Arms:
         return (first_masks(layers)[k - 1] if fixed is None else fixed)[None]
 
     def _static(self, under: MaskTable) -> list[Json]:
-        """The best static mask of each size."""
+        """Measure the best static mask of each size."""
         static = sorted(self.known.static.items())
         return [self._row("static", k, under.under(mask), mask) for k, mask in static]
 
     def _choices_and_controls(
         self, features: FeatureSet, targets: Targets, under: MaskTable | None
     ) -> list[Json]:
-        """The policy, its controls, the best static mask, and mean budgets.
+        """Measure the policy, its controls, the best static mask, and mean budgets.
 
         Args:
             under: the answers under every mask, where they are known: then the oracle too.
@@ -224,7 +230,7 @@ class Arms:
         return rows + self._means(under)
 
     def _choices(self, features: FeatureSet) -> dict[str, dict[int, Tensor]]:
-        """Masks [clips, layers] by rule and k: the selector's, and those of its two controls."""
+        """Return masks [clips, layers] by rule and k: the selector's, and those of its controls."""
         layers, center = self.layers, self.known.center
         assert center is not None
         read = pooled(self.run, features)
@@ -241,7 +247,7 @@ class Arms:
         return chosen
 
     def ceiling(self, chosen_on: MaskTable, scored_on: MaskTable) -> list[Json]:
-        """Masks chosen with the label on one noisy copy of some clips, scored on another copy.
+        """Choose masks with the label on one noisy copy of some clips, and score them on another.
 
         Unlike the oracle it gains nothing from a lucky mask, only from what belongs to the clip.
         """
@@ -261,7 +267,7 @@ class Arms:
         masks: Tensor,
         exits: Tensor | None = None,
     ) -> Json:
-        """A row.
+        """Return the row of a rule at a budget.
 
         Shape: errors [clips] or [draws, clips]; masks [layers] or [clips, layers] bool.
         """
@@ -304,7 +310,9 @@ def check(run: Run, features: FeatureSet, rows: Sequence[Json]) -> Json:
 def predict_all(
     run: Run, features: FeatureSet, budget: int | Budget, targets: Targets | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Errors of `predict_logits` for many clips (0 without targets), in the study's precision.
+    """Return the errors of `predict_logits` for many clips, and the layers that ran.
+
+    Errors are 0 without targets; the precision is that of the study.
 
     Shape: -> [clips], [clips, layers] bool.
     """
@@ -324,7 +332,7 @@ def _cost(run: Run, features: FeatureSet) -> Cost:
 
 
 def _known(run: Run, features: FeatureSet, targets: Targets) -> ValidationChoices:
-    """What is decided on validation."""
+    """Return what is decided on validation."""
     method, layers = run.method, run.dynamic.num_layers
     known = ValidationChoices()
     if method.best_static:
@@ -347,7 +355,7 @@ def _known(run: Run, features: FeatureSet, targets: Targets) -> ValidationChoice
 
 
 def _others(count: int, seed: int) -> Tensor:
-    """For each clip another one: a cycle through all of them. Shape: -> [count] int."""
+    """Draw for each clip another one, by a cycle through all of them. Shape: -> [count] int."""
     turned = np.random.default_rng([seed, count]).permutation(count)
     other = np.empty_like(turned)
     other[turned] = np.roll(turned, 1)
@@ -355,13 +363,18 @@ def _others(count: int, seed: int) -> Tensor:
 
 
 def _oracle(under: MaskTable, k: int) -> tuple[Tensor, Tensor]:
-    """The mask of k layers with the fewest errors, or of those the one of the lowest loss."""
+    """Find for each clip the mask of k layers with the fewest errors, then the lowest loss."""
     masks = _lowest_loss(under, k, errors_first=True)
     return under.under(masks), masks
 
 
 def _lowest_loss(under: MaskTable, k: int, *, errors_first: bool = False) -> Tensor:
-    """The mask of k layers that suits each clip best, by its label. Shape: -> [clips, layers]."""
+    """Find for each clip the mask of k layers with the lowest loss, by its label.
+
+    With `errors_first` the loss only decides between masks with equally few errors.
+
+    Shape: -> [clips, layers].
+    """
     rows = (under.masks.sum(1) == k).nonzero().squeeze(1)
     loss = under.found.losses[rows].double()
     if errors_first:

@@ -107,7 +107,7 @@ class StudyConfig:
         return read_yaml(path, cls, what="is not the YAML of a study")
 
     def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
-        """Of one run; of the start of them all for the variant `START`."""
+        """Return the configuration of one run, or for the variant `START` of the start of all."""
         values = {**self.settings, **self.data.get(data, {}), "seed": seed}
         if variant == START:
             return TrainConfig.from_values({**values, "method": FULL_DEPTH, **self.start})
@@ -120,14 +120,14 @@ class StudyConfig:
 
 
 def place(out: Path, data: str, variant: str, seed: int) -> Path:
-    """The directory of one run."""
+    """Return the directory of one run."""
     return out / data / f"{variant}-{seed}"
 
 
 def compare(
     config: StudyConfig, folders: Sequence[Path | str], out: Path, *, keep_models: bool = True
 ) -> list[str]:
-    """Train, measure, report. What is measured is not done again, so a killed study goes on.
+    """Train, measure and report. What is measured is not done again, so a killed study goes on.
 
     Args:
         keep_models: False removes a model once nothing needs it any more.
@@ -216,14 +216,14 @@ def _check_data(config: StudyConfig, folder: AudioFolder, out: Path) -> None:
 
 
 def report(out: Path) -> list[str]:
-    """The report of what is measured so far, in OUT."""
+    """Write the report of what is measured so far to OUT, and return the verdict lines."""
     return write_report(
         [out], out / "report.html", verdict=out / "verdict.json", table=out / "table.md"
     )
 
 
 def _cells(config: StudyConfig, folders: Iterable[AudioFolder]) -> Iterable[Cell]:
-    """All runs, one seed after the other, so that a part of a study is a study of fewer seeds."""
+    """Return all runs, one seed after the other: a part of a study is a study of fewer seeds."""
     folders = list(folders)
     for turn, seed in enumerate(config.seeds):
         for folder in folders:

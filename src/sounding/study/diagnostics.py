@@ -18,7 +18,7 @@ SMALLEST_GROUP = 5  # clips; fewer say nothing about a group
 
 
 def area_weights(shares: Floats, low: float, high: float) -> Floats:
-    """Weights of the points in the area under their line from `low` to `high`, by its width.
+    """Return the weights of points in the area under their line from `low` to `high`, by its width.
 
     Shape: shares [points], increasing -> [points].
     """
@@ -30,11 +30,11 @@ def area_weights(shares: Floats, low: float, high: float) -> Floats:
 def areas(
     study: Study, where: str, arms: Iterable[Arm]
 ) -> tuple[tuple[float, float], dict[Arm, Scores]]:
-    """Area under accuracy over MACs (share of full depth), for each clip and seed.
+    """Return the range of MACs, and each arm's area under accuracy over MACs, by clip and seed.
 
-    The area is a weighted sum of accuracies, so its mean over the clips is that of the curve and
-    a bootstrap over clips holds for it. All arms share one range of MACs, which ends at 1 at most.
-    Arms with fewer than two budgets are left out.
+    MACs are a share of full depth. The area is a weighted sum of accuracies, so its mean over the
+    clips is that of the curve, and a bootstrap over clips holds for it. All arms share one range of
+    MACs, which ends at 1 at most. Arms with fewer than two budgets are left out.
     """
     curves = {arm: curve for arm in arms if len(curve := _curves(study, where, arm))}
     ends = [shares for curve in curves.values() for shares, _ in curve]
@@ -49,7 +49,10 @@ def areas(
 
 
 def _curves(study: Study, where: str, arm: Arm) -> list[tuple[Floats, Floats]]:
-    """For each seed shares of MACs, increasing, and what was right there. [points, clips]."""
+    """Return for each seed the shares of MACs, increasing, and what was right there.
+
+    Shape: [points] and [points, clips].
+    """
     found = []
     for run in study.runs:
         if run.variant == arm[0] and where in run.sets:
@@ -61,7 +64,7 @@ def _curves(study: Study, where: str, arm: Arm) -> list[tuple[Floats, Floats]]:
 
 
 def mask_variety(masks: NDArray[np.bool_]) -> dict[str, float]:
-    """How much the masks of the clips differ.
+    """Measure how much the masks of the clips differ.
 
     Shape: masks [clips, layers] bool -> number of distinct masks, entropy in bits, share of the
     commonest, and whether that makes the selector a constant.
@@ -77,7 +80,10 @@ def mask_variety(masks: NDArray[np.bool_]) -> dict[str, float]:
 
 
 def varying_arms(study: Study, where: str) -> list[Arm]:
-    """Arms that may choose layers by clip: all of the input method, others where they do."""
+    """Return the arms that may choose layers by clip.
+
+    They are all of the input method, and others where their masks do vary.
+    """
     arms = [(v, r) for v in study.variants for r in ("exact", "mean", "mean-entropy")]
     return [arm for arm in arms if _chooses(study, where, arm)]
 
@@ -91,7 +97,7 @@ def _chooses(study: Study, where: str, arm: Arm) -> bool:
 
 
 def terciles(seconds: Floats) -> list[str]:
-    """Of each clip: short, middle or long."""
+    """Say of each clip whether it is short, middle or long."""
     return [("short", "middle", "long")[i] for i in np.digitize(seconds, _cuts(seconds))]
 
 
@@ -100,9 +106,10 @@ def _cuts(seconds: Floats) -> Floats:
 
 
 def layer_use(study: Study, arm: Arm, budget: float) -> dict[str, dict[str, list[float]]]:
-    """Share of the clips that ran each layer, mean over seeds, by kind of group and group.
+    """Return the share of the clips that ran each layer, by kind of group and group.
 
-    Kinds: "set" (clean and noisy), and for the test clips "label", "speaker", "duration".
+    Shares are means over seeds. The kinds are "set" (clean and noisy), and for the test clips
+    "label", "speaker" and "duration".
     """
     use: dict[str, dict[str, list[float]]] = {"set": {}}
     for where in study.sets:
@@ -127,7 +134,7 @@ def _mean_use(masks: list[NDArray[np.bool_]]) -> list[float]:
 def worst_group(
     study: Study, where: str, arm: Arm, budget: float, kind: str
 ) -> tuple[str, float] | None:
-    """The group with the lowest accuracy (mean over seeds) and that accuracy.
+    """Return the group with the lowest accuracy (mean over seeds) and that accuracy.
 
     Args:
         kind: "label" or "speaker"; groups of fewer than 5 clips do not count.
@@ -146,7 +153,7 @@ def worst_group(
 
 
 def regret(study: Study, where: str, budget: float) -> dict[str, Interval]:
-    """What a better choice of layers could still gain, from 0 to 1.
+    """Return what a better choice of layers could still gain, from 0 to 1.
 
     "oracle" looks at the label and the very clip, so it counts luck as skill; "ceiling" chooses on
     one noisy copy of a clip and is scored on another.

@@ -108,7 +108,7 @@ def report(studies: list[Study], verdicts: list[Json]) -> str:
 
 
 def _shown(study: Study, verdict: Json) -> Json:
-    """All that the page has of one data set."""
+    """Return all that the page has of one data set."""
     test = verdict["sets"].get("test", {})
     return {
         "study": study,
@@ -139,7 +139,7 @@ def _shown(study: Study, verdict: Json) -> Json:
 def _sections(
     study: Study, verdict: Json
 ) -> Iterator[tuple[str, tables.Table, Callable[[], Figure] | None]]:
-    """Tables with their titles, and what draws the figure above a table."""
+    """Yield tables with their titles, and what draws the figure above a table."""
     yield "Input method against the others", tables.over_methods(study, verdict), None
     yield "Area under accuracy over MACs", tables.area_table(verdict), None
     yield "Mean budgets", tables.means(study, verdict), None
@@ -151,7 +151,7 @@ def _sections(
 
 
 def _layer_use(study: Study) -> list[tuple[str, Figure]] | None:
-    """By kind of group the layers that ran; None where the input method has no budget."""
+    """Return by kind of group the layers that ran; None where the input method has no budget."""
     budgets = [k for k in study.budgets("test", INPUT) if k < study.layers]
     use = {k: layer_use(study, INPUT, k) for k in budgets}
     kinds = dict.fromkeys(kind for groups in use.values() for kind in groups)
@@ -165,7 +165,7 @@ def _settings(study: Study) -> str:
 
 
 def _drawn(plot: Callable[..., str], *args: Any) -> Figure:
-    """A figure, or why there is none."""
+    """Draw a figure, or say why there is none."""
     try:
         return Figure(Markup(plot(*args)))
     except ModuleNotFoundError:

@@ -34,7 +34,7 @@ def measure_run(
     ceilings: bool = True,
     draws: int = 6,
 ) -> Json:
-    """All rows of a run on validation and test clips, as a `measured.json`; see `study`.
+    """Measure all rows of a run on validation and test clips, as a `measured.json`; see `study`.
 
     Args:
         variant: its name in the comparison.
@@ -87,7 +87,7 @@ def measure_run(
 
 
 def _read(run: Run, folder: AudioFolder, split: str) -> tuple[list[Clip], FeatureSet]:
-    """The clips of a split and their features; what does not fit is said."""
+    """Read the clips of a split and their features; what does not fit is said."""
     check_words(folder, split)
     clips = folder.split(split)
     features = run.read(clips, f"read {split}")
@@ -106,7 +106,7 @@ def _set(
     features: FeatureSet,
     under: MaskTable | None = None,
 ) -> Json:
-    """The clips of a set, and its rows."""
+    """Measure the clips of a set, and return them with their rows."""
     run = rules.run
     targets = run.task.targets(folder, clips)
     seconds = run.config.max_seconds or np.inf
@@ -123,7 +123,7 @@ def _set(
 
 
 def _ceiling(rules: Arms, folder: AudioFolder, clips: Sequence[Clip]) -> list[Json]:
-    """Of some clips, on two noisy copies."""
+    """Measure the ceiling of some clips, on two noisy copies."""
     run, masks = rules.run, every_mask(rules.layers)
     if masks is None:
         return []

@@ -50,12 +50,12 @@ class Row:
 
     @property
     def accuracy(self) -> float:
-        """From 0 to 1, over clips and draws."""
+        """Accuracy from 0 to 1, over clips and draws."""
         return float(np.nanmean(self.correct))
 
     @property
     def executed_layers(self) -> float:
-        """Mean number per clip."""
+        """Mean number of layers that ran, per clip."""
         return float(self.masks.sum(1).mean())
 
 
@@ -250,7 +250,10 @@ def _row(read: _Rule, weight: Floats, layers: int, name: str) -> Row:
 
 
 def _right(read: _Rule, weight: Floats, where: str) -> Floats:
-    """As `Row.correct`, for each draw. Shape: weight [measured] -> [draws, measured]."""
+    """Return what `Row.correct` says, for each draw.
+
+    Shape: weight [measured] -> [draws, measured].
+    """
     if read.correct is not None:  # format 1
         return _digits(read.correct, len(weight), where).astype(float)
     errors = read.errors or []
@@ -262,7 +265,7 @@ def _right(read: _Rule, weight: Floats, where: str) -> Floats:
 
 
 def _digits(texts: list[str], length: int, where: str) -> NDArray[np.bool_]:
-    """Texts of 0 and 1 as an array. Shape: -> [texts, length] bool."""
+    """Return texts of 0 and 1 as an array. Shape: -> [texts, length] bool."""
     if not texts or any(len(text) != length or set(text) - {"0", "1"} for text in texts):
         raise UsageError(f"{where}: expected texts of {length} digits 0 and 1")
     return np.array([list(text) for text in texts]) == "1"

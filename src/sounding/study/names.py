@@ -18,7 +18,7 @@ def place_of(method: str) -> int:
 
 
 def label_of(method: str) -> str:
-    """Return what people read; of a method that is not known, its name."""
+    """Return what people call a method; of a method that is not known, its name."""
     return str(_known(method, "label", method))
 
 
@@ -28,17 +28,17 @@ def color_of(method: str) -> str:
 
 
 def draws_masks(method: str) -> bool:
-    """Whether the masks of a method differ by chance, not by clip."""
+    """Return whether the masks of a method differ by chance, not by clip."""
     return bool(_known(method, "draws_masks", False))
 
 
 def chooses(method: str) -> bool:
-    """Whether the input chooses the layers, with controls measured beside it."""
+    """Return whether the input chooses the layers, with controls measured beside it."""
     return _known(method, "arms", "") == "choices"
 
 
 def stops_early(method: str) -> bool:
-    """Whether an input of a method stops once its answer is sure, head by head."""
+    """Return whether an input of a method stops once its answer is sure, head by head."""
     return _known(method, "arms", "") == "depths"
 
 

@@ -85,7 +85,7 @@ def write_pack(runs: Iterable[tuple[Path, Json]], path: Path | str) -> None:
 
 
 def _records(values: Json) -> Iterator[Json]:
-    """The rows of the pack for one run."""
+    """Yield the rows of the pack for one run."""
     run = {name: value for name, value in values.items() if name != "sets"}
     text = json.dumps({**run, "format": FORMAT}, ensure_ascii=False)
     for name, one in values["sets"].items():
@@ -100,7 +100,7 @@ def _packed(row: Json) -> Json:
 
 
 def _kind_of_errors(pa: Any, records: list[Json]) -> Any:
-    """The smallest type that holds all of them as they are."""
+    """Return the smallest type that holds all of them as they are."""
     draws = [draw for one in records for row in one["rows"] for draw in row["errors"]]
     whole = all(isinstance(error, int) or error.is_integer() for draw in draws for error in draw)
     most = max((max(draw) for draw in draws), default=0)
@@ -169,7 +169,7 @@ def _runs(path: Path) -> Iterator[tuple[Path, Json]]:
 
 
 def _read(path: Path) -> Iterator[Json]:
-    """The rows of a pack, one after the other."""
+    """Yield the rows of a pack, one after the other."""
     pa, pq = _pyarrow()
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > MEGABYTES * 1e6:
@@ -192,7 +192,7 @@ def _unpacked(row: Json) -> Json:
 
 
 def _known(values: Json) -> Json:
-    """Without the names that have no value."""
+    """Return the values without the names that have no value."""
     return {name: value for name, value in values.items() if value is not None}
 
 

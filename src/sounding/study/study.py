@@ -23,7 +23,7 @@ Point = tuple[Arm, float]  # and a budget
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How much is right of each clip, or how much more than by another method.
+    """How much of each clip is right, or how much more than by another method.
 
     Attributes:
         speakers: whose clips stay together when clips are drawn again; None: each by itself.
@@ -39,7 +39,7 @@ class Scores:
 
     @property
     def size(self) -> int:
-        """Seeds times clips."""
+        """Number of values: seeds times clips."""
         return self.values.size
 
     @property
@@ -48,7 +48,9 @@ class Scores:
         return self.values.sum(1) / self.weight.sum()
 
     def interval(self, level: float = 0.95) -> Interval:
-        """The rate, the mean of the seeds, and the interval of a bootstrap over clips or speakers.
+        """Return the rate, the mean of the seeds, with its interval.
+
+        The interval is that of a bootstrap over clips or speakers.
 
         Raises:
             ValueError: nothing is known.
@@ -65,7 +67,7 @@ class Study:
 
     @property
     def layers(self) -> int:
-        """Of the encoder."""
+        """Number of layers of the encoder."""
         return self.runs[0].layers
 
     @property
@@ -82,35 +84,38 @@ class Study:
 
     @property
     def metric(self) -> str:
-        """As `Measured.metric`."""
+        """The metric of the runs, as `Measured.metric`."""
         return self.runs[0].metric
 
     def clips(self, where: str) -> ClipSet:
-        """A set's clips; the rows are those of the first run that has it."""
+        """Return a set's clips; the rows are those of the first run that has it."""
         return next(run.sets[where] for run in self.runs if where in run.sets)
 
     def rows(self, where: str, arm: Arm, budget: float) -> dict[int, Row]:
-        """By seed."""
+        """Return the row of each seed."""
         of = [run for run in self.runs if run.variant == arm[0] and where in run.sets]
         key = (arm[1], budget)
         return {r.seed: r.sets[where].rows[key] for r in of if key in r.sets[where].rows}
 
     def budgets(self, where: str, arm: Arm) -> list[float]:
-        """Those that any seed was measured at, from small to large."""
+        """Return the budgets that any seed was measured at, from small to large."""
         of = [run for run in self.runs if run.variant == arm[0] and where in run.sets]
         return sorted({b for run in of for rule, b in run.sets[where].rows if rule == arm[1]})
 
     def correct(self, where: str, arm: Arm, budget: float) -> Scores:
-        """Of the clips that all seeds were measured on."""
+        """Return how much is right of the clips that all seeds were measured on."""
         rows = self.rows(where, arm, budget).values()
         return self.scores(where, [self.right(where, row) for row in rows])
 
     def right(self, where: str, row: Row) -> Floats:
-        """How much of each clip is right: 0 to 1, or words; NaN: not measured. Shape: [clips]."""
+        """Return how much of each clip is right.
+
+        Shape: [clips], from 0 to 1, or in words; NaN where it was not measured.
+        """
         return row.correct * self.clips(where).weight[~np.isnan(row.correct)].mean()
 
     def scores(self, where: str, values: Sequence[Floats]) -> Scores:
-        """Of the clips that all have. Shape: values [clips] each."""
+        """Return the scores of the clips that all have. Shape: values [clips] each."""
         if not values:
             return Scores(np.zeros((0, 0)), np.zeros(0))
         clips, stacked = self.clips(where), np.stack(values)
@@ -120,19 +125,19 @@ class Study:
         return Scores(stacked[:, both], clips.weight[both], kept)
 
     def speakers(self, where: str) -> Sequence[str] | None:
-        """Over whom intervals are, those of texts as in a sweep; None: over clips."""
+        """Return the speakers that intervals are over, as in a sweep; None for those over clips."""
         known = self.clips(where).groups["speaker"]
         return speaker_groups(known) if self.metric == "wer" else None
 
     def accuracy(self, where: str, arm: Arm, budget: float) -> float | None:
-        """Mean over the seeds; None where there is no such row."""
+        """Return the mean over the seeds; None where there is no such row."""
         rows = self.rows(where, arm, budget)
         return float(np.mean([row.accuracy for row in rows.values()])) if rows else None
 
     def interval(self, where: str, arm: Arm, budget: float) -> Interval:
-        """Accuracy (for texts 1 - WER), mean over the seeds, with its 95 % interval.
+        """Return the accuracy (for texts 1 - WER), mean over the seeds, with its 95 % interval.
 
-        Over clips; of texts over speakers, where `speaker_groups` has them.
+        The interval is over clips; of texts over speakers, where `speaker_groups` has them.
         """
         correct = self.correct(where, arm, budget)
         if self.metric != "accuracy":
@@ -141,14 +146,14 @@ class Study:
         return Interval(mean, *wilson(mean, correct.values.shape[1]))
 
     def share(self, where: str, arm: Arm, budget: float) -> float:
-        """MACs as a share of full depth, mean over the seeds."""
+        """Return the MACs as a share of full depth, mean over the seeds."""
         rows, full = self.rows(where, arm, budget), {(r.variant, r.seed): r.macs for r in self.runs}
         return float(np.mean([row.macs / full[arm[0], seed] for seed, row in rows.items()]))
 
     def difference(
         self, where: str, arm: Arm, budget: float, other: Arm, other_budget: float | None = None
     ) -> Scores:
-        """`arm` minus `other`, clip by clip, for the seeds and clips that both have.
+        """Return `arm` minus `other`, clip by clip, for the seeds and clips that both have.
 
         Args:
             other_budget: by default the same.
@@ -161,7 +166,7 @@ class Study:
         )
 
     def over(self, where: str, arm: Arm, budget: float, points: Sequence[Point]) -> Scores:
-        """`arm` minus others at as many executed layers, clip by clip, seed by seed.
+        """Return `arm` minus others at as many executed layers, clip by clip, seed by seed.
 
         Args:
             points: rows of the others; between two of them their answers are interpolated by the
@@ -186,7 +191,7 @@ class Study:
 
 
 def load_study(paths: Sequence[Path | str] | Path | str) -> list[Study]:
-    """Read what was measured; one study for each data set.
+    """Read what was measured, and return one study for each data set.
 
     Args:
         paths: files `measured.json`, packs of them (`pack.write_pack`), and directories; below a

@@ -27,7 +27,10 @@ CONTROLS = {  # rules of the input method, beside its best blind mask
 
 
 def plot_pareto(study: Study, where: str) -> str:
-    """Accuracy over MACs, a line a method, with its interval; mean budgets as diamonds, stars."""
+    """Plot accuracy over MACs, a line a method, with its interval.
+
+    Mean budgets are diamonds and stars.
+    """
     figure, axes = subplots(1, 1, (7.5, 4.6))
     axis = axes[0, 0]
     for variant, name in _names(study).items():
@@ -41,7 +44,7 @@ def plot_pareto(study: Study, where: str) -> str:
 
 
 def _names(study: Study) -> dict[str, str]:
-    """What the methods are called, by variant; their ablations, where there is nothing else."""
+    """Return what the methods are called, by variant, or their ablations where nothing else is."""
     methods = {v: in_plot(label_of(m)) for v, m in study.variants.items() if v == m}
     return methods or {variant: in_plot(variant) for variant in study.variants}
 
@@ -55,7 +58,7 @@ def _curve(axis: Any, study: Study, where: str, arm: Arm, **style: Any) -> None:
 def _points(
     axis: Any, study: Study, where: str, arm: Arm, budgets: Sequence[float], x: Any, **style: Any
 ) -> None:
-    """Accuracy with its interval at each x."""
+    """Plot accuracy with its interval at each x."""
     found = np.array([study.interval(where, arm, b) for b in budgets])
     if len(found):
         y, ends = found[:, 0], found[:, 1:].T
@@ -69,7 +72,7 @@ def _accuracy(study: Study) -> str:
 
 
 def plot_gains(verdict: dict[str, Any], where: str) -> str:
-    """What the selector gains at each budget over a blind mask, and over its shuffled self."""
+    """Plot what the selector gains at each budget over a blind mask, and over its shuffled self."""
     figure, axes = subplots(1, 1, (7.5, 3))
     axis, budgets = axes[0, 0], verdict["sets"][where]["budgets"]
     sides = (
@@ -91,7 +94,7 @@ def plot_gains(verdict: dict[str, Any], where: str) -> str:
 
 
 def plot_controls(study: Study, where: str) -> str:
-    """Accuracy of the input method by budget, with what it saw replaced."""
+    """Plot the accuracy of the input method by budget, with what it saw replaced."""
     figure, axes = subplots(1, 1, (7.5, 4))
     axis = axes[0, 0]
     for rule, (label, color, fmt) in CONTROLS.items():
@@ -105,7 +108,7 @@ def plot_controls(study: Study, where: str) -> str:
 
 
 def plot_noise(study: Study) -> str:
-    """Accuracy by set of clips, a panel a budget, a line a method."""
+    """Plot accuracy by set of clips, a panel a budget, a line a method."""
     names, variants = _names(study), study.variants
     arms = [(variant, "exact") for variant in names]
     budgets = sorted({b for arm in arms for s in study.sets for b in study.budgets(s, arm)})
@@ -130,10 +133,10 @@ def plot_noise(study: Study) -> str:
 
 
 def plot_layer_use(use: dict[float, dict[str, dict[str, list[float]]]], kind: str) -> str:
-    """Share of the clips that ran each layer, a line a group, a panel a budget.
+    """Plot the share of the clips that ran each layer, a line a group, a panel a budget.
 
     Args:
-        use: by budget, as `layer_use` gives it.
+        use: by budget, as `layer_use` returns it.
     """
     panels = {k: groups[kind] for k, groups in use.items() if kind in groups}
     groups = list(next(iter(panels.values())))
@@ -155,7 +158,10 @@ def _finish(axis: Any, label: str) -> None:
 
 
 def _svg(figure: Any) -> str:
-    """For use inside a page: no header, no addresses, no ids that two figures could share."""
+    """Return a figure for use inside a page.
+
+    It has no header, no addresses, and no ids that two figures could share.
+    """
     from matplotlib import rc_context
 
     out = io.StringIO()

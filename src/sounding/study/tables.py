@@ -23,7 +23,7 @@ Rows = list[Sequence[object]]
 
 
 class Table(NamedTuple):
-    """Cells by line, and a sentence on what they are; no lines where nothing is known."""
+    """The lines of a table, and a sentence on what they are; no lines if nothing is known."""
 
     head: Sequence[str]
     rows: Rows

@@ -11,14 +11,14 @@ Settings = dict[str, Any]
 
 
 def bases() -> dict[str, Settings]:
-    """Return what differs from the settings of the study, by method; a teacher comes first."""
+    """Return how each method's settings differ from those of the study; a teacher comes first."""
     teachers = [method.teacher_method for method in METHODS.values() if method.needs_teacher]
     names = dict.fromkeys([*teachers, *METHODS])
     return {name: {"method": name} for name in names}
 
 
 def variants() -> dict[str, Settings]:
-    """Return the same of all methods and their ablations, which are called METHOD-WHAT."""
+    """Return what `bases` does, for all methods and their ablations, called METHOD-WHAT."""
     ablations = {
         f"{name}-{what}": {"method": name, **settings}
         for name, method in METHODS.items()

@@ -19,9 +19,9 @@ SEEDS = 3  # with fewer a verdict is preliminary
 
 
 def best_blind(study: Study, k: float) -> Arm | None:
-    """The blind mask of k layers with the highest validation accuracy, ties to the first.
+    """Return the blind mask of k layers with the highest validation accuracy, ties to the first.
 
-    Validation, because the best on the test clips would be lucky there.
+    It is chosen on validation clips, because the best on the test clips would be lucky there.
     """
     found = {arm: study.accuracy("validation", arm, k) for arm in blind_arms()}
     known = {arm: value for arm, value in found.items() if value is not None}
@@ -29,9 +29,9 @@ def best_blind(study: Study, k: float) -> Arm | None:
 
 
 def gain(differences: Scores, against: Arm, level: float = 0.95) -> Gain | None:
-    """Differences in points: mean, 95 % interval, that at `level`, and each seed by itself.
+    """Return the differences in points: mean, 95 % interval, that at `level`, and each seed.
 
-    None where there are none.
+    The result is None where there are no differences.
     """
     if not differences.size:
         return None
@@ -55,7 +55,7 @@ def _points(share: float) -> float:
 
 
 def judge(study: Study) -> dict[str, Any]:
-    """The verdict on one data set, as JSON; see `judge_set` for each of its sets.
+    """Return the verdict on one data set, as JSON; see `judge_set` for each of its sets.
 
     "matters" and "seeds" are those of the test clips without noise.
     """
@@ -74,12 +74,13 @@ def judge(study: Study) -> dict[str, Any]:
 
 
 def judge_set(study: Study, where: str) -> dict[str, Any]:
-    """The verdict on one set of clips.
+    """Return the verdict on one set of clips.
 
-    A budget "matters" where the lower ends of the gains against the best blind mask and against
-    the selector with another clip's features are both above 0. The set as a whole: at one budget
-    at least, with intervals corrected for the number of budgets (Bonferroni). None: not tested.
-    "depth_matters" says the same of the mean budgets, where the input chooses how many layers run.
+    A budget "matters" where the lower ends of the gains against the best blind mask and against the
+    selector with another clip's features are both above 0. The set as a whole: at one budget at
+    least, with intervals corrected for the number of budgets (Bonferroni). It is None where it was
+    not tested. "depth_matters" says the same of the mean budgets, where the input chooses how many
+    layers run.
     """
     exact = [k for k in study.budgets(where, INPUT) if k < study.layers]
     level = 1 - 0.05 / max(1, len(exact))
@@ -119,7 +120,7 @@ def _exact(study: Study, where: str, k: float, level: float) -> dict[str, Any]:
 
 
 def _mean(study: Study, where: str, mean: float, level: float) -> dict[str, Any]:
-    """A mean budget: what really ran, against others at as many executed layers."""
+    """Judge a mean budget: what really ran, against others at as many executed layers."""
     arm = (OURS, "mean")
     blind = [(best_blind(study, k), k) for k in range(1, study.layers)]
     full: list[Point] = [(INPUT, study.layers)]
@@ -153,7 +154,7 @@ def stopping_methods(study: Study) -> list[str]:
 
 
 def _matters(blind: Gain | None, shuffled: Gain | None) -> dict[str, bool | None]:
-    """Whether both gains are above 0, by the plain and by the corrected intervals."""
+    """Return whether both gains are above 0, by the plain and by the corrected intervals."""
     if not (blind and shuffled):
         return {"matters": None, "matters_corrected": None}
     return {
@@ -163,12 +164,12 @@ def _matters(blind: Gain | None, shuffled: Gain | None) -> dict[str, bool | None
 
 
 def exact_points(study: Study, where: str, variant: str) -> list[Point]:
-    """The exact budgets of a variant."""
+    """Return the exact budgets of a variant."""
     return [((variant, "exact"), k) for k in study.budgets(where, (variant, "exact"))]
 
 
 def _areas(study: Study, where: str) -> dict[str, Any]:
-    """Normalized areas of all arms, in percent: of the exact budgets and of the mean budgets."""
+    """Return the normalized areas of all arms, in percent, of exact and of mean budgets."""
     result = {}
     for rules in (("exact",), ("mean", "mean-entropy")):
         arms = [(variant, rule) for variant in study.variants for rule in rules]
@@ -184,7 +185,7 @@ def _areas(study: Study, where: str) -> dict[str, Any]:
 
 
 def verdict_line(verdict: dict[str, Any]) -> str:
-    """One line of a data set for machines: VERDICT and JSON; gains in points."""
+    """Return one line of a data set for machines: VERDICT and JSON; gains in points."""
     test = verdict["sets"].get("test", {"budgets": {}, "mean_budgets": {}})
     line = {key: verdict[key] for key in ("data", "seeds", "matters", "depth_matters")}
     for name in ("budgets", "mean_budgets"):
@@ -217,7 +218,7 @@ def _depth_in_words(test: dict[str, Any]) -> list[str]:
 
 
 def in_words(verdict: dict[str, Any]) -> list[str]:
-    """Sentences for people, the answer first."""
+    """Return sentences for people, the answer first."""
     test, data = verdict["sets"].get("test"), verdict["data"]
     if test is None or test["matters"] is None:
         return [f"Not tested on {data}: rows of the selector, of blind masks or of shuffled "

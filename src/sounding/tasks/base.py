@@ -26,7 +26,7 @@ Batch: TypeAlias = dict[str, Tensor]
 
 
 class Target(NamedTuple):
-    """What one clip is to be answered with.
+    """The right answer to one clip.
 
     Attributes:
         ids: of its class, its classes or its tokens.
@@ -43,7 +43,7 @@ Targets = Sequence[Target]
 
 
 class Prediction(NamedTuple):
-    """What a model says to a batch.
+    """What a model answers to a batch.
 
     Attributes:
         texts: the class or the text of each input.
@@ -72,9 +72,9 @@ class Score(NamedTuple):
 
 
 class Task(Setup):
-    """One class a clip, unless a subclass says otherwise; the loss is for the subclass to say.
+    """One class a clip, unless a subclass says otherwise; a subclass has to define the loss.
 
-    What it is made of, and its model, is in `Setup`.
+    Its labels, tokenizer and model come from `Setup`.
 
     Attributes:
         metric: the name in files of `count` over `weight`.
@@ -169,7 +169,7 @@ class Task(Setup):
 
     @torch.inference_mode()
     def predict(self, dynamic: DynamicModel, batch: Batch, choice: Mapping[str, Any]) -> Prediction:
-        """Return what a model says to a batch.
+        """Return what a model answers to a batch.
 
         Args:
             choice: the budget or the mask, as the model takes it.
@@ -190,14 +190,14 @@ class Task(Setup):
         return [self.labels[index] for index in logits.argmax(-1).tolist()]
 
     def confidence(self, logits: Tensor, frame_mask: Tensor | None) -> Tensor:
-        """Return how sure predictions are, as `policies.plans.confidence`.
+        """Return how sure predictions are, as `policies.confidence.confidence` does.
 
         A mean budget stops by it. Shape: logits [batch, ...] -> [batch].
         """
         return confidence(logits, frame_mask, several=self.confidence_by == "sigmoid")
 
     def certainty(self, logits: Tensor, frame_mask: Tensor | None) -> Tensor:
-        """Return how sure predictions are, as `policies.plans.certainty`."""
+        """Return how sure predictions are, as `policies.confidence.certainty` does."""
         return certainty(logits, frame_mask, several=self.confidence_by == "sigmoid")
 
     # --- how good it is -------------------------------------------------------------------
@@ -232,12 +232,12 @@ class Task(Setup):
         return Score(self.metric, *ratio_bootstrap(errors.mean(0), weight))
 
     def knows(self) -> tuple[str, list[str]]:
-        """Return what a model card says that the model knows: a heading, and the parts."""
+        """Return what the model knows, for a model card: a heading, and the parts."""
         return "Classes", self.labels
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of the last dimension.
+    """Return the Kullback-Leibler divergence over the last dimension.
 
     Shape: logits [masks, batch, ..., labels], teacher [batch, ..., labels] -> [masks, batch, ...].
     """

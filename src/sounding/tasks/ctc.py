@@ -56,9 +56,11 @@ class CTC(Texts):
 
     @classmethod
     def load_tokenizer(cls, directory: Path) -> Any:
+        """Return the tokenizer that lies beside a saved model."""
         return pretrained(PreTrainedTokenizerFast, directory)
 
     def build(self, path: Path | str) -> Any:
+        """Return the pretrained model in `path` with a CTC head for the labels."""
         return recognizer(path, len(self.labels))
 
     def frames(self, target: Target) -> int:
@@ -66,6 +68,11 @@ class CTC(Texts):
         return max(1, len(target.ids) + sum(a == b for a, b in pairwise(target.ids)))
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
+        """Return the CTC loss of each clip under each mask, per token of its text.
+
+        Shape: logits [masks, batch, frames, tokens], frame_mask [batch, frames] bool or None
+        -> [masks, batch].
+        """
         masks, batch, frames, tokens = logits.shape
         log_p = logits.float().log_softmax(-1).view(-1, frames, tokens).transpose(0, 1)
         lengths = torch.full((batch,), frames) if frame_mask is None else frame_mask.sum(1).cpu()
@@ -85,12 +92,21 @@ class CTC(Texts):
     def distances(
         self, logits: Tensor, teacher: Tensor, frame_mask: Tensor | None, targets: Targets
     ) -> Tensor:
+        """Return the divergence from a teacher, summed over the frames, per token of the text.
+
+        Shape: logits [masks, batch, frames, tokens], teacher [batch, frames, tokens]
+        -> [masks, batch].
+        """
         distances = divergence(logits, teacher)
         if frame_mask is not None:
             distances = distances * frame_mask
         return distances.sum(-1) / _tokens(targets).to(distances.device)
 
     def decode(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
+        """Return the text of each input, by the beam search if there is one.
+
+        Shape: logits [batch, frames, tokens].
+        """
         ends = [None] * len(logits) if frame_mask is None else frame_mask.sum(1).tolist()
         if self.beam is not None:
             return [self.beam(one[:end]) for one, end in zip(logits, ends, strict=True)]

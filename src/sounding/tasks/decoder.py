@@ -58,6 +58,7 @@ class Decoder(Texts):
 
     @classmethod
     def load_tokenizer(cls, directory: Path) -> Any:
+        """Return the tokenizer that lies beside a saved model."""
         return pretrained(AutoTokenizer, directory)
 
     def build(self, path: Path | str) -> Any:
@@ -82,6 +83,7 @@ class Decoder(Texts):
         return language_code(self.settings.language, known)
 
     def pretrained(self, dynamic: DynamicModel) -> nn.Module:
+        """Return the whole model: its decoder was pretrained, too."""
         model: nn.Module = dynamic.model
         return model
 
@@ -90,6 +92,7 @@ class Decoder(Texts):
         return len(target.ids)
 
     def room(self, model: nn.Module) -> float:
+        """Return how many positions the decoder has; infinity for one that does not say."""
         names = ("max_target_positions", "max_position_embeddings")
         known = (getattr(model.config, name, None) for name in names)
         return next((value for value in known if value), math.inf)
@@ -103,11 +106,16 @@ class Decoder(Texts):
         return super().collate(features, dynamic, extractor)
 
     def inputs(self, batch: Batch, targets: Targets | None) -> Batch:
+        """Return a batch with the tokens before each one; without targets the start only."""
         size = len(next(iter(batch.values()))) if batch else 0
         before = [self.start] * size if targets is None else [target.ids[:-1] for target in targets]
         return {**batch, "decoder_input_ids": self._padded(before)}
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
+        """Return the cross-entropy of the tokens of each clip, in the mean.
+
+        Shape: logits [masks, batch, tokens, vocabulary] -> [masks, batch].
+        """
         wanted, counted = self._wanted(targets)
         each = wanted[counted].expand(len(logits), -1)
         given = logits[:, counted].float().flatten(0, 1)
@@ -117,6 +125,10 @@ class Decoder(Texts):
     def distances(
         self, logits: Tensor, teacher: Tensor, frame_mask: Tensor | None, targets: Targets
     ) -> Tensor:
+        """Return the divergence from a teacher over the tokens of each clip, in the mean.
+
+        Shape: logits [masks, batch, tokens, vocabulary], teacher [batch, ...] -> [masks, batch].
+        """
         counted = self._wanted(targets)[1]
         return _mean(divergence(logits[:, counted], teacher[counted]), counted)
 
@@ -131,6 +143,7 @@ class Decoder(Texts):
         return Prediction(self.spell(out["sequences"].tolist()), out["executed_layers"], None)
 
     def decode(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
+        """Return the likeliest tokens as texts. Shape: logits [batch, tokens, vocabulary]."""
         return self.spell(logits.argmax(-1).tolist())
 
     def spell(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -163,8 +176,9 @@ def _multilingual(generation_config: Any) -> bool:
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
     """Return the mean over the tokens of each clip that count.
 
-    Of a vocabulary of 50,000, the others cost much. Shape: values [masks, all counted], counted
-    [batch, tokens] bool -> [masks, batch].
+    With a vocabulary of 50,000 the other tokens would cost much.
+
+    Shape: values [masks, all counted], counted [batch, tokens] bool -> [masks, batch].
     """
     clip = counted.nonzero()[:, 0].to(values.device)
     sums = values.new_zeros(len(values), len(counted)).index_add(1, clip, values)

@@ -41,7 +41,7 @@ def classifier(path: Path | str, labels: list[str], *, several: bool = False) ->
 def recognizer(path: Path | str, tokens: int) -> Any:
     """Return the pretrained model in `path` with a CTC head of so many tokens.
 
-    One that has such a head goes on with it.
+    A model that has such a head keeps it.
 
     Raises:
         ValueError: as `whole`, or a model without frames in time to recognize a text from.

@@ -22,11 +22,19 @@ class OneClass(Task):
     titles: ClassVar[Mapping[str, str]] = {"accuracy": "accuracy"}
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
+        """Return the cross-entropy of each clip under each mask.
+
+        Shape: logits [masks, batch, labels] -> [masks, batch].
+        """
         wanted = _classes(targets).expand(logits.shape[:2])
         losses = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
         return losses.view(wanted.shape)
 
     def errors(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
+        """Return 1 where the likeliest class is wrong, else 0.
+
+        Shape: logits [masks, batch, labels] -> [masks, batch] float.
+        """
         return (logits.argmax(-1) != _classes(targets)).float()
 
     def score(

@@ -29,6 +29,7 @@ class Tags(Task):
     confidence_by = "sigmoid"
 
     def targets(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Target]:
+        """Return the tags of each clip."""
         index = {label: place for place, label in enumerate(self.labels)}
         return [Target(tuple(index[tag] for tag in clip.tags), clip.target) for clip in clips]
 
@@ -40,12 +41,20 @@ class Tags(Task):
         return wanted
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
+        """Return the binary cross-entropy of each clip under each mask, the mean over labels.
+
+        Shape: logits [masks, batch, labels] -> [masks, batch].
+        """
         wanted = self.wanted(targets).float().expand_as(logits)
         return binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none").mean(-1)
 
     def distances(
         self, logits: Tensor, teacher: Tensor, frame_mask: Tensor | None, targets: Targets
     ) -> Tensor:
+        """Return the divergence from a teacher, each label a yes or no, the mean over labels.
+
+        Shape: logits [masks, batch, labels], teacher [batch, labels] -> [masks, batch].
+        """
         yes_no = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
         return divergence(yes_no, torch.stack([teacher, torch.zeros_like(teacher)], -1)).mean(-1)
 
@@ -65,12 +74,14 @@ class Tags(Task):
         return 1 - (precision * hits).sum(-1) / hits.sum(-1).clamp(min=1)
 
     def count(self, texts: Sequence[str], targets: Targets) -> list[float]:
+        """Return how many labels are missing or too many in each text."""
         return [
             float(len(set(text.split(";")) ^ set(target.text.split(";"))))
             for text, target in zip(texts, targets, strict=True)
         ]
 
     def details(self, predicted: Prediction, targets: Targets) -> NDArray[np.float64] | None:
+        """Return the logits, which the mean average precision needs. Shape: -> [batch, labels]."""
         assert predicted.logits is not None
         return predicted.logits.double().numpy()
 

@@ -25,10 +25,12 @@ class Texts(Task):
     pipeline_tag = "automatic-speech-recognition"
 
     def mismatch(self, model: nn.Module) -> str:
+        """Say that the tokenizer has other tokens than the labels; "" where it has the same."""
         same = self.labels == tokens_of(self.tokenizer)
         return "" if same else "names other tokens than its model"
 
     def targets(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Target]:
+        """Return the normalized text of each clip, with its tokens."""
         texts = [normalize_text(clip.target) for clip in clips]
         ids = self.tokenizer(texts)["input_ids"] if texts else []
         return [
@@ -37,9 +39,11 @@ class Texts(Task):
         ]
 
     def weight(self, target: Target) -> int:
+        """Return the number of words."""
         return len(target.text.split())
 
     def count(self, texts: Sequence[str], targets: Targets) -> list[float]:
+        """Return the errors in words of each text."""
         return [
             float(word_errors(target.text, text))
             for text, target in zip(texts, targets, strict=True)
@@ -62,4 +66,5 @@ class Texts(Task):
         return Score(self.metric, *rate, cer=cer)
 
     def knows(self) -> tuple[str, list[str]]:
+        """Return the number of tokens, under a heading."""
         return "Tokens", [str(len(self.tokenizer))]

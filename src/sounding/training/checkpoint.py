@@ -94,7 +94,7 @@ class TrainState:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
     def _grouped(self) -> list[Tensor]:
-        """The parameters in the order in which the optimizer numbers them."""
+        """Return the parameters in the order in which the optimizer numbers them."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _trained(self) -> list[tuple[str, Tensor]]:
@@ -102,7 +102,7 @@ class TrainState:
 
     @torch.no_grad()
     def _changing(self) -> dict[str, Tensor]:
-        """Trained parameters and all buffers, by name."""
+        """Return trained parameters and all buffers, by name."""
         trained = {name: parameter.data for name, parameter in self._trained()}
         return trained | dict(self.modules.named_buffers())
 
@@ -121,7 +121,7 @@ def _freeze(run: Run) -> None:
 
 
 def _groups(run: Run, modules: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups: encoder, selector and head, each with and without weight decay."""
+    """Make the parameter groups: encoder, selector and head, each with and without weight decay."""
     encoder = {id(p) for p in run.task.pretrained(run.dynamic).parameters()}
     selector = {id(p) for p in run.dynamic.policy.parameters()}
     decayed = matrices(modules)

@@ -1,4 +1,4 @@
-"""Which parameters weight decay is for."""
+"""The parameters that weight decay is for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def matrices(modules: nn.Module) -> set[int]:
-    """The ids of the parameters that are matrices: of linear maps and convolutions.
+    """Return the ids of the parameters that are matrices, of linear maps and convolutions.
 
     Decay pulls to zero, which is no neutral value for the others: norms, biases, scales and shifts,
     magnitudes of a weight norm, constants, tables of positions and other vectors. A module with
@@ -28,7 +28,7 @@ def _own(module: nn.Module) -> Iterable[Tensor]:
 
 
 def split_by_decay(modules: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of parameters for an optimizer, with weight decay and without."""
+    """Return two groups of parameters for an optimizer, with weight decay and without."""
     decayed = matrices(modules)
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for parameter in modules.parameters():

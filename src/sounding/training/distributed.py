@@ -25,7 +25,7 @@ PATIENCE = timedelta(hours=24)  # while the first process calibrates
 
 @dataclass(frozen=True)
 class Processes:
-    """The group; by itself, a group of one."""
+    """The group of processes; one process is a group by itself."""
 
     rank: int = 0
     count: int = 1
@@ -36,9 +36,9 @@ class Processes:
         return self.rank == 0
 
     def share(self, rows: list[int]) -> tuple[list[int], float]:
-        """Which clips of a batch this process takes, and the weight of their mean loss.
+        """Return which clips of a batch this process takes, and the weight of their mean loss.
 
-        Of fewer clips than processes everyone takes all.
+        Where clips are fewer than processes, each process takes all of them.
         """
         if len(rows) < self.count:
             return rows, 1 / self.count
@@ -63,7 +63,7 @@ class Processes:
             parameter.grad = part.view_as(parameter)
 
     def total(self, value: float) -> float:
-        """The sum over all processes."""
+        """Return the sum over all processes."""
         if self.count == 1:
             return value
         summed = torch.tensor(value, dtype=torch.float64)
@@ -71,13 +71,13 @@ class Processes:
         return float(summed)
 
     def mean(self, value: Tensor, weight: float) -> Tensor:
-        """The mean over the whole batch, of which `value` is that of this process's part.
+        """Return the mean over the whole batch from that of this process's part, `value`.
 
         Its gradient is that of the part, so that a loss of the mean has the gradient of one
         process once the gradients of all are added, each times its weight.
 
         Args:
-            weight: of the part, as `share` gives it.
+            weight: of the part, as `share` returns it.
 
         Shape: [] -> [].
         """
@@ -86,7 +86,10 @@ class Processes:
         return value + (self.total(weight * float(value.detach())) - value.detach())
 
     def gather(self, values: Tensor) -> Tensor:
-        """Those of all processes, without gradients. Shape: [own, ...] -> [all, ...]."""
+        """Return the values of all processes, without gradients.
+
+        Shape: [own, ...] -> [all, ...].
+        """
         if self.count == 1:
             return values
         sizes = [torch.zeros((), dtype=torch.long) for _ in range(self.count)]
@@ -99,14 +102,14 @@ class Processes:
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """The group that this process was started in: joined, and left at the end."""
+    """Join the group that this process was started in, and leave it at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return

@@ -1,4 +1,4 @@
-"""Which clips and texts do not fit the model, told before the first step.
+"""The clips and texts that do not fit the model, told before the first step.
 
 By CTC a text that is too long for its clip teaches nothing, and one that is longer than the decoder
 ends a training in the middle. Such clips are left out of a training, but never in silence.
@@ -43,12 +43,12 @@ class Frames:
 
     @classmethod
     def of(cls, run: Run, features: FeatureSet) -> Frames:
-        """Of clips whose features are there."""
+        """Make the frames of clips whose features are there."""
         sizes = [len(one) for one in features]
         return cls(run, sizes, sizes.__getitem__)
 
     def reach(self, index: int, needed: int) -> bool:
-        """Whether a clip has so many frames."""
+        """Return whether a clip has so many frames."""
         place = bisect_right(self._known, (self.sizes[index], math.inf))
         size, frames = self._known[place - 1] if place else (-1, 0)
         if frames < needed and size != self.sizes[index]:
@@ -82,19 +82,21 @@ class Frames:
 
 
 def frames_of(run: Run, length: int) -> int:
-    """How many frames enter layer 0 for features of that length."""
+    """Return how many frames enter layer 0 for features of that length."""
     found = run.dynamic.backbone.frame_lengths(run.dynamic.base, torch.tensor([length]))
     return length if found is None else int(found)
 
 
 def takes(run: Run, length: int) -> bool:
-    """Whether the model takes features of that length."""
+    """Return whether the model takes features of that length."""
     window = run.dynamic.backbone.window(run.dynamic.base)
     return frames_of(run, length) > 0 and (window is None or length <= window)
 
 
 def uncut(config: TrainConfig, folder: AudioFolder, split: str) -> list[Clip]:
-    """The clips of a split without those of which `max_seconds` cuts the audio and not the text.
+    """Return the clips of a split that are whole.
+
+    Clips of which `max_seconds` cuts the audio, and not the text, are left out.
 
     Raises:
         DataError: no such split.
@@ -115,7 +117,7 @@ def uncut(config: TrainConfig, folder: AudioFolder, split: str) -> list[Clip]:
 def fitting(
     run: Run, folder: AudioFolder, clips: Sequence[Clip], targets: Targets, frames: Frames
 ) -> list[int]:
-    """The indexes of those clips of a split that can be trained on.
+    """Return the indexes of those clips of a split that can be trained on.
 
     Raises:
         UsageError: clips without a frame or beyond the window, or none is left.
@@ -199,7 +201,7 @@ def check_words(folder: AudioFolder, split: str) -> None:
 
 
 def writes(run: Run, target: Target) -> bool:
-    """Whether the decoder has room for the answer to a clip; always so without one."""
+    """Return whether the decoder has room for the answer to a clip; always so without one."""
     return run.task.positions(target) <= run.task.room(run.dynamic.model)
 
 
@@ -208,7 +210,7 @@ def _beyond_decoder(run: Run, targets: Targets) -> list[int]:
 
 
 def _beyond_frames(run: Run, targets: Targets, frames: Frames, faster: float = 0.0) -> list[int]:
-    """Clips of which the text takes more frames than there are."""
+    """Return the clips whose text takes more frames than there are."""
     needed = [math.ceil((1 + faster) * run.task.frames(target)) for target in targets]
     order = sorted(range(len(targets)), key=frames.sizes.__getitem__)
     return sorted(index for index in order if not frames.reach(index, needed[index]))
@@ -222,7 +224,10 @@ def _cut(config: TrainConfig, folder: AudioFolder, clips: Sequence[Clip]) -> lis
 
 
 def _seconds(clip: Clip) -> float:
-    """0 for a clip that cannot be read, which is told with all such clips when it is."""
+    """Return the length of a clip; 0 for one that cannot be read.
+
+    That is told with all such clips when they are read.
+    """
     try:
         return clip_seconds(clip)
     except AudioError:
@@ -234,7 +239,10 @@ def _wordless(targets: Targets) -> list[int]:
 
 
 def _tell_start_only(run: Run, folder: AudioFolder, clips: Sequence[Clip]) -> None:
-    """A model whose input has one length (AST) drops the rest of a longer clip by itself."""
+    """Say which clips are used in their first seconds only.
+
+    A model whose input has one length (AST) drops the rest of a longer clip by itself.
+    """
     fixed = run.dynamic.backbone.frame_lengths(run.dynamic.base, torch.tensor([1])) is None
     frames = getattr(run.extractor, "max_length", None)
     if not fixed or frames is None:
@@ -253,7 +261,7 @@ def _tell_start_only(run: Run, folder: AudioFolder, clips: Sequence[Clip]) -> No
 def _leave_out(
     folder: AudioFolder, clips: Sequence[Clip], rows: list[int], why: str, advice: str
 ) -> set[int]:
-    """Say that clips are left out, or refuse where none would be left; the indexes of them."""
+    """Say which clips are left out, and return their indexes; refuse where none would be left."""
     if rows and len(rows) == len(clips):
         raise UsageError(f"{_named(folder, clips, rows)} {why}: {advice}")
     if rows:
@@ -262,7 +270,7 @@ def _leave_out(
 
 
 def _named(folder: AudioFolder, clips: Sequence[Clip], rows: Sequence[int]) -> str:
-    """So many clips of a split, with the first names."""
+    """Return the number of such clips of a split, with the first names."""
     split = ADJECTIVES.get(clips[0].split, clips[0].split)
     names = ", ".join(folder.name(clips[index]) for index in sorted(rows)[:SHOWN])
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
@@ -271,7 +279,7 @@ def _named(folder: AudioFolder, clips: Sequence[Clip], rows: Sequence[int]) -> s
 
 
 def _first(order: Sequence[int], holds: Callable[[int], bool]) -> list[int]:
-    """Those at the start of an order for which something holds, up to one for which it does not."""
+    """Return those at the start of an order for which something holds, up to one where it fails."""
     for place, index in enumerate(order):
         if not holds(index):
             return list(order[:place])

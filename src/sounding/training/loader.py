@@ -1,4 +1,4 @@
-"""The batches of a training: which clips a step has, and their features as they are in it."""
+"""The batches of a training: the clips of each step, and their features as they are in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ SNR_DB = (0.0, 20.0)  # of the noise in training
 
 
 def lengths_of(config: TrainConfig, source: Source, clips: Sequence[Clip]) -> Sequence[float]:
-    """Of the training clips: in seconds where these count, else in the unit of the features."""
+    """Return the lengths of the training clips.
+
+    They are in seconds where these count, else in the unit of the features.
+    """
     if config.batch_seconds is None:
         return source.lengths()
     longest = config.max_seconds or math.inf
@@ -44,10 +47,11 @@ class Source:
                 show(len(self.audio), "")
 
     def lengths(self) -> list[int]:
+        """Return the length of each clip, in the unit of its features or in samples."""
         return [len(clip) for clip in self.features or self.audio]
 
     def frames(self) -> Frames:
-        """How many frames the clips have as they are."""
+        """Return how many frames the clips have as they are."""
         if self.features:
             return Frames.of(self.run, self.features)
         audio, extractor = self.audio, self.run.extractor
@@ -59,12 +63,13 @@ class Source:
             kept[:] = [kept[row] for row in rows] if kept else []
 
     def batch(self, rows: list[int], step: int) -> dict[str, Tensor]:
+        """Return the batch of these clips in a step. Shape: as the model takes it."""
         if self.features:
             return self.run.collate([self.features[row] for row in rows])
         return self.run.collate([self._changed(row, step) for row in rows])
 
     def _changed(self, row: int, step: int) -> np.ndarray:
-        """The features of a clip as it is in this step."""
+        """Return the features of a clip as it is in this step."""
         config, audio = self.config, self.audio[row]
         rng = np.random.default_rng([config.seed, step, 1, row])
         if rng.random() < config.noise_share:
@@ -76,7 +81,10 @@ class Source:
         return features
 
     def _played(self, audio: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A clip at a random speed and its features; as it is where the model would not take it."""
+        """Return a clip at a random speed, and its features.
+
+        The clip stays as it is where the model would not take it.
+        """
         most, extractor = self.config.speed_change, self.run.extractor
         if most:
             changed = change_speed(audio, 1 + rng.uniform(-most, most), self.rate)
@@ -108,7 +116,7 @@ class Order:
         return self._epoch(epoch)[step - (int(self.ends[epoch - 1]) if epoch else 0)]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch; those of the last one that was asked for are kept."""
+        """Return the batches of an epoch; those of the last one that was asked for are kept."""
         if self._made[0] != epoch:
             config = self.config
             made = batches(

@@ -39,15 +39,15 @@ from .loader import Order, Source, lengths_of
 def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
     """Fine-tune a backbone on a folder by `config`, into the run directory `out`.
 
-    Goes on from the last checkpoint in `out` if there is one, and ends with the same weights as
-    without the interruption, bit for bit on the same CPU and number of threads. A finished run
-    with the same configuration and data is loaded and returned.
+    Training goes on from the last checkpoint in `out` if there is one, and ends with the same
+    weights as without the interruption, bit for bit on the same CPU and number of threads. A
+    finished run with the same configuration and data is loaded and returned.
 
-    Clips whose texts do not fit the model are left out, and told: see `fitting`. The global
-    generators of random numbers are as they were afterwards.
+    Clips whose texts do not fit the model are left out, and named: see `fitting`. Afterwards the
+    global generators of random numbers are as they were before.
 
-    Started by `torchrun`, each process takes a part of every batch, and the
-    first one writes the files.
+    Started by `torchrun`, each process takes a part of every batch, and the first one writes the
+    files.
 
     Raises:
         ValueError: `out` holds another run or is in use, or the configuration does not fit the
@@ -89,7 +89,7 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
 
 
 def _training(run: Run, folder: AudioFolder) -> tuple[list[Clip], list[Target], Source]:
-    """The clips of the training that fit the model, what they are answered with, their audio."""
+    """Return the training clips that fit the model, their targets and their audio."""
     clips = uncut(run.config, folder, "train")
     targets = run.task.targets(folder, clips)
     source = Source(run, clips)
@@ -99,7 +99,10 @@ def _training(run: Run, folder: AudioFolder) -> tuple[list[Clip], list[Target], 
 
 
 def _held_out(run: Run, folder: AudioFolder) -> tuple[FeatureSet, list[Target]] | None:
-    """The validation clips that fit, read before the training, lest one of them stops its end."""
+    """Return the validation clips that fit; None without any.
+
+    They are read before the training, lest one of them stops its end.
+    """
     if not any(clip.split == "validation" for clip in folder.clips):
         return None
     clips = uncut(run.config, folder, "validation")
@@ -163,9 +166,10 @@ def _fit(
 
 
 def _train_mode(modules: nn.Module) -> None:
-    """Training mode, but for batch norms (Parakeet), which stay at their running statistics.
+    """Put the modules in training mode, but for batch norms, which stay at running statistics.
 
-    Those of a batch hang on its padding, and on how many processes share it.
+    Parakeet has such norms. Statistics of a batch would depend on its padding, and on how many
+    processes share it.
     """
     modules.train()
     for module in modules.modules():
@@ -230,7 +234,7 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
 
 
 def _rate(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up and decay to zero, as a factor of the peak learning rate."""
+    """Return the factor of the peak learning rate: linear warm-up, then decay to zero."""
     rising = max(1, round(total * warmup))
     if step < rising:
         return (step + 1) / rising

@@ -30,7 +30,9 @@ def transcribe_on_cluster(
     threads: int = 1,
     failed: Callable[[str], None] = lambda failure: None,
 ) -> list[str]:
-    """As `transcribe`, by several workers at once. What is finished is not done again.
+    """Transcribe by several workers at once, as `transcribe` does by one.
+
+    What is finished is not done again.
 
     Args:
         recognizer: makes it, in each worker.
@@ -90,7 +92,7 @@ def transcribe_on_cluster(
 
 
 def _absolute(sources: Sequence[Source]) -> list[Source]:
-    """Sources that mean the same in a worker, which has a working directory of its own."""
+    """Return sources that mean the same in a worker, which has its own working directory."""
     return [replace(s, path=s.path.absolute(), folder=s.folder.absolute()) for s in sources]
 
 

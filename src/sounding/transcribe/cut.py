@@ -20,7 +20,7 @@ Span = tuple[int, int]  # (first frame, frame behind the last)
 
 
 def cut(activity: Activity, max_seconds: Seconds = MAX_SECONDS) -> list[tuple[Seconds, Seconds]]:
-    """The pieces of audio in which someone speaks, as (start, end), in order.
+    """Return the pieces of audio in which someone speaks, as (start, end), in order.
 
     Speech is joined over the shortest silences first, as long as the whole fits, so that the cuts
     remain in the longest silences. Where someone speaks for too long without a pause, the cut is

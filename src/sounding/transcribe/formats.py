@@ -23,7 +23,7 @@ class Piece:
 
     Attributes:
         executed_layers: indexes of the encoder layers that really ran.
-        repetitive: as `Recognition`.
+        repetitive: as `Recognition.repetitive`.
         seconds: that the recognition took.
     """
 
@@ -64,12 +64,12 @@ class Transcript:
 
 
 def to_txt(transcript: Transcript) -> str:
-    """One line a piece."""
+    """Return one line a piece."""
     return "".join(f"{piece.text}\n" for piece in transcript.spoken)
 
 
 def to_srt(transcript: Transcript) -> str:
-    """SubRip subtitles."""
+    """Return SubRip subtitles."""
     cues = [
         f"{number}\n{_clock(piece.start, ',')} --> {_clock(piece.end, ',')}\n{piece.text}\n"
         for number, piece in enumerate(transcript.spoken, start=1)
@@ -78,7 +78,7 @@ def to_srt(transcript: Transcript) -> str:
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """WebVTT subtitles."""
+    """Return WebVTT subtitles."""
     cues = [
         f"{_clock(piece.start, '.')} --> {_clock(piece.end, '.')}\n{_escaped(piece.text)}\n"
         for piece in transcript.spoken
@@ -87,7 +87,7 @@ def to_vtt(transcript: Transcript) -> str:
 
 
 def to_json(transcript: Transcript) -> str:
-    """Everything that is known, the seconds of work too."""
+    """Return everything that is known as JSON text, the seconds of work too."""
     values = {
         "file": printable(transcript.file),
         "duration": transcript.duration,

@@ -1,4 +1,4 @@
-"""Transcribing many files: killed and started again, it goes on where it stopped."""
+"""Transcription of many files: killed and started again, it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MANY = 100  # files
 
 @dataclass(frozen=True)
 class Job:
-    """How to transcribe.
+    """All settings of a transcription.
 
     Args:
         budget: of the encoder layers of each piece.
@@ -166,7 +166,7 @@ def transcribe_stream(stream: BinaryIO, job: Job) -> str:
 def slices(
     blocks: Iterator[np.ndarray], cuts: Iterable[tuple[Seconds, Seconds]], rate: int
 ) -> Iterator[np.ndarray]:
-    """The audio of each cut, [samples], out of consecutive blocks of it.
+    """Yield the audio of each cut, [samples], out of consecutive blocks of it.
 
     Args:
         cuts: start and end in seconds, in order and not overlapping.
@@ -182,7 +182,10 @@ def slices(
 
 
 def _lengths(sources: Sequence[Source]) -> list[Seconds]:
-    """Of all files; an mp3 without a header is counted through, so that many take a while."""
+    """Return the lengths of all files.
+
+    An mp3 without a header is counted through, so that many take a while.
+    """
     if len(sources) < MANY:
         return [_length(source) for source in sources]
     found = []
@@ -194,7 +197,10 @@ def _lengths(sources: Sequence[Source]) -> list[Seconds]:
 
 
 def _length(source: Source) -> Seconds:
-    """By the header; 0 of a file that cannot be read, which its turn will tell."""
+    """Return the length by the header.
+
+    It is 0 for a file that cannot be read, which is told when its turn comes.
+    """
     try:
         return duration(source.path)
     except AudioError:
@@ -258,7 +264,7 @@ def _alone(source: Source, watch: Watch) -> Iterator[None]:
 
 
 def _known(source: Source, audio: str, job: Job) -> Journal | None:
-    """The journal of a file, None where there is none that is to be used.
+    """Return the journal of a file; None where there is none that is to be used.
 
     Raises:
         OutputError: one, or a text, that is in the way.
@@ -279,7 +285,7 @@ def _known(source: Source, audio: str, job: Job) -> Journal | None:
 
 
 def _begin(source: Source, audio: str, job: Job, watch: Watch) -> Journal:
-    """A new journal: where someone speaks, and so where the audio is cut."""
+    """Begin a journal: find where someone speaks, and so where the audio is cut."""
     remove_leftovers(source.journal)
     start = perf_counter()
     with watch.stage("looking for speech") as done:
@@ -296,7 +302,7 @@ def _begin(source: Source, audio: str, job: Job, watch: Watch) -> Journal:
 
 
 def _counted(blocks: Iterable[np.ndarray], done: Callable[[Seconds], None]) -> Iterator[np.ndarray]:
-    """The blocks, and a call with the seconds that they make up so far."""
+    """Yield the blocks, and call `done` with the seconds that they make up so far."""
     samples = 0
     for block in blocks:
         yield block
@@ -331,7 +337,7 @@ def _check_unchanged(source: Source, journal: Journal, watch: Watch) -> None:
 
 
 def _difference(journal: Journal, audio: str, job: Job) -> str:
-    """What keeps a journal from being that of this job, for people; empty if nothing does."""
+    """Say what keeps a journal from being that of this job; "" if nothing does."""
     head = journal.head
     if head.audio != audio:
         return "when the file had another content"
@@ -342,7 +348,7 @@ def _difference(journal: Journal, audio: str, job: Job) -> str:
 
 
 def _recognize(source: Source, journal: Journal, job: Job, watch: Watch) -> Iterator[list[Piece]]:
-    """The pieces that are not done yet, as many at once as the recognizer takes."""
+    """Yield the pieces that are not done yet, as many at once as the recognizer takes."""
     rate, size = job.recognizer.sampling_rate, job.recognizer.batch_size
     cuts = journal.cuts[len(journal.pieces) :]
     if not cuts:

@@ -34,7 +34,7 @@ class Head:
     Attributes:
         audio: sha256 of the file's content.
         settings: what the pieces depend on besides the audio.
-        duration, seconds: as `Transcript`.
+        duration, seconds: as those of `Transcript`.
         cuts: start and end of each piece, in seconds.
 
     Raises:
@@ -81,7 +81,7 @@ class Journal:
         duration: Seconds,
         seconds: Seconds,
     ) -> Journal:
-        """Write a new journal in the place of an old one; arguments as the attributes of `Head`."""
+        """Write a new journal in the place of an old one; arguments are those of `Head`."""
         head = Head(audio, settings, duration, seconds, tuple(cuts))
         line = _line(head)
         write_text(path, line.decode())
@@ -89,7 +89,7 @@ class Journal:
 
     @classmethod
     def read(cls, path: Path) -> Journal | None:
-        """Read what is there, but a last line that a kill broke off; None without a journal.
+        """Read a journal, without a last line that a kill broke off; None where there is none.
 
         Raises:
             OutputError: it is damaged.
@@ -125,7 +125,7 @@ class Journal:
 
     @property
     def position(self) -> Seconds:
-        """Up to where the audio is done."""
+        """The place up to which the audio is done."""
         if self.finished:
             return self.head.duration
         return self.pieces[-1].end if self.pieces else 0.0
@@ -153,7 +153,7 @@ def _line(value: Head | Piece) -> bytes:
 
 
 def _reason(error: ValueError | OSError) -> str:
-    """In one line, where and what."""
+    """Say in one line where an error is, and what it is."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]

@@ -27,7 +27,9 @@ class Recognition(NamedTuple):
 
 
 class Recognizer(Protocol):
-    """Called with pieces of audio, [samples] float32 each, and a budget for each of them.
+    """A callable that takes pieces of audio, [samples] float32 each, and returns their texts.
+
+    It also takes a budget for each of them.
 
     An answer must not depend on the other pieces of a call.
 
@@ -46,11 +48,12 @@ class Recognizer(Protocol):
     layers: int
     settings: dict[str, Any]
 
-    def __call__(self, pieces: Sequence[np.ndarray], budget: Any = None) -> list[Recognition]: ...
+    def __call__(self, pieces: Sequence[np.ndarray], budget: Any = None) -> list[Recognition]:
+        """Return what is said in each piece, [samples] float32."""
 
 
 def weights_digest(dynamic: DynamicModel) -> str:
-    """Of all weights, so that another model of the same name is another setting."""
+    """Return a digest of all weights, so that another model of the same name is another setting."""
     made = hashlib.sha256()
     for name, tensor in sorted(dynamic.state_dict().items()):
         made.update(name.encode())

@@ -34,12 +34,12 @@ class Source:
     problem: str = ""
 
     def output(self, form: str) -> Path:
-        """Where the text of that format goes."""
+        """Return where the text of that format goes."""
         return self.folder / f"{self.stem}.{form}"
 
     @property
     def journal(self) -> Path:
-        """Where its journal is; the end of a name that would be too long is a digest of it."""
+        """The path of its journal; a name that would be too long ends in a digest of it."""
         name, suffix = self.path.name, ".jsonl"
         if len(os.fsencode(name + suffix)) > LONGEST:
             suffix = f"-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{suffix}"
@@ -74,9 +74,9 @@ def find_sources(inputs: Sequence[Path | str], out: Path | str | None = None) ->
 
 
 def _apart(sources: Sequence[Source]) -> list[Source]:
-    """The sources, those with a problem whose text would be in the place of another's.
+    """Return the sources, those with a problem whose text would be in the place of another's.
 
-    Of several files the one that was begun before keeps the text, or else the first.
+    Among such files the one that was begun before keeps the text, or else the first.
     """
     claims: dict[tuple[Path, str], list[Source]] = defaultdict(list)
     for source in sources:
@@ -107,7 +107,7 @@ def _below(given: Path, out: Path | str | None) -> Iterator[Source]:
 
 
 def _inside(directory: Path, root: Path) -> Iterator[Source]:
-    """The audio files below a directory, and the directories below it that cannot be read."""
+    """Yield the audio files below a directory, and the directories that cannot be read."""
     closed: list[OSError] = []
     found = sorted(path for path in _walk(directory, closed) if path.suffix.lower() in SUFFIXES)
     for error in closed:
@@ -127,7 +127,7 @@ def _problem(path: Path, text: str) -> Source:
 
 
 def _walk(directory: Path, closed: list[OSError]) -> Iterator[Path]:
-    """All files below, but hidden ones; directories that cannot be read are added to `closed`."""
+    """Yield all files below, but hidden ones; add directories that cannot be read to `closed`."""
     for parent, directories, files in os.walk(directory, onerror=closed.append):
         directories[:] = [name for name in directories if not name.startswith(".")]
         yield from (Path(parent) / name for name in files if not name.startswith("."))

@@ -1,4 +1,4 @@
-"""How many threads torch computes in.
+"""The number of threads in which torch computes.
 
 Threads that wait for each other, and spin meanwhile, take many times the processor time where there
 is little to share, and many times as long where another program takes a core.

@@ -21,7 +21,7 @@ from .threads import token_by_token
 
 
 class RunRecognizer:
-    """A `Recognizer`: each piece by itself, as `sounding run` does.
+    """A `Recognizer` by a run, each piece by itself, as `sounding run` does.
 
     Args:
         name: of the run, for people.
@@ -44,7 +44,7 @@ class RunRecognizer:
         self.settings = {"model": printable(str(name)), "weights": digest, "decoding": decoding}
 
     def __call__(self, pieces: Sequence[np.ndarray], budget: Any = None) -> list[Recognition]:
-        """The text of each piece, [samples] float32.
+        """Return the text of each piece, [samples] float32.
 
         Raises:
             UsageError: a budget that is not allowed.

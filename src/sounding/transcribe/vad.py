@@ -17,7 +17,7 @@ FRAME = 512  # samples: 32 ms
 
 @dataclass(frozen=True)
 class Activity:
-    """What is heard in each frame of 32 ms; of an hour 1 MB.
+    """What is heard in each frame of 32 ms; an hour takes 1 MB.
 
     Shape:
         speech: [frames] float32, the probability that someone speaks.
@@ -32,7 +32,7 @@ class Activity:
     samples: int
 
     def regions(self) -> list[tuple[int, int]]:
-        """Where someone speaks, as (first frame, frame behind the last), without any margin."""
+        """Return where someone speaks, as (first frame, frame behind the last), without margins."""
         found = silero().get_speech_timestamps_from_probs(
             self.speech.tolist(), RATE, speech_pad_ms=0, audio_length_samples=self.samples
         )
@@ -70,7 +70,7 @@ def listen(blocks: Iterable[np.ndarray]) -> Activity:
 
 
 def silero() -> Any:
-    """The package of the detector.
+    """Return the package of the detector.
 
     Raises:
         ModuleNotFoundError: it is not installed.

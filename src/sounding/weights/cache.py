@@ -27,9 +27,11 @@ SOURCE = "sounding_source.json"
 
 
 def cache_dir() -> Path:
-    """Where `sounding` keeps what it fetched or made: `$SOUNDING_CACHE`, or else the user's cache.
+    """Return where `sounding` keeps what it fetched or made.
 
-    The latter is `$XDG_CACHE_HOME/sounding`, or `~/.cache/sounding`. Not created by this call.
+    That is `$SOUNDING_CACHE`, or else the user's cache.
+
+    The latter is `$XDG_CACHE_HOME/sounding`, or `~/.cache/sounding`. This call does not create it.
     """
     own = os.environ.get("SOUNDING_CACHE")
     if own:
@@ -40,7 +42,7 @@ def cache_dir() -> Path:
 
 
 def cached(name: str, weights: Weights) -> Path:
-    """The converted directory of `weights`, made first if the cache lacks it."""
+    """Return the converted directory of `weights`, made first if the cache lacks it."""
     directory = cache_dir() / "weights" / name
     if _is_complete(directory, weights):
         return directory
@@ -59,7 +61,7 @@ def cached(name: str, weights: Weights) -> Path:
 
 
 def _is_complete(directory: Path, weights: Weights) -> bool:
-    """Whether `directory` was made from a source of `weights`, and its files are as they were."""
+    """Return whether `directory` was made from `weights`, and its files are as they were."""
     try:
         made: _Made = read_json(directory / SOURCE, _Made)
         return (
@@ -73,7 +75,7 @@ def _is_complete(directory: Path, weights: Weights) -> bool:
 
 
 def _is_of(made: _Made, weights: Weights) -> bool:
-    """Whether a cached directory was made from a source of `weights`."""
+    """Return whether a cached directory was made from a source of `weights`."""
     if made.hub:
         published = weights.hub
         return published is not None and made.hub == f"{published.repository}@{published.revision}"

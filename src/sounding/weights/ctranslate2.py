@@ -1,4 +1,4 @@
-"""Reads the model.bin of CTranslate2."""
+"""The format of CTranslate2's model.bin, read as data."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def convert_moonshine(files: Mapping[str, bytes], directory: Path) -> None:
 
 
 def onnx_state(arrays: Mapping[str, np.ndarray], nodes: Sequence[Node], prefix: str) -> Arrays:
-    """The weights of the modules, found by the names of the nodes that use them.
+    """Return the weights of the modules, found by the names of the nodes that use them.
 
     A node is named after the module that it was exported from: /layers.0/mlp/fc1/MatMul.
 
@@ -110,9 +110,11 @@ def onnx_state(arrays: Mapping[str, np.ndarray], nodes: Sequence[Node], prefix: 
 def _constant(
     name: str, arrays: Mapping[str, np.ndarray], made: Mapping[str, Node]
 ) -> np.ndarray | None:
-    """The value of a constant, or of nodes that turn 8-bit weights into float; else None.
+    """Return the value of a constant, or of nodes that turn 8-bit weights into float.
 
-    The latter compute weight = Add(Mul(Cast(quantized), scale), zero_point).
+    It is None for anything else.
+
+    Such nodes compute weight = Add(Mul(Cast(quantized), scale), zero_point).
     """
     if name in arrays:
         return arrays[name]
@@ -132,7 +134,7 @@ def _constant(
 
 
 def _sizes(state: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The values of `MoonshineConfig` that follow from the shapes of the tensors."""
+    """Return the values of `MoonshineConfig` that follow from the shapes of the tensors."""
 
     def size(name: str, axis: int) -> int:
         if name not in state:
@@ -153,7 +155,7 @@ def _sizes(state: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 def _rope(state: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The rotary positions: the share of a head that turns, by the frequencies in the encoder."""
+    """Return the rotary positions: the share of a head that turns, by the encoder's frequencies."""
     found = arrays.get(FREQUENCIES, np.empty(0)).reshape(-1)
     width = len(state["model.encoder.conv1.weight"]) // HEADS
     wanted = ROPE_THETA ** -(np.arange(len(found)) / max(len(found), 1))

@@ -17,7 +17,7 @@ SPACE = "\u2581"
 
 
 def moonshine_tokenizer(data: bytes, vocab_size: int) -> Any:
-    """The tokenizer of a file; ids that it does not name, up to `vocab_size`, are time marks.
+    """Return the tokenizer of a file; unnamed ids up to `vocab_size` are time marks.
 
     Raises:
         WeightsError: a file that is no such tokenizer.
@@ -57,7 +57,7 @@ def moonshine_tokenizer(data: bytes, vocab_size: int) -> Any:
 
 
 def read_pieces(data: bytes) -> list[bytes]:
-    """The pieces of a file.
+    """Return the pieces of a file.
 
     Raises:
         WeightsError: a file that ends within a piece.
@@ -89,7 +89,7 @@ def _vocabulary(pieces: list[bytes]) -> dict[str, int]:
 
 
 def merges(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Which two pieces each piece is made of, the commonest first.
+    """Return which two pieces each piece is made of, the commonest first.
 
     A piece comes from any two others that make it, as SentencePiece joins the pair whose whole has
     the lowest id.

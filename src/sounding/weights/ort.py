@@ -1,4 +1,4 @@
-"""Reads the weights and nodes out of a model of ONNX Runtime (.ort)."""
+"""The weights and nodes of a model of ONNX Runtime (.ort), read as data."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class _Table:
         self.layout_size = _unpack(data, self.layout, "<H")
 
     def field(self, number: int) -> int:
-        """Where a field is, or 0."""
+        """Return where a field is, or 0."""
         entry = 4 + 2 * number
         if entry + 2 > self.layout_size:
             return 0
@@ -150,7 +150,7 @@ class _Table:
         return _Table(self.data, at + _uint(self.data, at))
 
     def vector(self, number: int, size: int) -> memoryview:
-        """The bytes of a vector with elements of `size` bytes."""
+        """Return the bytes of a vector with elements of `size` bytes."""
         at = self.field(number)
         return _vector(self.data, at, size) if at else memoryview(b"")
 
@@ -164,7 +164,7 @@ class _Table:
         return [_Table(self.data, at + _uint(self.data, at)) for at in self._elements(number)]
 
     def _elements(self, number: int) -> range:
-        """Where the elements of a vector of offsets are."""
+        """Return where the elements of a vector of offsets are."""
         at = self.field(number)
         if not at:
             return range(0)
@@ -174,7 +174,7 @@ class _Table:
 
 
 def _vector(data: _Bytes, at: int, size: int) -> memoryview:
-    """The bytes of the vector that the offset at `at` leads to."""
+    """Return the bytes of the vector that the offset at `at` leads to."""
     start = at + _uint(data, at)
     first, count = start + 4, _uint(data, start)
     if first + count * size > len(data):

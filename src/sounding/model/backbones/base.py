@@ -37,45 +37,48 @@ class Backbone:
     time = 1
 
     def owner(self, base: nn.Module) -> nn.Module:
-        """The module whose `layers` is the list of layers."""
+        """Return the module whose `layers` is the list of layers."""
         return base
 
     def frame_lengths(self, base: nn.Module, lengths: Tensor) -> Tensor | None:
-        """Valid frames at layer 0 for `lengths` valid input samples or feature frames.
+        """Return the valid frames at layer 0 for valid input samples or feature frames.
 
-        Shape: [batch] -> [batch]; None where inputs have a fixed length.
+        Shape: lengths [batch] -> [batch]; None where inputs have a fixed length.
         """
         return lengths
 
     def first_lengths(self, base: nn.Module, lengths: Tensor) -> Tensor:
-        """Valid frames behind the first convolution, where a norm over time follows it.
+        """Return the valid frames behind the first convolution, for a norm over time there.
 
-        Shape: as `frame_lengths`.
+        Shape: [batch] -> [batch].
         """
         return lengths
 
     def prepare(
         self, layers: list[nn.Module], hidden: Tensor, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        """Arguments for the layers, once per call: what a skipped layer would have computed."""
+        """Return the arguments of the layers, made once per call.
+
+        What a layer computes for later ones is among them, so that it may be skipped.
+        """
         return kwargs
 
     def take(self, name: str, value: Any, rows: Tensor, batch: int) -> Any:
-        """The part of a layer's argument that belongs to the inputs `rows`."""
+        """Return the part of a layer's argument that belongs to the inputs `rows`."""
         if name in self.per_input and isinstance(value, Tensor) and value.shape[0] == batch:
             return value.index_select(0, rows)
         return value
 
     def final_norm(self, layer: nn.Module) -> nn.Module | None:
-        """The norm at the end of a layer, for `skip="norm"`; None where it ends without one."""
+        """Return the norm at the end of a layer, for `skip="norm"`; None where there is none."""
         return None
 
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
-        """The norm after the last layer; None where there is none."""
+        """Return the norm after the last layer; None where there is none."""
         return getattr(owner, "layer_norm", None)
 
     def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
-        """What the encoder makes of the state after its last layer: its final norm, mostly.
+        """Return what the encoder makes of the state after its last layer, mostly by a norm.
 
         Shape: [batch, frames, width] -> that of the encoder's `last_hidden_state`.
         """
@@ -83,13 +86,19 @@ class Backbone:
         return hidden if norm is None else norm(hidden)
 
     def answer(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Any:
-        """What the encoder would return, given the state after its last layer: for its head."""
+        """Return what the encoder would return, given the state after its last layer.
+
+        The model's head reads it.
+        """
         answer = BaseModelOutput(last_hidden_state=self.finish(base, hidden, frame_mask))
         answer.attention_mask = None if frame_mask is None else frame_mask.int()
         return answer
 
     def window(self, base: nn.Module) -> int | None:
-        """Length of the fixed window of a model that takes no padding mask (Whisper), if any."""
+        """Return the fixed window of a model that takes no padding mask (Whisper), if any.
+
+        It counts positions of the model's input, such as mel frames.
+        """
         return None
 
     def install(self, base: nn.Module) -> list[Any]:
@@ -97,19 +106,19 @@ class Backbone:
         return []
 
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
-        """Random inputs of `seconds` of 16 kHz audio, for counting and for tests."""
+        """Return random inputs of `seconds` of 16 kHz audio, for counting and for tests."""
         return {"input_values": torch.randn(batch, int(16000 * seconds))}
 
 
 class GroupNormByLength:
-    """For `Override` of a GroupNorm over time behind the first convolution of raw audio.
+    """A GroupNorm over time, by `Override`, that normalizes each length of a batch by itself.
 
-    Its statistics run over all frames, padding too, so that an answer would depend on the longest
-    neighbour in the batch. Each length of the batch is normalized by itself instead.
+    It stands behind the first convolution of raw audio. Its statistics run over all frames, padding
+    too, so that an answer would depend on the longest neighbour in the batch.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Shape: [batch, width, frames] -> the same."""
+        """Normalize each input over its valid frames. Shape: [batch, width, frames] -> the same."""
         norm: Any = super()
         call = active_call()
         if call is None or call.lengths is None or bool((call.lengths == call.lengths[0]).all()):
@@ -128,14 +137,14 @@ class GroupNormByLength:
 
 
 class CheckpointedInCall:
-    """For `Override` of a part of the front end whose modules read the active call.
+    """A part of the front end, by `Override`, that runs within its call also when it runs again.
 
     Under gradient checkpointing a part runs again in the backward pass, after the call has ended:
     this gives it the call back.
     """
 
     def forward(self, *args: Any) -> Any:
-        """As the part takes and returns it."""
+        """Run the part within the call that was active when it first ran."""
         layer: Any = self
         call = active_call()
         # without the checkpointing of transformers
@@ -153,7 +162,7 @@ class CheckpointedInCall:
 
 
 class MasksThatFit:
-    """For `Override` of an encoder that masks spans of its input in training (SpecAugment).
+    """An encoder, by `Override`, that masks spans of its input (SpecAugment) where they fit.
 
     `transformers` refuses a batch that is shorter than a span, in the middle of a training: here
     nothing is masked along the axis on which a span does not fit.
@@ -178,7 +187,7 @@ class MasksThatFit:
 
 
 def zero_padding_hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-    """A hook for a convolution over frames [batch, frames, width]: padding back to zero."""
+    """Set padding back to zero; a hook for a convolution over [batch, frames, width]."""
     call = active_call()
     mask = None if call is None else call.frame_mask(output.shape[1])
     return None if mask is None else output * mask.unsqueeze(-1).to(output.dtype)

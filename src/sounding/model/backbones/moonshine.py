@@ -13,21 +13,26 @@ from .base import Backbone, GroupNormByLength
 
 
 class Moonshine(Backbone):
+    """Raw audio through three convolutions, then pre-norm layers with rotary positions."""
+
     name = "Moonshine encoder"
     base = "MoonshineEncoder"
     ties_last = True
     decoder = "MoonshineDecoder"
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        """Return the valid frames behind the three convolutions. Shape: [batch] -> [batch]."""
         for convolution in (base.conv1, base.conv2, base.conv3):
             lengths = (lengths - convolution.kernel_size[0]) // convolution.stride[0] + 1
         return lengths
 
     def first_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        """Return the valid frames behind the first convolution. Shape: [batch] -> [batch]."""
         frames: Tensor = (lengths - base.conv1.kernel_size[0]) // base.conv1.stride[0] + 1
         return frames
 
     def install(self, base: Any) -> list[Any]:
+        """Normalize each input by itself, and make the mask as long as its own frames."""
         return [
             Override(base.groupnorm, GroupNormByLength),
             base.register_forward_pre_hook(_exact_mask, with_kwargs=True),

@@ -24,32 +24,39 @@ class Wav2Vec2(Backbone):
     base = "Wav2Vec2Model"
 
     def owner(self, base: nn.Module) -> nn.Module:
+        """Return the module whose `layers` is the list of layers."""
         return base.encoder  # type: ignore[return-value]
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        """Return the valid frames behind all convolutions. Shape: [batch] -> [batch]."""
         for kernel, stride in zip(base.config.conv_kernel, base.config.conv_stride, strict=True):
             lengths = (lengths - kernel) // stride + 1
         return lengths
 
     def first_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        """Return the valid frames behind the first convolution. Shape: [batch] -> [batch]."""
         kernel, stride = base.config.conv_kernel[0], base.config.conv_stride[0]
         frames: Tensor = (lengths - kernel) // stride + 1
         return frames
 
     def final_norm(self, layer: nn.Module) -> nn.Module | None:
+        """Return the norm at the end of a layer; None for pre-norm layers."""
         # In the pre-norm layers "final_layer_norm" stands before the feed-forward part.
         return None if _is_pre_norm(layer) else layer.final_layer_norm  # type: ignore[return-value]
 
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
+        """Return the norm after the last layer; None for post-norm layers."""
         # In the post-norm encoders "layer_norm" stands before the first layer.
         return owner.layer_norm if _is_pre_norm(owner) else None  # type: ignore[return-value]
 
     def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """Apply the final norm, and the adapter where there is one."""
         hidden = super().finish(base, hidden, frame_mask)
         adapter = getattr(base, "adapter", None)
         return hidden if adapter is None else adapter(hidden)
 
     def install(self, base: Any) -> list[Any]:
+        """Mask spans only where they fit, and normalize each input by itself."""
         handles = [Override(base, MasksThatFit)]
         first = base.feature_extractor.conv_layers[0]
         if isinstance(first.layer_norm, nn.GroupNorm):
@@ -63,35 +70,46 @@ def _is_pre_norm(module: nn.Module) -> bool:
 
 
 class Hubert(Wav2Vec2):
+    """HuBERT, whose encoder is that of wav2vec 2.0."""
+
     name = "HuBERT"
     base = "HubertModel"
 
 
 class UniSpeechSat(Wav2Vec2):
+    """UniSpeechSat, whose encoder is that of wav2vec 2.0."""
+
     name = "UniSpeechSat"
     base = "UniSpeechSatModel"
 
 
 class Data2VecAudio(Wav2Vec2):
-    """Its positional embedding is a stack of convolutions: padding must stay zero between them."""
+    """Data2VecAudio, whose positions come from a stack of convolutions.
+
+    Padding must stay zero between them.
+    """
 
     name = "Data2VecAudio"
     base = "Data2VecAudioModel"
 
     def install(self, base: Any) -> list[Any]:
+        """Keep padding zero between the convolutions of the positions, too."""
         convolutions = base.encoder.pos_conv_embed.layers
         hooks = [layer.register_forward_hook(_zero_padding) for layer in convolutions]
         return super().install(base) + hooks
 
 
 def _zero_padding(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-    """As `zero_padding_hook`, for [batch, width, frames]."""
+    """Set padding back to zero; a hook for a convolution over [batch, width, frames]."""
     result = zero_padding_hook(module, args, output.transpose(1, 2))
     return None if result is None else result.transpose(1, 2)
 
 
 class WavLM(Wav2Vec2):
-    """Layer 0 holds the relative position bias that all layers use, so it is computed up front."""
+    """WavLM, whose layer 0 holds the relative position bias that all layers use.
+
+    The bias is computed before the layers, so that layer 0 can be skipped.
+    """
 
     name = "WavLM"
     base = "WavLMModel"
@@ -100,6 +118,10 @@ class WavLM(Wav2Vec2):
     def prepare(
         self, layers: list[nn.Module], hidden: Tensor, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
+        """Return the arguments of the layers with the position bias.
+
+        Shape: position_bias [batch * heads, frames, frames].
+        """
         batch, frames, _ = hidden.shape
         attention: Any = layers[0].attention
         bias = attention.compute_bias(frames, frames)  # [heads, frames, frames]
@@ -112,6 +134,7 @@ class WavLM(Wav2Vec2):
         return kwargs | {"position_bias": bias}
 
     def take(self, name: str, value: Any, rows: Tensor, batch: int) -> Any:
+        """Return the part of an argument that belongs to `rows`; all inputs share the bias."""
         if name == "position_bias":  # [batch * heads, frames, frames], the same for every input
             return value[: value.shape[0] // batch * len(rows)]
         return super().take(name, value, rows, batch)

@@ -19,15 +19,19 @@ class Wav2Vec2Bert(Backbone):
     per_input = ("attention_mask", "conv_attention_mask")
 
     def owner(self, base: nn.Module) -> nn.Module:
+        """Return the module whose `layers` is the list of layers."""
         return base.encoder  # type: ignore[return-value]
 
     def final_norm(self, layer: nn.Module) -> nn.Module | None:
+        """Return the norm at the end of a layer."""
         return layer.final_layer_norm  # type: ignore[return-value]
 
     def output_norm(self, owner: nn.Module) -> nn.Module | None:
+        """Return None: no norm follows the last layer."""
         return None
 
     def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """Apply the feed-forward part and the adapter that may follow the last layer."""
         if base.intermediate_ffn:
             hidden = hidden + 0.5 * base.intermediate_ffn(hidden)
         if base.adapter is not None:
@@ -36,8 +40,10 @@ class Wav2Vec2Bert(Backbone):
         return hidden
 
     def install(self, base: Any) -> list[Any]:
+        """Mask spans only where they fit."""
         return [Override(base, MasksThatFit)]
 
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
+        """Return random stacked mel frames. Shape: input_features [batch, frames, width]."""
         width = base.config.feature_projection_input_dim
         return {"input_features": torch.randn(batch, int(50 * seconds), width)}

@@ -33,21 +33,28 @@ class Whisper(Backbone):
     time = 2
 
     def frame_lengths(self, base: Any, lengths: Tensor) -> Tensor:
+        """Return the valid frames behind both convolutions. Shape: [batch] -> [batch]."""
         frames: Tensor = (lengths - 1) // base.conv2.stride[0] + 1
         return frames
 
     def finish(self, base: Any, hidden: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """Apply the final norm, and give padded frames the mean of the valid ones."""
         return fill_padding(super().finish(base, hidden, frame_mask), frame_mask)
 
     def window(self, base: Any) -> int:
-        """In mel frames: 3000, which is 30 s."""
+        """Return the length of the window in mel frames: 3000, which is 30 s."""
         stride = base.conv1.stride[0] * base.conv2.stride[0]
         return int(base.config.max_source_positions * stride)
 
     def install(self, base: Any) -> list[Any]:
+        """Let the encoder take input of any length up to the window."""
         return [Override(base, OwnLength)]
 
     def example(self, base: Any, batch: int, seconds: float) -> dict[str, Tensor]:
+        """Return random mel frames, a window at most.
+
+        Shape: input_features [batch, mels, frames].
+        """
         frames = min(int(100 * seconds), self.window(base))
         return {"input_features": torch.randn(batch, base.num_mel_bins, frames)}
 
@@ -60,12 +67,15 @@ def fill_padding(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class OwnLength:
-    """For `Override` of a `WhisperEncoder`: input of any length up to the window, in a call."""
+    """A `WhisperEncoder`, by `Override`, that takes shorter input than its window in a call."""
 
     def forward(
         self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """Shape: input_features [batch, mels, frames] -> that of `transformers`."""
+        """Encode input at its own length within a call.
+
+        Shape: input_features [batch, mels, frames] -> what `transformers` returns.
+        """
         encoder: Any = self
         call = active_call()
         frames = input_features.shape[-1]
@@ -91,7 +101,10 @@ class OwnLength:
 
 
 def _front_end(encoder: Any, call: Call, features: Tensor) -> Tensor:
-    """Both convolutions, and the positions. Shape: [batch, mels, time] -> [batch, frames, width]"""
+    """Run both convolutions and add the positions.
+
+    Shape: [batch, mels, time] -> [batch, frames, width].
+    """
     valid: Tensor | None = None
     if call.lengths is not None:  # conv1 sees zeros behind the end, as it does without padding
         positions = torch.arange(features.shape[-1], device=features.device)
