@@ -31,7 +31,7 @@ import torch
 from sounding import runtime
 from sounding.data.audio import read_audio
 from sounding.data.folder import Clip, load_folder, subset
-from sounding.data.text import plain, whisper_plain, word_errors
+from sounding.data.text import normalize_text, whisper_plain, word_errors
 from sounding.export import export
 from sounding.files import write_json
 from sounding.progress import progress
@@ -155,8 +155,8 @@ def measure(
 
 def wakeword(clip: Clip, said: str) -> tuple[int, int]:
     """Whether the word is missing."""
-    wanted = plain(clip.target.replace("_", " ")).replace(" ", "")
-    return int(wanted not in plain(said.replace("_", " ")).replace(" ", "")), 1
+    wanted = normalize_text(clip.target.replace("_", " ")).replace(" ", "")
+    return int(wanted not in normalize_text(said.replace("_", " ")).replace(" ", "")), 1
 
 
 def errors(clip: Clip, said: str) -> tuple[int, int]:
