@@ -87,7 +87,7 @@ def test_a_bare_float_is_refused_since_1_and_1_0_would_be_one_layer_and_all(budg
 WRONG = [
     0.0, -0.5, 1.5, float("nan"), float("inf"), "1e9", 10**400,
     0, -1, 7, True, False, "0%", "101%", "-5%", "nan%", "abc", "", "%", "50", b"50%", {}, {1},
-    object(), 1j, Fraction(1, 2), torch.tensor(True), np.array("50"), [[1], [2]], "mean:3 layers",
+    object, 1j, Fraction(1, 2), torch.tensor(True), np.array("50"), [[1], [2]], "mean:3 layers",
 ]  # fmt: skip
 
 
