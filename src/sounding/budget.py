@@ -188,7 +188,8 @@ class Budget:
             return max(1, math.floor(self.value * layers + 1e-9))
         if self.value > layers:
             raise BudgetError(
-                f"budget {str(self)!r} is not allowed: it is of {layers} layers, give 1 to {layers}"
+                f"budget {str(self)!r} is not allowed: there are {layers} layers; "
+                f"give 1 to {layers}"
             )
         return int(self.value)
 
