@@ -24,6 +24,11 @@ from sounding.tasks import metric_title
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 THREE = "DATA/ravdess DATA/esc10 DATA/wakewords"
+RETIRED = {  # of a study: rows that no command makes any more
+    "study": """ `input-search`
+fitted the selector after the training, to the losses of all masks. It was no better, and its code
+is gone: its rows are of commit 0b918d4."""
+}
 MOONSHINE = "--set backbone=moonshine-base"
 STUDIES = {  # directory of the results -> title, and the arguments of `sounding compare`
     "study": (
@@ -160,7 +165,7 @@ def study(name: str) -> str:
 --out benchmarks/results/{name} --drop-models` (settings in the YAML). All that was measured, clip
 by clip, with commit, seconds and machine of each run, is in `results/{name}/measured.parquet`;
 `sounding report benchmarks/results/{name} --out report.html` makes one page of it, with controls,
-ablations, worst groups and pictures.
+ablations, worst groups and pictures.{RETIRED.get(name, "")}
 
 {chr(10).join(words)}
 

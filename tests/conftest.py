@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import soundfile as sf
 import tiny
 import torch
 import transformers
+from corpora import table
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other on a busy machine
 
@@ -33,10 +33,7 @@ def tones(tmp_path_factory):
             name = f"{split}{index}.wav"
             sf.write(root / name, tone, 16000)
             rows.append({"file_name": name, "label": label, "split": split})
-    with (root / "metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table(root / "metadata.csv", rows)
     return root
 
 

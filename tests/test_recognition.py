@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import soundfile as sf
 import tiny
 import torch
 import transformers as t
+from corpora import table
 from torch.nn.functional import ctc_loss
 
 import sounding
@@ -57,10 +57,7 @@ def texts(tmp_path_factory):
             name = f"{split}{index}.wav"
             sf.write(root / name, wave + rng.normal(0, 0.01, len(wave)), 16000)
             rows.append({"file_name": name, "text": said, "split": split, "speaker": f"s{index}"})
-    with (root / "metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table(root / "metadata.csv", rows)
     return root
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from corpora import table
 from torch.nn.functional import binary_cross_entropy
 
 from sounding.data.folder import load_folder
@@ -37,10 +36,7 @@ def chords(tmp_path_factory):
             name = f"{split}{index}.wav"
             sf.write(root / name, wave, 16000)
             rows.append({"file_name": name, "labels": ";".join(tags), "split": split})
-    with (root / "metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table(root / "metadata.csv", rows)
     return root
 
 

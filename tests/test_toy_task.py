@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from corpora import table
 
 import sounding
 from sounding.cli.app import main
@@ -87,10 +87,7 @@ def data(tmp_path_factory):
             name = f"{split}{index}.wav"
             sf.write(root / name, tone + rng.normal(0, 0.02, len(time)), 16000)
             rows.append({"file_name": name, "label": label, "split": split})
-    with (root / "metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table(root / "metadata.csv", rows)
     return root
 
 

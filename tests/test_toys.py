@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from corpora import table
 from tiny import inputs, make
 from torch import nn
 from transformers import ASTModel
@@ -109,8 +110,9 @@ def data(tmp_path_factory):
             tone = 0.1 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16000)
             name = f"{split}{index}.wav"
             sf.write(root / name, tone + rng.normal(0, 0.02, len(tone)), 16000)
-            rows.append(f"{name},{'low' if pitch == LOW else 'high'},{split}")
-    (root / "metadata.csv").write_text("\n".join(["file_name,label,split", *rows]) + "\n")
+            label = "low" if pitch == LOW else "high"
+            rows.append({"file_name": name, "label": label, "split": split})
+    table(root / "metadata.csv", rows)
     return root
 
 

@@ -9,7 +9,7 @@ A package outside brings its own by an entry point of the group of a registry::
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -96,7 +96,7 @@ class Registry(Mapping[str, Value], Generic[Value]):
         if isinstance(value, EntryPoint):
             value = self._import(value)
         if value is None:
-            raise UnknownNameError(self._unknown(name))
+            raise UnknownNameError(unknown_name(self.what, name, self))
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -166,10 +166,12 @@ class Registry(Mapping[str, Value], Generic[Value]):
             stacklevel=4,
         )
 
-    def _unknown(self, name: object) -> str:
-        near = get_close_matches(str(name), self, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else "."
-        return f"unknown {self.what} {name!r}{hint} Known: {', '.join(self)}"
+
+def unknown_name(what: str, name: object, known: Collection[str]) -> str:
+    """Say that nothing has a name, which one is the nearest, and what there is."""
+    near = get_close_matches(str(name), known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return f"unknown {what} {name!r}{hint} Known: {', '.join(known)}"
 
 
 def _shown(value: Any) -> str:

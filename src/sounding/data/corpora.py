@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..model.hub import is_repo_id
 from . import layouts
 from .folder import AudioFolder, Clip, DataError, Task, folder_of, load_folder
-from .hub import HUB_MARKS, hub_folder, is_hub_id
+from .hub import HUB_MARKS, hub_folder
 from .rows import has_label_dirs, has_metadata
 
 
@@ -74,7 +75,7 @@ def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -
     if layout is not None and layout not in MARKS:
         raise UsageError(f"unknown layout {layout!r}: use one of {', '.join(MARKS)}")
     path = Path(os.path.abspath(Path(source).expanduser()))
-    if not path.exists() and is_hub_id(str(source)) and layout in (None, HUB):
+    if not path.exists() and is_repo_id(str(source)) and layout in (None, HUB):
         return load_folder(hub_folder(str(source), **options), hash_audio=False)
     root, name = _find(path, layout)
     if name == HUB:

@@ -36,12 +36,6 @@ SPEAKERS = ("speaker", "speaker_id")
 SPLITS = {"train": ["train"], "validation": ["validation", "dev", "valid"], "test": ["test"]}
 
 
-def is_hub_id(name: str) -> bool:
-    """Return whether `name` has the form ORGANIZATION/NAME."""
-    part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-    return re.fullmatch(f"{part}/{part}", name) is not None
-
-
 def hub_folder(
     source: str,
     *,

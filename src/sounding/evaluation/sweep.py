@@ -20,6 +20,7 @@ from ..budget import Budget
 from ..data.features import FeatureSet, batches
 from ..data.folder import COLUMNS, AudioFolder
 from ..errors import UsageError
+from ..methods.looks import MEAN
 from ..model.macs import Macs, count_macs
 from ..policies.masks import random_masks
 from ..progress import progress
@@ -139,7 +140,7 @@ def sweep(
         asked = range(2, layers) if run.dynamic.mean_budgets else range(0)
         with progress(f"sweep {run.config.method}", layers + len(asked)) as show:
             for k in range(1, layers + 1):
-                found = _answers(run, features, targets, k, batch_size, seed)
+                found = _measured(run, features, targets, k, batch_size, seed)
                 row = _row(run, k, found, targets, macs)
                 rows.append(row)
                 timed.append((run, k, median))
@@ -148,7 +149,7 @@ def sweep(
                 show(k, f"{row.method} k={k} {row.value:.3f}")
             for done, mean in enumerate(asked, layers + 1):
                 budget = Budget.mean(mean)
-                found = _answers(run, features, targets, budget, batch_size, seed)
+                found = _measured(run, features, targets, budget, batch_size, seed)
                 means.append(_mean_row(run, mean, found, targets, macs))
                 masks[f"{means[-1].method}/{mean}"] = _texts(found.executed[0])
                 show(done, f"{run.config.method} {budget} {means[-1].value:.3f}")
@@ -199,7 +200,7 @@ class BudgetResult:
     details: np.ndarray | None
 
 
-def _answers(
+def _measured(
     run: Run, features: FeatureSet, targets: Targets, k: int | Budget, batch_size: int, seed: int
 ) -> BudgetResult:
     layers = run.dynamic.num_layers
@@ -258,7 +259,7 @@ def _mean_row(run: Run, mean: int, found: BudgetResult, targets: Targets, macs: 
         depth = found.executed[0].sum(1).double()
         cost += (macs.exit or macs.head) * float(depth.clamp(max=run.dynamic.num_layers - 1).mean())
         cost -= macs.selector
-    return replace(row, method=f"{run.config.method}-mean", macs=cost, macs_share=cost / macs.full)
+    return replace(row, method=run.config.method + MEAN, macs=cost, macs_share=cost / macs.full)
 
 
 def _texts(masks: Tensor) -> list[str]:

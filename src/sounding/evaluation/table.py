@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Literal
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from ..methods.looks import looks
+from ..methods.base import Look
+from ..methods.looks import MEAN, looks
 from ..tasks import metric_title
 from .shown import one_line
 from .sweep import Row, Sweep
@@ -27,10 +29,10 @@ def sorted_rows(sweep: Sweep) -> list[Row]:
     return sorted(sweep.rows, key=lambda row: (order.index(row.method), row.kept_layers))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, known: Mapping[str, Look]) -> tuple[str, ...]:
     return (
-        looks()[row.method].label,
-        f"{row.executed_layers:.2f}" if row.method.endswith("-mean") else str(row.kept_layers),
+        known[row.method].label,
+        f"{row.executed_layers:.2f}" if row.method.endswith(MEAN) else str(row.kept_layers),
         f"{100 * row.value:.1f} %",
         f"{100 * row.ci_low:.1f}-{100 * row.ci_high:.1f}",
         f"{row.macs / 1e6:,.0f} M",
@@ -50,20 +52,20 @@ def rich_table(sweep: Sweep) -> Table:
     for column in _columns(sweep):
         justify: Literal["left", "right"] = "left" if column == "method" else "right"
         table.add_column(column, justify=justify, no_wrap=True)
-    before = None
+    before, known = None, looks()
     for row in sorted_rows(sweep):
         if before not in (None, row.method):
             table.add_section()
         before = row.method
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, known))
     return table
 
 
 def markdown(sweep: Sweep) -> str:
     """Return the table for a README or a model card."""
-    columns = _columns(sweep)
+    columns, known = _columns(sweep), looks()
     lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in sorted_rows(sweep)]
+    lines += ["| " + " | ".join(_cells(row, known)) + " |" for row in sorted_rows(sweep)]
     return "\n".join(lines) + "\n"
 
 

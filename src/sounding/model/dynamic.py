@@ -70,6 +70,7 @@ class DynamicModel(Copied, nn.Module):
         exits: heads of their own for budgets below full depth, or None.
         decoder_policy: reads the encoder's output and chooses decoder layers for `generate`. None
             for the first k.
+        has_decoder: whether the model writes its answer with a decoder.
         trained: whether the model has ever been trained below full depth; set by the first such
             step, and saved. Without it, a budget below full depth warns once.
         decoder_trained: the same of the decoder's layers; for you to set.
@@ -113,6 +114,8 @@ class DynamicModel(Copied, nn.Module):
         self._handles = [*backbone.install(base), Override(base, EncoderInCall)]
         self._not_predicted = NotPredicted(getattr(model, "config", base.config))
         self._layerdrop = set_layerdrop(owner, 0.0)
+        # asked in every call, and a walk over all modules
+        self.has_decoder = any(name.endswith("decoder") for name, _ in model.named_modules())
         self.warned = False  # that it is untrained
 
     @property
@@ -125,11 +128,6 @@ class DynamicModel(Copied, nn.Module):
         """The decoder's layers, under their own names; None without a decoder that drops layers."""
         decoder: Any = self.__dict__["_decoder"]
         return None if decoder is None else decoder.layers
-
-    @property
-    def has_decoder(self) -> bool:
-        """Whether the model writes its answer with a decoder."""
-        return any(name.endswith("decoder") for name, _ in self.model.named_modules())
 
     @property
     def num_layers(self) -> int:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 DATA = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # and nothing to unpickle
 TIMEOUT = 5.0  # seconds for the first answer, the look-up of the hub's address not counted
 PATIENCE = 6.0  # seconds with it
+PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # of an id: the organization, or the name
 COMMIT = re.compile("[0-9a-f]{40}")
 _unreachable: dict[str, str] = {}  # by address of the hub, why; for this process
 
@@ -33,8 +34,7 @@ class HubUnreachableError(HubError):
 
 def is_repo_id(name: str) -> bool:
     """Return whether `name` has the form ORGANIZATION/NAME."""
-    part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-    return re.fullmatch(f"{part}/{part}", name) is not None
+    return re.fullmatch(f"{PART}/{PART}", name) is not None
 
 
 def is_offline() -> bool:

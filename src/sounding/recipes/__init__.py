@@ -86,11 +86,11 @@ class Recipe:
             DataError: as `open_corpus`.
         """
         from ..data.corpora import open_corpus
-        from ..data.hub import is_hub_id
         from ..data.rows import has_metadata
+        from ..model.hub import is_repo_id
 
         layout, path = self.corpus["layout"], Path(data).expanduser()
-        if is_hub_id(str(data)) and not path.exists():
+        if is_repo_id(str(data)) and not path.exists():
             options = {name: value for name, value in self.hub.items() if name != "id"}
             return open_corpus(data, "hub", **options)
         if layout == "folder" or has_metadata(path):

@@ -22,8 +22,8 @@ PRECISION = ("auto", "bf16", "fp32")
 SHARES = ("lr_warmup", "random_share", "distill", "noise_share", "speed_change", "mask_share")
 MAY_BE_NONE = ("batch_seconds", "lr_head", "max_seconds")
 MAY_BE_NUMBERS = ("vocabulary",)  # texts that a number says as well
-FORMER_NAMES = ("selector_fit", "recognition")  # of settings: files of before have them
 FORMER = {"selector_fit": "joint"}  # a selector fitted after the training was no better
+FORMER_NAMES = (*FORMER, "recognition")  # of settings: files of before have them
 MOST = {  # beyond these is a slip, which would take time or memory without end
     "epochs": 10_000,
     "batch_size": 1_000_000,

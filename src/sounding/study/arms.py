@@ -76,7 +76,7 @@ class Cost:
         total = macs.of(masks, selector=False)
         if exits is None:
             total += macs.selector * float((~masks.all(1)).double().mean())
-        if exits is not None:
+        else:
             total += (macs.exit or macs.head) * float(exits.double().mean())
         return total
 
@@ -93,7 +93,7 @@ class ValidationChoices:
 
 @dataclass(frozen=True)
 class Arms:
-    """All rules of a run's method; each of the methods returns rows of a `measured.json`.
+    """Measures a run under every rule of its method, as rows of a `measured.json`.
 
     Attributes:
         seed: of the random masks and the shuffling; the same for all runs of a study.

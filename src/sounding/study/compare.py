@@ -26,7 +26,9 @@ from ..errors import UsageError
 from ..evaluation.plots import need_matplotlib
 from ..evaluation.shown import one_line
 from ..files import locked, write_text
+from ..methods import FULL_DEPTH
 from ..progress import progress, say
+from ..registry import unknown_name
 from ..runs.config import TrainConfig
 from ..runs.settings import check_settings
 from ..tasks import find_task
@@ -36,8 +38,7 @@ from ..typed import named, read_yaml
 from .html import write_report
 from .measure_run import measure_run
 from .measured import FILE
-from .names import FULL_DEPTH
-from .variants import bases, teacher_of, unknown_variant, variants
+from .variants import bases, teacher_of, variants
 
 START = "start"
 MOST_DRAWS = 10_000
@@ -61,7 +62,8 @@ class StudyConfig:
         seeds: of the trainings.
         snr_db: name of a data set -> noise at which its test clips are measured again.
         ceilings: whether the test clips are answered under every mask too, for the oracle and the
-            ceiling of `input`: with many clips or layers that takes longer than the training.
+            ceiling of the methods whose input chooses: with many clips or layers that takes longer
+            than the training.
         draws: random masks of each size under which the test clips are answered, of methods that
             drop at random.
     """
@@ -77,9 +79,10 @@ class StudyConfig:
     draws: int = 6
 
     def __post_init__(self) -> None:
+        known = variants()
         for variant in self.variants:
-            if variant not in variants():
-                raise UsageError(unknown_variant(variant))
+            if variant not in known:
+                raise UsageError(unknown_name("method", variant, known))
         if not self.variants or not self.seeds:
             raise UsageError("a study needs one method and one seed at least")
         for variant in self.variants:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..methods import OURS
 from ..statistics import Interval
 from .measured import Floats
-from .names import OURS, chooses, draws_masks
+from .names import chooses, draws_masks
 from .study import Arm, Scores, Study
 
 COLLAPSED = 0.99  # share of the clips with one and the same mask

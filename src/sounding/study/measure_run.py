@@ -51,21 +51,21 @@ def measure_run(
     validation, features = _read(run, folder, "validation")
     clips, test = _read(run, folder, "test")  # now, so that what is wrong with it is said now
     targets = run.task.targets(folder, validation)
-    rules = Arms.learn(run, features, targets, seed=seed, draws=draws)
-    sets = {"validation": _set(rules, folder, validation, features, rules.known.under)}
+    arms = Arms.learn(run, features, targets, seed=seed, draws=draws)
+    sets = {"validation": _set(arms, folder, validation, features, arms.known.under)}
     masks = every_mask(run.dynamic.num_layers)
     under = None
     if run.method.arms == "choices" and ceilings and masks is not None:
         targets = run.task.targets(folder, clips)
         under = MaskTable(masks, mask_outputs(run, test, masks, targets))
-    sets["test"] = _set(rules, folder, clips, test, under)
+    sets["test"] = _set(arms, folder, clips, test, under)
     checked = check(run, test, sets["test"]["rows"])
     if under is not None:
-        sets["test"]["rows"] += _ceiling(rules, folder, clips)
+        sets["test"]["rows"] += _ceiling(arms, folder, clips)
     for ratio in snr_db:
-        noisy = run.read(clips, f"read test at {ratio:g} dB", _noise(rules, ratio))
+        noisy = run.read(clips, f"read test at {ratio:g} dB", _noise(arms, ratio))
         name = f"test at {ratio:g} dB"
-        sets[name] = _set(rules, folder, clips, noisy)
+        sets[name] = _set(arms, folder, clips, noisy)
     return {
         "format": FORMAT,
         "method": run.config.method,
@@ -80,7 +80,7 @@ def measure_run(
         "seconds": {"train": trained_seconds, "measure": monotonic() - start},
         "precision": "bf16" if uses_bf16(run.config.precision) else "fp32",
         "checked": checked,
-        "macs": {"full": rules.cost.macs.full},
+        "macs": {"full": arms.cost.macs.full},
         **provenance(),
         "sets": sets,
     }
@@ -95,19 +95,19 @@ def _read(run: Run, folder: AudioFolder, split: str) -> tuple[list[Clip], Featur
     return clips, features
 
 
-def _noise(rules: Arms, snr_db: float, copy: int = 0) -> Change:
-    return noise_for(snr_db, rules.run.extractor.sampling_rate, rules.seed, copy)
+def _noise(arms: Arms, snr_db: float, copy: int = 0) -> Change:
+    return noise_for(snr_db, arms.run.extractor.sampling_rate, arms.seed, copy)
 
 
 def _set(
-    rules: Arms,
+    arms: Arms,
     folder: AudioFolder,
     clips: Sequence[Clip],
     features: FeatureSet,
     under: MaskTable | None = None,
 ) -> Json:
     """Measure the clips of a set, and return them with their rows."""
-    run = rules.run
+    run = arms.run
     targets = run.task.targets(folder, clips)
     seconds = run.config.max_seconds or np.inf
     described = {
@@ -119,12 +119,12 @@ def _set(
     weight = [run.task.weight(target) for target in targets]
     if set(weight) != {1}:  # which is what a file without weights says
         described["weight"] = weight
-    return {"clips": described, "rows": rules.rows(features, targets, under)}
+    return {"clips": described, "rows": arms.rows(features, targets, under)}
 
 
-def _ceiling(rules: Arms, folder: AudioFolder, clips: Sequence[Clip]) -> list[Json]:
+def _ceiling(arms: Arms, folder: AudioFolder, clips: Sequence[Clip]) -> list[Json]:
     """Measure the ceiling of some clips, on two noisy copies."""
-    run, masks = rules.run, every_mask(rules.layers)
+    run, masks = arms.run, every_mask(arms.layers)
     if masks is None:
         return []
     count = min(CEILING_CLIPS, len(clips))
@@ -133,6 +133,6 @@ def _ceiling(rules: Arms, folder: AudioFolder, clips: Sequence[Clip]) -> list[Js
     targets = run.task.targets(folder, some)
     copies = []
     for copy in (1, 2):
-        noisy = run.read(some, f"copy {copy}", _noise(rules, CEILING_SNR_DB, copy))
+        noisy = run.read(some, f"copy {copy}", _noise(arms, CEILING_SNR_DB, copy))
         copies.append(MaskTable(masks, mask_outputs(run, noisy, masks, targets)))
-    return [{**row, "clips": index} for row in rules.ceiling(*copies)]
+    return [{**row, "clips": index} for row in arms.ceiling(*copies)]

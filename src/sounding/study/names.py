@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..methods import FULL_DEPTH, OURS
+from ..methods import OURS
 from ..registry import METHODS
 
 OTHERS = ("#8c6d5a", "#5f9ea0", "#b5651d", "#6a5acd", "#556b2f")  # of methods that are not known
-
-__all__ = ["FULL_DEPTH", "OURS", "color_of", "draws_masks", "label_of", "place_of", "stops_early"]
 
 
 def place_of(method: str) -> int:

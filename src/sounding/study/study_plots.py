@@ -11,7 +11,8 @@ import numpy as np
 
 from ..evaluation.plots import save, subplots
 from ..evaluation.shown import in_plot
-from .names import OURS, color_of, label_of
+from ..methods import OURS
+from .names import color_of, label_of
 from .study import Arm, Study
 
 SHUFFLED = "#d98c1f"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..evaluation.shown import in_markdown
+from ..methods import FULL_DEPTH, OURS
 from ..statistics import Interval
 from .diagnostics import areas, mask_variety, regret, varying_arms, worst_group
-from .names import FULL_DEPTH, OURS, label_of
+from .names import label_of
 from .study import Arm, Study
 from .study_plots import CONTROLS
 from .verdict import INPUT, exact_points, stopping_methods

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from ..registry import METHODS
@@ -31,11 +30,3 @@ def teacher_of(variant: str) -> str:
     """Return the method whose run a variant learns from; "" for none."""
     method = METHODS[variants()[variant]["method"]]
     return str(method.teacher_method if method.needs_teacher else "")
-
-
-def unknown_variant(name: str) -> str:
-    """Say that there is no such variant, and what there is."""
-    known = variants()
-    near = get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else "."
-    return f"unknown method {name!r}{hint} Known: {', '.join(known)}"

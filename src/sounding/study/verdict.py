@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..methods import FULL_DEPTH, OURS
 from ..registry import METHODS
 from .diagnostics import areas
-from .names import FULL_DEPTH, OURS, blind_arms, stops_early
+from .names import blind_arms, stops_early
 from .study import Arm, Point, Scores, Study
 
 INPUT: Arm = (OURS, "exact")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..model.hub import PART
 from .cache import cache_dir, cached
 from .models import NAMED
 from .packages import Hub, PackageFile, Source, Weights, WeightsError
@@ -57,5 +58,4 @@ def resolve(name: str) -> Path | str:
 
 def _is_hub_id(name: str) -> bool:
     """Return whether `name` has the form NAME or ORGANIZATION/NAME, and not that of a path."""
-    part = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-    return re.fullmatch(f"{part}(/{part})?", name) is not None
+    return re.fullmatch(f"{PART}(/{PART})?", name) is not None
