@@ -11,6 +11,7 @@ from . import (
     calibrate,
     compare,
     demo,
+    distill,
     export,
     inspect,
     recipes,
@@ -24,11 +25,13 @@ from .parser import Parser
 from .process import command_process, describe
 
 COMMANDS = (  # in the order of the help
-    train, sweep, run, export, calibrate, inspect, compare, report, recipes, transcribe, demo,
+    train, distill, sweep, run, export, calibrate, inspect, compare, report, recipes, transcribe,
+    demo,
 )  # fmt: skip
 EPILOG = """examples:
   sounding demo                                    the whole of it on synthetic commands
   sounding train --backbone whisper-base --data DIR --out RUN
+  sounding distill whisper-base --data DIR --out RUN   a recognizer's depths, from audio alone
   sounding recipes                                 benchmarks that one option trains on
   sounding sweep RUN --data DIR --json sweep.json  accuracy and cost at every budget
   sounding run RUN clip.wav --budget 3             classify with 3 layers

@@ -23,7 +23,9 @@ SHIPPED = {  # in the order of tables
     "dld": "dld",
     "idld": "idld",
     "input": "input",
+    "distill": "distill",
 }
+OUTPUTS = "teacher"  # the directory in a run for what its teacher makes of the clips
 FULL_DEPTH = "full"  # the reference of a study
 OURS = "input"  # the default, whose choice a study judges
 for name, module in SHIPPED.items():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.features import FeatureSet
+from ..data.folder import AudioFolder, Clip
 from ..policies import Policy, StaticScores
 from ..policies.base import MeanBudgets
-from ..runs.run import Batch, Run
+from ..runs.run import Batch, Run, new_run
+from ..tasks import find_task
 from ..tasks.base import Targets
 
 # how a study answers test clips, see `study.arms`: with masks that ignore the input; at the first
@@ -31,12 +34,14 @@ class Step:
     Attributes:
         whole: makes of a mean over the clips of this process that over the whole batch; see
             `Processes.mean`. A loss that is no mean over clips needs it.
+        rows: which of the training clips are in this part of the batch.
     """
 
     index: int
     total: int
     rng: np.random.Generator
     whole: Callable[[Tensor], Tensor] = lambda mean: mean
+    rows: Sequence[int] = ()
 
     @property
     def position(self) -> float:
@@ -71,6 +76,8 @@ class Method:
         ablations: variants of it for a study, as settings by what follows its name.
         shows_layers: whether a sweep keeps which layers it chose for each clip.
         in_demo: whether the demo shows it.
+        labelled: whether it learns from the targets of the clips.
+        own_teacher: whether `teacher` is the run that it starts from, and may be left out.
     """
 
     name: ClassVar[str]
@@ -89,6 +96,8 @@ class Method:
     ablations: ClassVar[Mapping[str, Settings]] = {}
     shows_layers: ClassVar[bool] = False
     in_demo: ClassVar[bool] = False
+    labelled: ClassVar[bool] = True
+    own_teacher: ClassVar[bool] = False
 
     def policy(self, config: Any, *, width: int, layers: int) -> Policy:
         """Make the policy that chooses the layers; by default it keeps the first k.
@@ -98,6 +107,25 @@ class Method:
             width, layers: of the encoder.
         """
         return StaticScores.first(layers)
+
+    def start(self, config: Any, folder: AudioFolder, info: dict[str, Any], out: Path) -> Run:
+        """Make the run that is to be trained: by default of a backbone, with a new head.
+
+        Args:
+            info: what is known of the data and the program, for run.json.
+            out: the directory of the run.
+        """
+        task = find_task(config.task, folder.task)
+        tokenizer = task.make_tokenizer(config, folder, out)
+        return new_run(config, task.labels_of(folder, tokenizer), info, tokenizer)
+
+    def prepare(self, run: Run, clips: Sequence[Clip], targets: Targets, out: Path) -> Targets:
+        """Do what comes before the first step, and return the targets of the training clips."""
+        return targets
+
+    def parameters(self, run: Run) -> Iterable[nn.Parameter] | None:
+        """Return what is trained; None for all that the settings do not freeze."""
+        return None
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
         """Return the loss of a step, a mean over the clips of the batch. Shape: -> []."""

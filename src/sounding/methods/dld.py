@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
 from ..policies.pooling import frame_mean
 from ..runs.run import Batch, Run
-from ..tasks.base import Targets
+from ..tasks.base import Targets, encoder_outputs
 from .base import Step
 from .full import FullDepth
 from .random import RandomDropping
@@ -33,10 +30,10 @@ class DistilledDropping(RandomDropping):
         Shape: -> [].
         """
         assert run.teacher is not None
-        with torch.no_grad(), _final_state(run.teacher) as wanted:
+        with torch.no_grad(), encoder_outputs(run.teacher.dynamic) as wanted:
             outputs, _ = run.teacher.dynamic.layer_outputs(batch)
         frame_mask = outputs[-1][1]
-        with _final_state(run) as state:
+        with encoder_outputs(run.dynamic) as state:
             loss = super().loss(run, batch, targets, step)
         distance = kl_div(
             state[0].float().log_softmax(-1),
@@ -46,19 +43,6 @@ class DistilledDropping(RandomDropping):
         ).sum(-1)
         # of each clip first, so that all clips weigh alike in a batch, and in a part of it
         return loss + frame_mean(distance, frame_mask).mean()
-
-
-@contextmanager
-def _final_state(run: Run) -> Iterator[list[Tensor]]:
-    """Collect what the encoder of a run puts out, its final norm applied."""
-    seen: list[Tensor] = []
-    handle = run.dynamic.base.register_forward_hook(
-        lambda base, args, out: seen.append(out.last_hidden_state)
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 METHOD = DistilledDropping()

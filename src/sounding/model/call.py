@@ -5,7 +5,7 @@ A ContextVar holds it, so that it is that of this thread or task, whatever else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,12 +24,14 @@ class Tree:
     Attributes:
         masks: [masks, layers] bool, no two alike.
         leaf: called with the index of a mask and what its layers make, [batch, frames, width].
+        members: the indexes of the masks to run.
         after, features: the state after that many layers, all run, for a selector that reads it.
     """
 
     masks: Tensor
     leaf: Callable[[int, Tensor], None]
     after: int = 0
+    members: Sequence[int] = ()
     features: Tensor | None = None
 
 
@@ -44,10 +46,12 @@ class Call:
         plan: says before each layer which inputs run it; made anew for each pass.
         tree: the masks to run in place of a plan.
         entered: takes what enters layer 0 and the arguments of the layers, and none runs (export).
+        updates: the `Updates` of the model, or None.
         answer: what the encoder returns at once, while what follows it runs again.
 
     Shape:
         lengths: [batch] int: valid samples or feature frames of each input; None without padding.
+        changed: [batch] bool: the inputs whose layers run with `updates`; None for none.
         executed: one bool [batch, layers] for each pass through the encoder.
         hidden_states: per layer [batch, frames, width], the input of layer 0 first.
         state: [batch, frames, width] behind the last layer, before a final norm.
@@ -60,12 +64,20 @@ class Call:
     skip: Callable[[int, nn.Module, Tensor], Tensor]
     tree: Tree | None = None
     entered: Callable[[Tensor, dict[str, Any]], None] | None = None
+    updates: Any = None
+    changed: Tensor | None = None
     answer: Any = None
     lengths: Tensor | None = None
     keep_hidden_states: bool = False
     hidden_states: list[Tensor] = field(default_factory=list)
     executed: list[Tensor] = field(default_factory=list)
     state: Tensor | None = None
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """What stands behind the last layer."""
+        norm: nn.Module | None = self.backbone.output_norm(self.backbone.owner(self.base))
+        return norm
 
     def frame_mask(self, frames: int) -> Tensor | None:
         """Return which of the `frames` that enter layer 0 are real. Shape: [batch, frames] bool."""

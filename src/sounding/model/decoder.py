@@ -26,23 +26,41 @@ from ..policies.plans import check_mask
 class _Running:
     """The layers of a decoder that are to run, and those that did.
 
+    Attributes:
+        updates: the `Updates` of the model, or None.
+        norm: what stands behind the layers.
+
     Shape: mask [layers] bool: the layers to run; ran [layers] bool: those that did.
     """
 
     stack: DecoderStack
     mask: list[bool]
     ran: Tensor
+    updates: Any = None
+    norm: Any = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the layers run with their updates: where some are left out."""
+        has_some = self.updates is not None and self.updates.has("decoder")
+        return has_some and not all(self.mask)
 
     def __iter__(self) -> Iterator[Any]:
         for index, layer in enumerate(self.stack.layers):
             if self.mask[index]:
                 self.ran[index] = True
-                yield layer
+                changed = self.changed
+                yield self.updates.layer("decoder", index, layer) if changed else layer
             else:
                 yield partial(_pass, index)
 
 
 _running: ContextVar[_Running | None] = ContextVar("sounding_decoder", default=None)
+
+
+def active_decoder() -> _Running | None:
+    """Return what runs of a decoder in this thread or task, if `running` says so."""
+    return _running.get()
 
 
 class DecoderStack(nn.ModuleList):
@@ -67,12 +85,21 @@ def find_decoder(model: nn.Module, name: str | None) -> Any:
 
 
 @contextmanager
-def running(stack: DecoderStack, mask: Tensor) -> Iterator[Tensor]:
+def running(
+    stack: DecoderStack, mask: Tensor, updates: Any = None, norm: Any = None
+) -> Iterator[Tensor]:
     """Run only the layers of `mask` in a `with` block of this thread or task.
 
-    Yield what has really run so far. Shape: mask [layers] bool -> the same.
+    Yield what has really run so far.
+
+    Args:
+        updates: the `Updates` of the model, which act where a layer is left out.
+        norm: what stands behind the layers, and is changed too.
+
+    Shape: mask [layers] bool -> the same.
     """
-    now = _Running(stack, mask.tolist(), torch.zeros(len(stack), dtype=torch.bool))
+    ran = torch.zeros(len(stack), dtype=torch.bool)
+    now = _Running(stack, mask.tolist(), ran, updates, norm)
     token = _running.set(now)
     try:
         yield now.ran

@@ -35,7 +35,9 @@ from .saving import save
 from .settings import NotPredicted, set_layerdrop
 from .signature import Copied
 from .skip import SkipPath
+from .tree import groups_of
 from .untrained import note_depth
+from .updates import Updates, begin_changes
 
 ANY_MEAN = Budget.mean(1)
 
@@ -70,6 +72,7 @@ class DynamicModel(Copied, nn.Module):
         exits: heads of their own for budgets below full depth, or None.
         decoder_policy: reads the encoder's output and chooses decoder layers for `generate`. None
             for the first k.
+        updates: changes of the weights that act below full depth only, see `add_updates`; or None.
         has_decoder: whether the model writes its answer with a decoder.
         trained: whether the model has ever been trained below full depth; set by the first such
             step, and saved. Without it, a budget below full depth warns once.
@@ -96,6 +99,7 @@ class DynamicModel(Copied, nn.Module):
         self.skip = skip
         self.exits = exits
         self.decoder_policy: Policy | None = None
+        self.updates: Updates | None = None
         self.training = model.training
         for part in (policy, self.mean_policy, skip, exits):
             if part is not None:
@@ -128,6 +132,11 @@ class DynamicModel(Copied, nn.Module):
         """The decoder's layers, under their own names; None without a decoder that drops layers."""
         decoder: Any = self.__dict__["_decoder"]
         return None if decoder is None else decoder.layers
+
+    @property
+    def decoder_norm(self) -> nn.Module | None:
+        """What stands behind the last layer of the decoder."""
+        return getattr(self.__dict__["_decoder"], "layer_norm", None)
 
     @property
     def num_layers(self) -> int:
@@ -308,13 +317,18 @@ class DynamicModel(Copied, nn.Module):
         call, _ = self.begin(inputs, None, None, batch)
         refuse_padding(self, call, inputs)
         self.trained |= self.training and torch.is_grad_enabled()
-        call.tree = Tree(tree_masks, leaf, self.policy.after)
-        with activate(call):
-            taken = inspect.signature(type(self.base).forward).parameters
-            self.base(**{n: v for n, v in batch.items() if n in taken})
-        if call.tree.features is None:
+        taken = inspect.signature(type(self.base).forward).parameters
+        given = {n: v for n, v in batch.items() if n in taken}
+        features = None
+        for members in groups_of(tree_masks, apart=self.updates is not None):
+            call.tree = Tree(tree_masks, leaf, self.policy.after, members)
+            whole = tree_masks[members[0]].all().expand(len(inputs))
+            begin_changes(call, self.updates, whole, inputs.shape[self.backbone.time])
+            with activate(call):
+                self.base(**given)
+            features = call.tree.features if features is None else features
+        if features is None:
             raise UsageError("some mask must run the layers before the policy reads")
-        features = call.tree.features
         return MaskLogits(torch.stack(logits), features, call.frame_mask(features.shape[1]))
 
     def frame_mask(self, batch: dict[str, Tensor], frames: int) -> Tensor | None:
@@ -329,11 +343,15 @@ class DynamicModel(Copied, nn.Module):
         """Run the model's own forward pass with a plan of yours, for training methods.
 
         Args:
-            plan: see `policies.plans`.
+            plan: see `policies.plans`. All inputs count as below full depth.
         """
-        call, _ = self.begin(batch[self.model.main_input_name], None, None, batch)
+        inputs = batch[self.model.main_input_name]
+        call, _ = self.begin(inputs, None, None, batch)
         self.trained |= self.training and torch.is_grad_enabled()
         call.plan = lambda: plan
+        begin_changes(
+            call, self.updates, torch.zeros(len(inputs)).bool(), inputs.shape[self.backbone.time]
+        )
         with activate(call):
             return self.model(**batch)
 
@@ -392,13 +410,15 @@ class DynamicModel(Copied, nn.Module):
         if mask is not None:
             fixed = check_mask(mask, layers=layers, batch=size)
             plan: Any = partial(Fixed, fixed)
-            full = bool(fixed.all())
+            full, whole = bool(fixed.all()), fixed.all(1)
         else:
             read = None if self.has_decoder else readout(self, batch)
             context = Context(layers, size, read, partial(confidence, several=self.several))
             plan = partial(self.policy_for(asked).plan, asked, context)
             plan()  # what is wrong with a budget is said before anything runs
             full = asked.keeps_all(layers=layers)
+            kept = asked.kept_layers(layers=layers, batch=size) if asked.is_exact else [0] * size
+            whole = torch.tensor(kept) == layers
         positions = inputs.shape[self.backbone.time]
         lengths = valid_lengths(batch.get("attention_mask"), size, positions)
         given = torch.full((size,), positions) if lengths is None else lengths
@@ -406,4 +426,5 @@ class DynamicModel(Copied, nn.Module):
         if noted:
             note_depth(self, full=full)
         call = Call(self.stack, self.base, self.backbone, plan, self.skip, lengths=lengths)
+        begin_changes(call, self.updates, whole, positions)
         return call, full

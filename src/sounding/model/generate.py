@@ -73,12 +73,17 @@ def generate(
     else:
         asked = asked_layers(decoder_budget, decoder_mask, layers=len(stack), batch=len(inputs))
         policy = None if decoder_mask is not None else dynamic.decoder_policy
+        if policy is not None and policy.reads == 0:  # the same for every input: known by now
+            fixed = [policy.fixed_mask(int(k)) for k in asked.sum(1)]
+            asked, policy = torch.stack(fixed), None
         if not asked.all() and not dynamic.decoder_trained:
             warn_untrained(dynamic, DECODER_UNTRAINED)
         short = window is not None and inputs.shape[-1] < window
         if short or not (asked.all() and full):
             kwargs = untimed(model, kwargs)
-        decoding = Decoding(model, stack, partial(_encode, dynamic, call), policy, short)
+        changes = dynamic.updates, dynamic.decoder_norm
+        encode = partial(_encode, dynamic, call)
+        decoding = Decoding(model, stack, encode, policy, short, changes)
         with activate(call):
             out, ran = decoding(asked, kwargs)
     executed = call.executed[0] if len(call.executed) == 1 else call.executed or None
@@ -166,6 +171,7 @@ class Decoding:
             mask of its valid frames.
         policy: chooses decoder layers by the output of the encoder; None for the first k.
         encodes_first: whether the encoder has to run before `generate` in any case.
+        changes: the updates of the model and the norm behind its decoder, as of `running`.
     """
 
     model: Any
@@ -173,6 +179,7 @@ class Decoding:
     encode: Callable[[dict[str, Any]], tuple[Any, Tensor | None]]
     policy: Policy | None
     encodes_first: bool
+    changes: tuple[Any, Any] = (None, None)
 
     def __call__(self, asked: Tensor, kwargs: dict[str, Any]) -> tuple[Any, Tensor]:
         """Generate with the layers that were asked for, or as many others that the policy keeps.
@@ -204,7 +211,7 @@ class Decoding:
             if self.encodes_first:
                 encoded, _ = self.encode(kwargs)
                 kwargs = self._without_input(kwargs) | {"encoder_outputs": encoded}
-            with running(self.stack, asked[0]) as ran:
+            with running(self.stack, asked[0], *self.changes) as ran:
                 return self.model.generate(**kwargs), ran.expand(len(asked), -1)
         _refuse_groups(kwargs)
         encoded, frame_mask = self.encode(kwargs)
@@ -226,7 +233,7 @@ class Decoding:
         for rows in groups:
             part = type(encoded)(**{name: rows_of(value, rows) for name, value in encoded.items()})
             own = {n: rows_of(v, rows) if n in PER_INPUT else v for n, v in kwargs.items()}
-            with running(self.stack, masks[rows[0]]) as ran:
+            with running(self.stack, masks[rows[0]], *self.changes) as ran:
                 results.append(self.model.generate(**own, encoder_outputs=part))
             executed[rows] = ran
         settings = kwargs.get("generation_config") or self.model.generation_config

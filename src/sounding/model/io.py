@@ -1,7 +1,7 @@
 """The directory of a dynamic model: what stands in it beside the plain model, sealed and checked.
 
 DIR/model.safetensors, config.json, ...  as `transformers` writes them
-DIR/PART.safetensors                     selector, skip path, exits, decoder selector
+DIR/PART.safetensors                     selector, skip path, exits, decoder selector, updates
 DIR/sounding.json                        the `Description`, with the sha256 of all files
 """
 
@@ -27,6 +27,7 @@ from .heads import HEADS
 CONFIG = "sounding.json"
 # a policy has the name of its file from before it was called so
 POLICY, SKIP, EXITS, DECODER_POLICY = "selector", "skip", "exits", "decoder_selector"
+UPDATES = "updates"
 FORMAT = 2
 RESTORE = "restore it, or save the model again"
 
@@ -42,6 +43,7 @@ class Description:
         skip: kind of the skip path.
         exits: the `config()` of the exits, where there are some.
         mean_budgets: [mean, threshold] by rising mean.
+        updates: the `config()` of the updates, where there are some.
         layers: of the encoder.
         sha256: of the files, by name. Earlier versions listed the weights only.
         versions: of what wrote it.
@@ -60,6 +62,7 @@ class Description:
     decoder_selector: dict[str, Any] | None = None
     trained: bool | None = None
     decoder_trained: bool | None = None
+    updates: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if any(before >= after for (before, _), (after, _) in pairwise(self.mean_budgets)):
@@ -68,6 +71,7 @@ class Description:
         if outside:
             raise UsageError(f"{outside[0]!r} is not the name of a file beside it")
         needed = {POLICY: True, SKIP: self.skip == "adapter", EXITS: self.exits is not None}
+        needed[UPDATES] = self.updates is not None
         needed[DECODER_POLICY] = self.decoder_selector is not None
         for part, is_needed in needed.items():
             if is_needed and file_of(part) not in self.sha256:

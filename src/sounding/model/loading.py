@@ -18,11 +18,13 @@ from .io import (
     EXITS,
     POLICY,
     SKIP,
+    UPDATES,
     Description,
     load_part,
     model_class_named,
     read_description,
 )
+from .updates import add_updates
 from .wrapping import wrap
 
 
@@ -84,6 +86,8 @@ def _with_parts(model: Any, description: Description, directory: Path) -> Dynami
         chooser = policy_from_config(said.decoder_selector, width=width, layers=len(stack))
         load_part(chooser, directory, DECODER_POLICY)
         dynamic.decoder_policy = chooser.to(model.device).eval()
+    if said.updates is not None:
+        load_part(add_updates(dynamic, **said.updates).requires_grad_(False), directory, UPDATES)
     dynamic.mean_budgets = list(said.mean_budgets)
     if dynamic.several and said.trained is None:
         dynamic.mean_budgets = []  # of before, by a softmax over classes that may hold together

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..files import atomic_directory
 from ..registry import POLICIES
 from .derive import original_class
-from .io import DECODER_POLICY, EXITS, POLICY, SKIP, model_class_named, write_parts
+from .io import DECODER_POLICY, EXITS, POLICY, SKIP, UPDATES, model_class_named, write_parts
 from .settings import set_layerdrop
 
 
@@ -31,8 +31,9 @@ def save(dynamic: Any, directory: Path, companions: Sequence[Any] = ()) -> None:
                 "(sounding.register_policy), or save the parts with "
                 "dynamic.model.save_pretrained(...) and the state_dict of the policies"
             )
-    exits = dynamic.exits
+    exits, updates = dynamic.exits, dynamic.updates
     parts = {POLICY: policy, SKIP: dynamic.skip, EXITS: exits, DECODER_POLICY: decoder_policy}
+    parts[UPDATES] = updates
     with atomic_directory(directory, keep_others=True) as temporary:
         with _settings_restored(dynamic):
             dynamic.model.save_pretrained(temporary)
@@ -46,6 +47,7 @@ def save(dynamic: Any, directory: Path, companions: Sequence[Any] = ()) -> None:
             skip=dynamic.skip.kind,
             exits=None if exits is None else exits.config(),
             decoder_selector=None if decoder_policy is None else decoder_policy.config(),
+            updates=None if updates is None else updates.config(),
             mean_budgets=list(dynamic.mean_budgets),
             layers=dynamic.num_layers,
             trained=dynamic.trained,

@@ -10,10 +10,23 @@ from .call import Call, Tree
 from .layer import run_layer
 
 
+def groups_of(masks: Tensor, *, apart: bool) -> list[list[int]]:
+    """Return the indexes of masks that may share layers.
+
+    Args:
+        apart: whether full depth shares none, since its layers have other weights.
+
+    Shape: masks [masks, layers] bool.
+    """
+    whole = masks.all(1) & apart
+    groups = [(~whole).nonzero().squeeze(1).tolist(), whole.nonzero().squeeze(1).tolist()]
+    return [group for group in groups if group]
+
+
 def run_tree(
     call: Call, tree: Tree, hidden: Tensor, kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Run every mask of the tree depth first, each shared prefix once.
+    """Run the members of the tree depth first, each shared prefix once.
 
     Return what the last leaf returns.
     """
@@ -37,5 +50,5 @@ def run_tree(
         if skipping:
             walk(index + 1, call.skip(index, layers[index], state), skipping)
 
-    walk(0, hidden, list(range(len(tree.masks))))
+    walk(0, hidden, list(tree.members))
     return last, extra

@@ -19,7 +19,17 @@ SKIP = ("auto", "identity", "norm", "adapter")
 GATES = ("global", "local")
 HEADS = ("auto", "own", "shared")
 PRECISION = ("auto", "bf16", "fp32")
-SHARES = ("lr_warmup", "random_share", "distill", "noise_share", "speed_change", "mask_share")
+SHARES = (
+    "lr_warmup",
+    "random_share",
+    "distill",
+    "least_depth",
+    "padded_share",
+    "noise_share",
+    "speed_change",
+    "mask_share",
+)
+
 MAY_BE_NONE = ("batch_seconds", "lr_head", "max_seconds")
 MAY_BE_NUMBERS = ("vocabulary",)  # texts that a number says as well
 FORMER = {"selector_fit": "joint"}  # a selector fitted after the training was no better
@@ -60,6 +70,11 @@ class TrainConfig:
         gates: "global" or "local" (gates).
         gate_penalty: weight of the squared distance of the mean gate to 0.5 (gates).
         teacher: a finished run at full depth, for methods that learn from one.
+        rank: of the updates of the encoder's and the decoder's matrices below full depth (methods
+            that leave the pretrained weights as they are).
+        least_depth: the smallest share of the layers that is trained (the same methods).
+        padded_share: share of the steps in which a model with a fixed window hears some clips
+            padded to it, in place of their own length (the same methods).
         noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
         speed_change: a training clip is played by up to this share faster or slower, anew each
             epoch.
@@ -103,6 +118,9 @@ class TrainConfig:
     gates: str = "global"
     gate_penalty: float = 5.0
     teacher: str = ""
+    rank: int = 64
+    least_depth: float = 0.5
+    padded_share: float = 0.1
     noise_share: float = 0.0
     speed_change: float = 0.0
     mask_share: float = 0.0
@@ -130,7 +148,7 @@ class TrainConfig:
                 raise UsageError(
                     f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 )
-        for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "clip_norm"):
+        for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "clip_norm", "rank"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be above 0; got {getattr(self, name)!r}")
         for name in MAY_BE_NONE:
@@ -167,7 +185,7 @@ class TrainConfig:
         if self.method == METHODS.default and not self.teacher:
             return  # the usual case, for which no method, and no torch, has to be imported
         method = METHODS[self.method]
-        if method.needs_teacher != bool(self.teacher):
+        if not method.own_teacher and method.needs_teacher != bool(self.teacher):
             raise UsageError(
                 f"method {self.method!r} needs teacher: a finished run of method "
                 f"{method.teacher_method!r}"

@@ -58,6 +58,7 @@ class Run:
     extractor: Any
     info: dict[str, Any]
     teacher: Run | None = None  # in training by a method that learns from one
+    lessons: Any = None  # what its teacher makes of the training clips, in such a training
     tokenizer: Any = None  # of a task with texts
     beam: Callable[[Tensor], str] | None = None  # decodes for CTC; by default greedy
 

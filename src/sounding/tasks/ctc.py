@@ -102,6 +102,16 @@ class CTC(Texts):
             distances = distances * frame_mask
         return distances.sum(-1) / _tokens(targets).to(distances.device)
 
+    def counted(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> list[Tensor]:
+        """Return the logits of the frames that are no padding. Shape: -> [frames, tokens] each."""
+        if frame_mask is None:
+            return list(logits)
+        return [one[keep] for one, keep in zip(logits, frame_mask, strict=True)]
+
+    def emphasis(self, labels: Tensor) -> Tensor:
+        """Return equal weights, so that the sum over the frames is per token."""
+        return torch.full(labels.shape, 1 / max(1, len(collapse(labels.tolist()))))
+
     def decode(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
         """Return the text of each input, by the beam search if there is one.
 

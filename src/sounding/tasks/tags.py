@@ -58,6 +58,14 @@ class Tags(Task):
         yes_no = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
         return divergence(yes_no, torch.stack([teacher, torch.zeros_like(teacher)], -1)).mean(-1)
 
+    def imitation(self, logits: Tensor, values: Tensor, labels: Tensor, total: Tensor) -> Tensor:
+        """Return the divergence from a teacher in its top labels, each a yes or no, in the mean.
+
+        Shape: as `Task.imitation`.
+        """
+        given = logits.gather(-1, labels.long())
+        return self.distances(given[None], values.float(), None, ())[0]
+
     def decode(self, logits: Tensor, frame_mask: Tensor | None) -> list[str]:
         """Return the classes that are likelier than not, or else the likeliest."""
         chosen = (logits > 0) | (logits == logits.amax(-1, keepdim=True))

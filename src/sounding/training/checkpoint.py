@@ -108,6 +108,12 @@ class TrainState:
 
 
 def _freeze(run: Run) -> None:
+    trained = run.method.parameters(run)
+    if trained is not None:
+        run.dynamic.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return
     if run.config.freeze == "none":
         return
     for parameter in run.dynamic.base.parameters():

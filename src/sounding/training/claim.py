@@ -17,6 +17,7 @@ from ..files import (
     remove_leftovers,
     write_text,
 )
+from ..methods import OUTPUTS
 from ..runs.config import TrainConfig
 from ..runs.run import CONFIG
 from .distributed import Processes
@@ -44,7 +45,11 @@ def claimed(
 
 def _refuse_others(out: Path) -> None:
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    ours = {name for name in names if name == LOCK or (name[0] == "." and name[-4:] == ".tmp")}
+    ours = {
+        name
+        for name in names
+        if name in (LOCK, OUTPUTS) or (name[0] == "." and name[-4:] == ".tmp")
+    }
     if CONFIG not in names and names - ours:
         raise UsageError(f"{out} holds other files: choose another directory for the run")
 

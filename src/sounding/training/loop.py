@@ -21,13 +21,13 @@ from ..files import (
     write_sealed_json,
     write_text,
 )
-from ..methods.base import Step
+from ..methods.base import Method, Step
 from ..progress import Interrupted, progress, stop_signals
+from ..registry import METHODS
 from ..runs.config import TrainConfig
 from ..runs.precision import autocast, uses_bf16
 from ..runs.randomness import seeded
-from ..runs.run import CONFIG, Run, load_run, new_run, provenance
-from ..tasks import find_task
+from ..runs.run import CONFIG, Run, load_run, provenance
 from ..tasks.base import Target, Targets
 from .checkpoint import TrainState
 from .claim import claimed
@@ -56,27 +56,32 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
         Interrupted: on SIGINT or SIGTERM, after saving a checkpoint.
     """
     with processes() as group, seeded(config.seed):
-        if group.first:
+        if group.first and METHODS[config.method].labelled:
             check_words(folder, "train")
         with claimed(Path(out), config, folder, group):
             return _train(config, folder, Path(out), group)
 
 
 def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes) -> Run:
-    task = find_task(config.task, folder.task)
-    if group.first:
-        task.make_tokenizer(config, folder, out)  # for the others to find there
-    group.wait()
     if (out / "model").is_dir():
         return load_run(out)
+    method: Method = METHODS[config.method]
     data = {"digest": folder.digest, "name": folder.root.name}
     info = {"data": data, "task": folder.task, **provenance()}
-    tokenizer = task.make_tokenizer(config, folder, out)
-    run = new_run(config, task.labels_of(folder, tokenizer), info, tokenizer)
-    if config.teacher:
+    if group.first:  # who makes a tokenizer, for the others to find there
+        run = method.start(config, folder, info, out)
+    group.wait()
+    if not group.first:
+        run = method.start(config, folder, info, out)
+    if method.needs_teacher:
         run.teacher = _teacher(config, run)
-    clips, targets, source = _training(run, folder)
+    clips, given, source = _training(run, folder)
     held_out = _held_out(run, folder) if group.first else None
+    if group.first:
+        targets = method.prepare(run, clips, given, out)
+    group.wait()
+    if not group.first:
+        targets = method.prepare(run, clips, given, out)
     order = Order(lengths_of(config, source, clips), config)
     state = TrainState(run, order.total)
     _fit(run, state, source, order, targets, out, group)
@@ -91,8 +96,11 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
 def _training(run: Run, folder: AudioFolder) -> tuple[list[Clip], list[Target], Source]:
     """Return the training clips that fit the model, their targets and their audio."""
     clips = uncut(run.config, folder, "train")
-    targets = run.task.targets(folder, clips)
     source = Source(run, clips)
+    if not run.method.labelled:
+        source.frames().check(folder, clips)
+        return clips, [Target((), "", clip.speaker) for clip in clips], source
+    targets = run.task.targets(folder, clips)
     kept = fitting(run, folder, clips, targets, source.frames())
     source.keep(kept)
     return [clips[index] for index in kept], [targets[index] for index in kept], source
@@ -103,7 +111,8 @@ def _held_out(run: Run, folder: AudioFolder) -> tuple[FeatureSet, list[Target]] 
 
     They are read before the training, lest one of them stops its end.
     """
-    if not any(clip.split == "validation" for clip in folder.clips):
+    there = any(clip.split == "validation" for clip in folder.clips)
+    if not there or not run.method.labelled:
         return None
     clips = uncut(run.config, folder, "validation")
     targets = run.task.targets(folder, clips)
@@ -149,7 +158,7 @@ def _fit(
             with seeded(run.config.seed, state.step, group.rank):
                 batch = source.batch(rows, state.step)
                 state.losses.append(
-                    _one_step(run, state, batch, [targets[r] for r in rows], weight, group)
+                    _one_step(run, state, batch, [targets[r] for r in rows], weight, group, rows)
                 )
             state.step += 1
             show(state.step, f"loss {np.mean(state.losses[-20:]):.3f}")
@@ -199,11 +208,13 @@ def _one_step(
     targets: Targets,
     weight: float,
     group: Processes,
+    rows: list[int],
 ) -> float:
     """Take a step with this process's part of a batch, and return the loss of the whole."""
     config = run.config
     rng = np.random.default_rng([config.seed, state.step])
-    step = Step(state.step, state.total, rng, whole=partial(group.mean, weight=weight))
+    whole = partial(group.mean, weight=weight)
+    step = Step(state.step, state.total, rng, whole=whole, rows=rows)
     with autocast(config.precision):
         loss = run.method.loss(run, run.task.inputs(batch, targets), targets, step)
         loss = weight * loss

@@ -1,0 +1,97 @@
+"""`sounding distill`: make a recognizer usable below full depth, from audio alone."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..errors import UsageError
+from .process import quiet_transformers
+from .support import settings_option
+
+METHOD = "distill"
+
+
+def add(commands: Any) -> None:
+    """Add `sounding distill` and its options to the parser."""
+    parser = commands.add_parser(
+        "distill",
+        help="teach a model's reduced depths by its full depth, from audio alone",
+        description="Teach the reduced depths of a pretrained recognizer (or of a finished run)\n"
+        "what its full depth answers. The model itself stays as it is: what is trained are small\n"
+        "changes of its weights that act below full depth, and on clips that a Whisper hears at\n"
+        "their own length. Needs audio and no labels: the training clips of a corpus, or all\n"
+        "audio files below a directory. Goes on where it stopped when the command is given again.",
+        epilog="""examples:
+  sounding distill whisper-base --data recordings/ --out RUN
+  sounding distill whisper-base --data recordings/ more/ --replay DIR:0.3 --out RUN --epochs 10
+  sounding distill moonshine-base --data LibriSpeech/ --out RUN
+  sounding distill runs/ctc --data recordings/ --out RUN          a run of `sounding train`
+
+settings for --config and --set are the attributes of sounding.runs.config.TrainConfig.""",
+    )
+    parser.add_argument("model", help="whisper-base, a path or hub id of a recognizer, or a run")
+    parser.add_argument("--data", required=True, nargs="+", help="directories of audio, or corpora")
+    parser.add_argument("--out", required=True, help="directory of the run")
+    parser.add_argument(
+        "--replay",
+        action="append",
+        default=[],
+        metavar="DIR:SHARE",
+        help="further audio, with its share of the training clips; may repeat",
+    )
+    parser.add_argument("--epochs", help="passes over the training clips")
+    parser.add_argument("--batch-size", help="clips a step")
+    parser.add_argument("--seed", help="of everything random")
+    parser.add_argument("--max-seconds", help="use only the start of longer clips")
+    parser.add_argument("--config", help="YAML file of settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
+    )
+    parser.set_defaults(command=command)
+
+
+def command(arguments: argparse.Namespace) -> None:
+    """Distill, and say what comes next."""
+    quiet_transformers()
+    from ..data.unlabelled import unlabelled
+    from ..runs.config import TrainConfig
+    from ..training.loop import train
+
+    named = ("epochs", "batch_size", "seed", "max_seconds")
+    changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
+    changes |= {"method": METHOD, **_start(arguments.model), **settings_option(arguments.set)}
+    if arguments.config is not None:
+        config = TrainConfig.from_yaml(arguments.config, **changes)
+    else:
+        config = TrainConfig.from_values(changes)
+    folder = unlabelled(arguments.data, _shares(arguments.replay), seed=config.seed)
+    run = train(config, folder, arguments.out)
+    layers = run.dynamic.num_layers
+    print(
+        f"{arguments.out}: distilled. Next: sounding transcribe FILE --run {arguments.out} "
+        f"--budget {max(1, 2 * layers // 3)}"
+    )
+
+
+def _start(model: str) -> dict[str, str]:
+    """Return the settings that say what is distilled: a finished run, or a pretrained model."""
+    from pathlib import Path
+
+    if (Path(model) / "run.json").is_file():
+        return {"teacher": model}
+    return {"backbone": model, "task": "decoder"}
+
+
+def _shares(given: list[str]) -> dict[str, float]:
+    """Return the shares of `--replay`, by directory."""
+    shares = {}
+    for one in given:
+        directory, _, share = one.rpartition(":")
+        try:
+            shares[directory] = float(share)
+        except ValueError:
+            directory = ""
+        if not directory:
+            raise UsageError(f"--replay takes DIR:SHARE, such as speech/:0.3; got {one!r}")
+    return shares

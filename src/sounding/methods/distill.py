@@ -1,0 +1,262 @@
+"""The full depth teaches the reduced ones, and itself stays as it was pretrained.
+
+No targets are needed: the teacher is the model at full depth, and what is trained are changes of
+its weights that act below full depth only (`model.updates`). A model with a fixed window (Whisper)
+hears a clip padded to it as the teacher, and at its own length as the student, so that the
+reduced model learns to do without the padding too; ACFT (futo-org/whisper-acft) repairs a shorter
+context in the same spirit. The distance is the divergence of the answers, a decoder's under
+teacher forcing, and that of the encoder's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.features import load_features
+from ..data.folder import AudioFolder, Clip
+from ..model.call import activate
+from ..model.decoder import running
+from ..model.updates import add_updates
+from ..policies import StaticScores
+from ..runs.run import Batch, Run, load_run
+from ..tasks.base import Target, Targets, encoder_outputs
+from ..tasks.decoder import pad_with_silence
+from . import OUTPUTS
+from .base import Method, Step
+from .teaching import TeacherOutput, teacher_outputs
+
+STATE_WEIGHT = 0.5  # of the encoder's output, beside the answers
+SILENCE = (20, 200)  # feature frames behind the longest clip of a batch: 0.2 to 2 s
+SEARCHED = 24  # clips by which the layers to keep are found
+
+
+class Pass(NamedTuple):
+    """What one pass through the encoder comes to.
+
+    Attributes:
+        states: the encoder's output. Shape: [batch, frames, width].
+        logits: one for each depth of the decoder that answered. Shape: [batch, ...].
+    """
+
+    states: Tensor
+    logits: list[Tensor]
+
+
+class Distillation(Method):
+    """Learns each reduced depth from the full one, whose weights stay as they are."""
+
+    name = "distill"
+    label = "distilled updates"
+    color = "#b8336a"
+    arms = "blind"
+    labelled = False
+    own_teacher = True
+
+    def start(self, config: Any, folder: AudioFolder, info: dict[str, Any], out: Path) -> Run:
+        """Make a run of a pretrained recognizer, or of the finished run `teacher`."""
+        if config.teacher:
+            run = load_run(config.teacher)
+            kept = {name: getattr(run.config, name) for name in ("task", "backbone", "language")}
+            run.config = replace(config, **kept)
+            run.info = {**run.info, **info, "task": run.info.get("task", "classification")}
+        else:
+            run = super().start(config, folder, info, out)
+        layers = run.dynamic.decoder_stack
+        ranks = {"encoder": config.rank, "decoder": config.rank // 2 if layers is not None else 0}
+        add_updates(run.dynamic, ranks, own_length=True)
+        return run
+
+    def prepare(self, run: Run, clips: Sequence[Clip], targets: Targets, out: Path) -> Targets:
+        """Let the teacher answer the clips, and find the layers to keep at each depth."""
+        run.lessons = teacher_outputs(run, clips, out / OUTPUTS)
+        ids = [run.lessons.written(index) for index in range(len(clips))]
+        targets = [
+            Target(tuple(one), target.text, target.speaker)
+            for one, target in zip(ids, targets, strict=True)
+        ]
+        rows = np.random.default_rng(run.config.seed).permutation(len(clips))[:SEARCHED].tolist()
+        run.dynamic.decoder_trained = run.dynamic.decoder_stack is not None
+        _choose_layers(run, [clips[row] for row in rows], [targets[row] for row in rows], rows)
+        return targets
+
+    def parameters(self, run: Run) -> Iterator[nn.Parameter]:
+        """Return the updates."""
+        assert run.dynamic.updates is not None
+        return run.dynamic.updates.parameters()
+
+    def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
+        """Return the distance from the teacher at two depths, in the mean. Shape: -> []."""
+        dynamic, rng = run.dynamic, step.rng
+        lessons = [run.lessons[row] for row in step.rows]
+        batch, size, padded = _context(run, batch, rng)
+        lessons, targets = lessons[:size], targets[:size]
+        depths = _depths(dynamic.num_layers, run.config.least_depth)
+        if padded or dynamic.backbone.window(dynamic.base) is None:
+            depths = depths[:-1] or depths  # the full depth is the teacher itself
+        losses = []
+        for place, k in enumerate(rng.choice(depths, min(2, len(depths)), replace=False)):
+            decoders: list[int | None] = [None]
+            if dynamic.decoder_stack is not None and place == 0:
+                reduced = _depths(len(dynamic.decoder_stack), run.config.least_depth / 1.5)[:-1]
+                decoders += [int(rng.choice(reduced))] if reduced else []
+            made = _run(run, batch, int(k), decoders)
+            losses.append(STATE_WEIGHT * _state_distance(made.states, lessons))
+            losses += [_answer_distance(run, batch, one, lessons, targets) for one in made.logits]
+        return torch.stack(losses).sum() / 2
+
+
+def _depths(layers: int, least: float) -> list[int]:
+    """Return the numbers of layers that are trained, full depth last."""
+    return list(range(max(1, round(layers * least)), layers + 1))
+
+
+def _context(run: Run, batch: Batch, rng: np.random.Generator) -> tuple[Batch, int, bool]:
+    """Return a batch as the student hears it, of how many of its clips, and whether padded."""
+    dynamic = run.dynamic
+    main = dynamic.main_input_name
+    size, window = len(batch[main]), dynamic.backbone.window(dynamic.base)
+    if window is None or not run.task.token_by_token:
+        return batch, size, False
+    length = batch[main].shape[-1]
+    padded = bool(rng.random() < run.config.padded_share)
+    if padded:  # which takes as long for a fourth of the clips
+        size = max(1, size // 4)
+    frames = window if padded else min(window, length + 2 * int(rng.integers(*SILENCE) // 2))
+    batch = {name: value[:size] for name, value in batch.items()}
+    return {**batch, main: pad_with_silence(batch[main], frames + frames % 2)}, size, padded
+
+
+def _run(run: Run, batch: Batch, k: int, decoders: Sequence[int | None]) -> Pass:
+    """Run k layers of the encoder, and then the decoder at each depth; None is the full one."""
+    dynamic = run.dynamic
+    stack = dynamic.decoder_stack
+    if not run.task.token_by_token:
+        with encoder_outputs(dynamic) as seen:
+            logits = dynamic(**batch, budget=k).logits
+        return Pass(seen[0], [logits])
+    inputs = {name: v for name, v in batch.items() if name != "decoder_input_ids"}
+    call, _ = dynamic.begin(batch[dynamic.main_input_name], k, None, inputs)
+    with activate(call):
+        encoded = dynamic.base(**inputs)
+    mask = {name: v for name, v in inputs.items() if name == "attention_mask"}
+    answers = []
+    for depth in decoders:
+        drops = nullcontext()
+        if stack is not None and depth is not None:
+            kept = decoder_mask(run, depth)
+            drops = running(stack, kept, dynamic.updates, dynamic.decoder_norm)  # type: ignore
+        with drops:
+            out = dynamic.model(
+                encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"], **mask
+            )
+        answers.append(out.logits)
+    return Pass(encoded.last_hidden_state, answers)
+
+
+def decoder_mask(run: Run, depth: int) -> Tensor:
+    """Return the decoder layers that are kept at a depth. Shape: -> [layers] bool."""
+    policy = run.dynamic.decoder_policy
+    assert policy is not None
+    mask = policy.fixed_mask(depth)
+    assert mask is not None
+    return mask
+
+
+def _state_distance(states: Tensor, lessons: Sequence[TeacherOutput]) -> Tensor:
+    """Return the squared error of the encoder's output, in units of each channel's deviation.
+
+    Shape: states [batch, frames, width] -> [], the mean over the clips.
+    """
+    wanted = [lesson.states[: states.shape[1]].to(states.device).float() for lesson in lessons]
+    deviation = torch.cat(wanted).std(0).clamp(min=1e-3)
+    errors = [
+        ((one[: len(aim)].float() - aim) / deviation).square().mean()
+        for one, aim in zip(states, wanted, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def _answer_distance(
+    run: Run, batch: Batch, logits: Tensor, lessons: Sequence[TeacherOutput], targets: Targets
+) -> Tensor:
+    """Return the divergence from the teacher's answers, the mean over the clips. Shape: -> []."""
+    frame_mask = run.frame_mask(batch, logits)
+    distances = []
+    for given, lesson in zip(run.task.counted(logits, frame_mask, targets), lessons, strict=True):
+        top = [part.to(given.device) for part in (lesson.values, lesson.labels, lesson.total)]
+        each = run.task.imitation(given, *top)
+        distances.append((each * run.task.emphasis(lesson.labels[:, 0]).to(each.device)).sum())
+    return torch.stack(distances).mean()
+
+
+@torch.no_grad()
+def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequence[int]) -> None:
+    """Find the layers to keep, by leaving out again and again the one that is missed least.
+
+    Those of the encoder are judged by the error of its output, before anything is trained, and
+    those of a decoder by its answers.
+    """
+    dynamic = run.dynamic
+    dynamic.eval()
+    features = load_features(clips, run.extractor, max_seconds=run.config.max_seconds)
+    order = sorted(range(len(clips)), key=lambda row: len(features[row]))
+    batches = []
+    for start in range(0, len(order), 8):
+        part = order[start : start + 8]
+        chosen = [targets[i] for i in part]
+        batch = run.task.inputs(run.collate([features[i] for i in part]), chosen)
+        batches.append((batch, chosen, [run.lessons[rows[i]] for i in part]))
+
+    def missed_by_encoder(mask: Tensor) -> float:
+        errors = []
+        for batch, _, lessons in batches:
+            inputs = {name: v for name, v in batch.items() if name != "decoder_input_ids"}
+            call, _ = dynamic.begin(batch[dynamic.main_input_name], None, mask, inputs, noted=False)
+            with activate(call):
+                errors.append(_state_distance(dynamic.base(**inputs).last_hidden_state, lessons))
+        return float(torch.stack(errors).mean())
+
+    dynamic.policy = StaticScores(_scores(dynamic.num_layers, missed_by_encoder))
+    stack = dynamic.decoder_stack
+    if stack is None:
+        return
+
+    def missed_by_decoder(mask: Tensor) -> float:
+        errors = []
+        for batch, chosen, lessons in batches:
+            inputs = {name: v for name, v in batch.items() if name != "decoder_input_ids"}
+            call, _ = dynamic.begin(batch[dynamic.main_input_name], None, None, inputs)
+            with activate(call), running(stack, mask, dynamic.updates, dynamic.decoder_norm):
+                logits = dynamic.model(**batch).logits
+            errors.append(_answer_distance(run, batch, logits, lessons, chosen))
+        return float(torch.stack(errors).mean())
+
+    dynamic.decoder_policy = StaticScores(_scores(len(stack), missed_by_decoder))
+
+
+def _scores(layers: int, missed: Any) -> Tensor:
+    """Return scores of the layers: how late each is left out. Shape: -> [layers]."""
+    scores = torch.zeros(layers)
+    kept = torch.ones(layers, dtype=torch.bool)
+    for turn in range(layers - 1):
+        costs = {}
+        for index in kept.nonzero().squeeze(1).tolist():
+            mask = kept.clone()
+            mask[index] = False
+            costs[index] = missed(mask)
+        worst = min(costs, key=costs.__getitem__)
+        kept[worst] = False
+        scores[worst] = turn
+    scores[kept] = layers - 1
+    return scores
+
+
+METHOD = Distillation()
