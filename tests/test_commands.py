@@ -190,7 +190,7 @@ def test_a_room_fades_by_60_db_in_its_time_and_no_room_changes_nothing():
 @pytest.mark.parametrize("kind", commands.NOISES)
 @pytest.mark.usefixtures("_engine")
 def test_every_noise_is_heard_and_only_coloured_noise_falls_with_frequency(kind):
-    noise = commands._noise(kind, 16000, VOICES, np.random.default_rng(0))
+    noise = commands.make_noise(kind, 16000, VOICES, np.random.default_rng(0))
     power = np.abs(np.fft.rfft(noise)) ** 2
     octave = 10 * np.log10(power[1000:2000].mean() / power[2000:4000].mean())
     assert noise.shape == (16000,)

@@ -210,7 +210,7 @@ def make_clip(config: CommandSet, split: str, index: int) -> tuple[np.ndarray, d
     offset = int(rng.integers(length - len(speech) + 1))
     reverb_s = round(rng.uniform(*REVERB), 2) if rng.random() >= DRY else 0.0
     speech = np.pad(speech, (offset, length - offset - len(speech)))
-    noise = _noise(str(rng.choice(NOISES)), length, voices, rng)
+    noise = make_noise(str(rng.choice(NOISES)), length, voices, rng)
     snr_db = round(rng.uniform(*config.snr_db), 1)
     samples = mix(reverberate(speech, reverb_s, rng), noise, snr_db)
     samples *= 10 ** (rng.uniform(*GAIN_DB) / 20) / np.abs(samples).max()
@@ -347,7 +347,9 @@ def _check_voices(voices: tuple[str, ...]) -> None:
         raise UsageError(f"unknown voices {', '.join(unknown)}: use some of {', '.join(VOICES)}")
 
 
-def _noise(kind: str, length: int, voices: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:
+def make_noise(
+    kind: str, length: int, voices: tuple[str, ...], rng: np.random.Generator
+) -> np.ndarray:
     """Make noise of a kind. Shape: [length], of any level."""
     if kind == "babble":
         return sum((_talker(length, voices, rng) for _ in range(TALKERS)), np.zeros(length))
