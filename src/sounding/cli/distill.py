@@ -65,13 +65,13 @@ def command(arguments: argparse.Namespace) -> None:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:
         config = TrainConfig.from_values(changes)
-    folder = unlabelled(arguments.data, _shares(arguments.replay), seed=config.seed)
+    folder = unlabelled(arguments.data, _shares(arguments.replay))
     run = train(config, folder, arguments.out)
-    layers = run.dynamic.num_layers
-    print(
-        f"{arguments.out}: distilled. Next: sounding transcribe FILE --run {arguments.out} "
-        f"--budget {max(1, 2 * layers // 3)}"
-    )
+    budget = max(1, 2 * run.dynamic.num_layers // 3)
+    model = f"--run {arguments.out}"
+    if run.task.token_by_token and run.dynamic.backbone.window(run.dynamic.base):
+        model = f"--model {arguments.out}/model"  # a Whisper as it is, which cuts long audio
+    print(f"{arguments.out}: distilled. Next: sounding transcribe FILE {model} --budget {budget}")
 
 
 def _start(model: str) -> dict[str, str]:

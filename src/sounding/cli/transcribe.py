@@ -37,6 +37,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--run", metavar="RUN", help="a run trained on texts, in place of --model")
     parser.add_argument("--budget", help="kept encoder layers: 3 or 50%%; default: full")
     parser.add_argument(
+        "--decoder-budget", help="kept decoder layers of --model: 3 or 50%%; default: all"
+    )
+    parser.add_argument(
         "--format", default="txt", help="txt (default), srt, vtt, json, with commas between them"
     )
     parser.add_argument("--out", help="directory of the texts; default: beside the audio")
@@ -116,9 +119,14 @@ def _recognizer(arguments: argparse.Namespace) -> Any:
         if arguments.beam is not None or arguments.lm is not None:
             raise UsageError("--beam and --lm are for a --run that recognizes by CTC")
         model = arguments.model or "whisper-base"
-        return WhisperRecognizer.load(model, language=arguments.language, pad=arguments.pad)
-    if arguments.model or arguments.language or arguments.pad:
-        raise UsageError("--model, --language and --pad do not go with --run")
+        return WhisperRecognizer.load(
+            model,
+            language=arguments.language,
+            pad=arguments.pad,
+            decoder_budget=arguments.decoder_budget,
+        )
+    if arguments.model or arguments.language or arguments.pad or arguments.decoder_budget:
+        raise UsageError("--model, --language, --pad and --decoder-budget do not go with --run")
     from ..files import sha256
     from ..runs.run import load_run
     from ..transcribe.trained import RunRecognizer

@@ -6,9 +6,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
-
-import numpy as np
 
 from ..errors import UsageError
 from .audio import FORMATS, SUFFIXES
@@ -19,7 +18,7 @@ HELD_OUT = 20  # one in so many files is for validation
 
 
 def unlabelled(
-    roots: Sequence[Path | str], replay: Mapping[str, float] | None = None, *, seed: int = 0
+    roots: Sequence[Path | str], replay: Mapping[str, float] | None = None
 ) -> AudioFolder:
     """Return the clips of directories and corpora together, whatever their targets are.
 
@@ -28,8 +27,8 @@ def unlabelled(
     for validation.
 
     Args:
-        replay: further ones with the share of all training clips that are to be theirs, drawn by
-            `seed`, more than once where they are few.
+        replay: further ones with the share of all training clips that are to be theirs: those
+            whose names have the lowest hash, and more than once where they are few.
 
     Raises:
         DataError: a directory without audio, or a corpus that cannot be used.
@@ -44,13 +43,10 @@ def unlabelled(
     parts = [_clips(Path(root)) for root in roots]
     clips = [clip for part, _ in parts for clip in part]
     count = sum(clip.split == "train" for clip in clips)
-    rng = np.random.default_rng(seed)
     for root, share in replay.items():
         others, digest = _clips(Path(root))
-        pool = [clip for clip in others if clip.split == "train"]
-        wanted = round(count * share / (1 - taken))
-        order = np.concatenate([rng.permutation(len(pool)) for _ in range(-(-wanted // len(pool)))])
-        clips += [pool[index] for index in order[:wanted]]
+        pool = sorted((clip for clip in others if clip.split == "train"), key=_hash)
+        clips += islice(cycle(pool), round(count * share / (1 - taken)))
         parts.append(([], f"{digest} {share}"))
     digest = hashlib.sha256("\n".join(one for _, one in parts).encode()).hexdigest()
     return AudioFolder(Path(os.path.abspath(roots[0])), "text", tuple(clips), (), digest)
@@ -73,6 +69,12 @@ def audio_files(directory: Path | str, closed: list[OSError] | None = None) -> I
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(parent) / name
+
+
+def _hash(clip: Clip) -> str:
+    """Return what orders clips: a digest of the name, and of the place in the file."""
+    place = "" if clip.start is None else f" {clip.start}"
+    return hashlib.sha256(f"{clip.path.name}{place}".encode()).hexdigest()
 
 
 def _clips(root: Path) -> tuple[list[Clip], str]:

@@ -121,17 +121,28 @@ def _depths(layers: int, least: float) -> list[int]:
 def _context(run: Run, batch: Batch, rng: np.random.Generator) -> tuple[Batch, int, bool]:
     """Return a batch as the student hears it, of how many of its clips, and whether padded."""
     dynamic = run.dynamic
-    main = dynamic.main_input_name
-    size, window = len(batch[main]), dynamic.backbone.window(dynamic.base)
+    size, window = len(batch[dynamic.main_input_name]), dynamic.backbone.window(dynamic.base)
     if window is None or not run.task.token_by_token:
         return batch, size, False
-    length = batch[main].shape[-1]
     padded = bool(rng.random() < run.config.padded_share)
     if padded:  # which takes as long for a fourth of the clips
         size = max(1, size // 4)
-    frames = window if padded else min(window, length + 2 * int(rng.integers(*SILENCE) // 2))
     batch = {name: value[:size] for name, value in batch.items()}
-    return {**batch, main: pad_with_silence(batch[main], frames + frames % 2)}, size, padded
+    silence = window if padded else int(rng.integers(*SILENCE))
+    return _with_silence(run, batch, silence), size, padded
+
+
+def _with_silence(run: Run, batch: Batch, frames: int) -> Batch:
+    """Return a batch with so many feature frames of silence behind it, as far as the window goes.
+
+    Their number is even, for the two of Whisper that make one of its encoder.
+    """
+    main = run.dynamic.main_input_name
+    window = run.dynamic.backbone.window(run.dynamic.base)
+    if window is None or not run.task.token_by_token:
+        return batch
+    length = batch[main].shape[-1] + frames
+    return {**batch, main: pad_with_silence(batch[main], min(window, length + length % 2))}
 
 
 def _run(run: Run, batch: Batch, k: int, decoders: Sequence[int | None]) -> Pass:
@@ -142,11 +153,7 @@ def _run(run: Run, batch: Batch, k: int, decoders: Sequence[int | None]) -> Pass
         with encoder_outputs(dynamic) as seen:
             logits = dynamic(**batch, budget=k).logits
         return Pass(seen[0], [logits])
-    inputs = {name: v for name, v in batch.items() if name != "decoder_input_ids"}
-    call, _ = dynamic.begin(batch[dynamic.main_input_name], k, None, inputs)
-    with activate(call):
-        encoded = dynamic.base(**inputs)
-    mask = {name: v for name, v in inputs.items() if name == "attention_mask"}
+    encoded = _encode(dynamic, batch, k, None)
     answers = []
     for depth in decoders:
         drops = nullcontext()
@@ -154,11 +161,26 @@ def _run(run: Run, batch: Batch, k: int, decoders: Sequence[int | None]) -> Pass
             kept = decoder_mask(run, depth)
             drops = running(stack, kept, dynamic.updates, dynamic.decoder_norm)  # type: ignore
         with drops:
-            out = dynamic.model(
-                encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"], **mask
-            )
-        answers.append(out.logits)
+            answers.append(_decode(dynamic, batch, encoded))
     return Pass(encoded.last_hidden_state, answers)
+
+
+def _encode(dynamic: Any, batch: Batch, budget: int | None, mask: Tensor | None) -> Any:
+    """Return what the encoder makes of a batch with some of its layers."""
+    inputs = {name: value for name, value in batch.items() if name != "decoder_input_ids"}
+    noted = torch.is_grad_enabled()
+    call, _ = dynamic.begin(inputs[dynamic.main_input_name], budget, mask, inputs, noted=noted)
+    with activate(call):
+        return dynamic.base(**inputs)
+
+
+def _decode(dynamic: Any, batch: Batch, encoded: Any) -> Tensor:
+    """Return what the decoder answers to encoded clips, given the tokens before each."""
+    given = {
+        name: v for name, v in batch.items() if name in ("attention_mask", "decoder_input_ids")
+    }
+    logits: Tensor = dynamic.model(encoder_outputs=encoded, **given).logits
+    return logits
 
 
 def decoder_mask(run: Run, depth: int) -> Tensor:
@@ -213,15 +235,14 @@ def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequ
         part = order[start : start + 8]
         chosen = [targets[i] for i in part]
         batch = run.task.inputs(run.collate([features[i] for i in part]), chosen)
+        batch = _with_silence(run, batch, SILENCE[0])
         batches.append((batch, chosen, [run.lessons[rows[i]] for i in part]))
 
     def missed_by_encoder(mask: Tensor) -> float:
         errors = []
         for batch, _, lessons in batches:
-            inputs = {name: v for name, v in batch.items() if name != "decoder_input_ids"}
-            call, _ = dynamic.begin(batch[dynamic.main_input_name], None, mask, inputs, noted=False)
-            with activate(call):
-                errors.append(_state_distance(dynamic.base(**inputs).last_hidden_state, lessons))
+            encoded = _encode(dynamic, batch, None, mask)
+            errors.append(_state_distance(encoded.last_hidden_state, lessons))
         return float(torch.stack(errors).mean())
 
     dynamic.policy = StaticScores(_scores(dynamic.num_layers, missed_by_encoder))
@@ -229,13 +250,13 @@ def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequ
     if stack is None:
         return
 
+    encoded = [_encode(dynamic, batch, None, None) for batch, _, _ in batches]
+
     def missed_by_decoder(mask: Tensor) -> float:
         errors = []
-        for batch, chosen, lessons in batches:
-            inputs = {name: v for name, v in batch.items() if name != "decoder_input_ids"}
-            call, _ = dynamic.begin(batch[dynamic.main_input_name], None, None, inputs)
-            with activate(call), running(stack, mask, dynamic.updates, dynamic.decoder_norm):
-                logits = dynamic.model(**batch).logits
+        for (batch, chosen, lessons), states in zip(batches, encoded, strict=True):
+            with running(stack, mask, dynamic.updates, dynamic.decoder_norm):
+                logits = _decode(dynamic, batch, states)
             errors.append(_answer_distance(run, batch, logits, lessons, chosen))
         return float(torch.stack(errors).mean())
 

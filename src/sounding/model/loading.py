@@ -24,6 +24,7 @@ from .io import (
     model_class_named,
     read_description,
 )
+from .saving import weights_digest
 from .updates import add_updates
 from .wrapping import wrap
 
@@ -66,6 +67,28 @@ def load(
             f"{directory}: config.json does not fit the weights: it is damaged or was changed"
         )
     return dynamic
+
+
+def load_parts(model: Any, directory: str | Path) -> DynamicModel:
+    """Wrap a pretrained model with parts that `save_parts` saved without it.
+
+    Raises:
+        UsageError: not such a directory, a damaged one, or parts of other weights.
+    """
+    directory = Path(directory)
+    description = read_description(directory)
+    if description.base is None:
+        raise UsageError(f"{directory} holds a whole model: load it with sounding.load")
+    if description.base != weights_digest(model):
+        raise UsageError(
+            f"{directory} was trained beside other weights than those of this "
+            f"{type(model).__name__}: load them with the model that they were made for"
+        )
+    try:
+        return _with_parts(model, description, directory)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{directory} cannot be loaded: {reason}") from error
 
 
 def _with_parts(model: Any, description: Description, directory: Path) -> DynamicModel:

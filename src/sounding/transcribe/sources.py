@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.audio import FORMATS, SUFFIXES
+from ..data.audio import FORMATS
+from ..data.unlabelled import audio_files
 from ..errors import UsageError
 
 JOURNALS = ".transcripts"  # the directory of the journals, beside the texts
@@ -109,7 +110,7 @@ def _below(given: Path, out: Path | str | None) -> Iterator[Source]:
 def _inside(directory: Path, root: Path) -> Iterator[Source]:
     """Yield the audio files below a directory, and the directories that cannot be read."""
     closed: list[OSError] = []
-    found = sorted(path for path in _walk(directory, closed) if path.suffix.lower() in SUFFIXES)
+    found = sorted(audio_files(directory, closed))
     for error in closed:
         yield _problem(Path(error.filename), f"cannot be read ({error.strerror}): check its rights")
     if not found and not closed:
@@ -124,10 +125,3 @@ def _source(path: Path, name: Path, root: Path) -> Source:
 
 def _problem(path: Path, text: str) -> Source:
     return Source(path, str(path), path.parent, path.name, f"{path}: {text}")
-
-
-def _walk(directory: Path, closed: list[OSError]) -> Iterator[Path]:
-    """Yield all files below, but hidden ones; add directories that cannot be read to `closed`."""
-    for parent, directories, files in os.walk(directory, onerror=closed.append):
-        directories[:] = [name for name in directories if not name.startswith(".")]
-        yield from (Path(parent) / name for name in files if not name.startswith("."))

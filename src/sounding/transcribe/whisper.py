@@ -10,22 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..budget import Budget
 from ..data.audio import AudioError, Seconds
 from ..data.features import extract
 from ..data.language import known_languages, language_code
 from ..data.text import printable
 from ..errors import UsageError
+from ..model.decoder import asked_layers
 from ..model.dynamic import DynamicModel
 from ..model.generate import WithoutTokens
 from ..model.io import CONFIG
 from ..model.loading import load
-from ..model.wrapping import wrap
 from ..weights import pretrained, pretrained_model, resolve
+from ..weights.ready import wrap_ready
 from .recognizer import Recognition, weights_digest
 from .threads import token_by_token
 
 REPETITIVE = 2.4  # bytes of a text over those of its zlib form; OpenAI's value
 TAIL_SECONDS: Seconds = 2.0  # of silence behind a piece
+LEARNED_TAIL_SECONDS: Seconds = 0.5  # where the model has learned to end at its own length
 TOKENS_PER_SECOND, TOKENS_AT_LEAST = 12, 24  # speech has far fewer; a loop ends here
 
 
@@ -33,7 +36,8 @@ class WhisperRecognizer:
     """A `Recognizer` by Whisper: greedy, each piece by itself and at its own length.
 
     Whisper has learned to end its answer in the silence behind the speech, and without it often
-    says the same again; so each piece gets two seconds of silence. It may still fall into a loop,
+    says the same again; so each piece gets two seconds of silence, or half a second where the model
+    was distilled at its own length (`sounding distill`). It may still fall into a loop,
     mostly where a piece is short or noisy. Its answers are bounded by the length of the piece; one
     that repeats itself is decoded again with the piece padded to 30 s, and if it still does, once
     more without repeating any three tokens, and marked.
@@ -44,6 +48,7 @@ class WhisperRecognizer:
         language: of the speech, such as "en" or "English"; None lets a multilingual model guess,
             piece by piece.
         pad: each piece with silence to the window of 30 s, as Whisper was trained.
+        decoder_budget: kept layers of the decoder, as of `DynamicModel.generate`.
         name: of the model, for people.
 
     Raises:
@@ -60,11 +65,15 @@ class WhisperRecognizer:
         *,
         language: str | None = None,
         pad: bool = False,
+        decoder_budget: Any = None,
         name: str = "whisper",
     ) -> None:
         _check_kind(dynamic, name)
         self.dynamic, self.extractor, self.tokenizer = dynamic.eval(), extractor, tokenizer
         self.language, self.pad = _language(dynamic, language), pad
+        updates = dynamic.updates
+        learned = updates is not None and updates.own_length
+        self.tail = LEARNED_TAIL_SECONDS if learned else TAIL_SECONDS
         self._spoken: dict[str, Any] = {}  # for `generate`
         if getattr(dynamic.generation_config, "lang_to_id", None):
             # without its task, a model that guesses the language babbles
@@ -72,6 +81,9 @@ class WhisperRecognizer:
         if unspoken := getattr(dynamic.generation_config, "suppress_tokens", None):
             without = WithoutTokens(unspoken, dynamic.config.vocab_size)  # and not by transformers
             self._spoken |= {"suppress_tokens": [], "logits_processor": [without]}
+        if decoder_budget is not None:
+            asked_layers(decoder_budget, None, layers=len(dynamic.decoder_stack or []), batch=1)
+            self._spoken["decoder_budget"] = Budget.parse(decoder_budget)
         self.sampling_rate = int(extractor.sampling_rate)
         self.layers = dynamic.num_layers
         window = dynamic.backbone.window(dynamic.base)
@@ -83,12 +95,21 @@ class WhisperRecognizer:
             "language": self.language,
             "pad": pad,
         }
+        if decoder_budget is not None:
+            self.settings["decoder_budget"] = str(Budget.parse(decoder_budget))
 
     @classmethod
     def load(
-        cls, model: str, *, language: str | None = None, pad: bool = False
+        cls,
+        model: str,
+        *,
+        language: str | None = None,
+        pad: bool = False,
+        decoder_budget: Any = None,
     ) -> WhisperRecognizer:
         """Load a model by a name of `sounding.weights`, a directory or a hub id.
+
+        A model for which parts come with the package gets them (`weights.ready`).
 
         Raises:
             UsageError: no Whisper, or one without its tokenizer or feature extractor.
@@ -117,7 +138,7 @@ class WhisperRecognizer:
                 raise UsageError(
                     f"{model} lacks weights of a Whisper with its decoder: use another"
                 )
-            dynamic = wrap(whisper, "first")
+            dynamic = wrap_ready(whisper, model)
         _check_kind(dynamic, model)
         try:
             extractor = pretrained(WhisperFeatureExtractor, path)
@@ -127,7 +148,8 @@ class WhisperRecognizer:
                 f"{model} lacks its tokenizer or feature extractor: copy tokenizer.json, "
                 "tokenizer_config.json and preprocessor_config.json to it"
             ) from None
-        return cls(dynamic, extractor, tokenizer, language=language, pad=pad, name=model)
+        asked = {"language": language, "pad": pad, "decoder_budget": decoder_budget}
+        return cls(dynamic, extractor, tokenizer, name=model, **asked)
 
     def __call__(self, pieces: Sequence[np.ndarray], budget: Any = None) -> list[Recognition]:
         """Return the text of each piece, [samples] float32.
@@ -159,7 +181,7 @@ class WhisperRecognizer:
                 f"a piece of {len(piece) / self.sampling_rate:.1f} s, expected at most "
                 f"{self.max_seconds:g} s: cut it"
             )
-        tail = window if pad else len(piece) + round(TAIL_SECONDS * self.sampling_rate)
+        tail = window if pad else len(piece) + round(self.tail * self.sampling_rate)
         piece = np.pad(piece, (0, min(tail, window) - len(piece)))
         features = extract(piece, self.extractor)
         if not np.isfinite(features).all():  # the decoder would say something all the same
