@@ -383,6 +383,12 @@ def test_a_selector_reads_the_output_of_the_encoder(name):
         assert_same(fixed, out, [row])
 
 
+class Reading(StaticScores):
+    """Scores that ask for the states all the same."""
+
+    reads = 1
+
+
 def test_a_selector_does_not_read_padding():
     name, lengths = "moonshine-generation", [2100, 4000, 3333]
     dynamic = wrapped(name)
@@ -398,7 +404,7 @@ def test_a_selector_does_not_read_padding():
         assert_same(alone, together, [row])
     whisper = wrapped("whisper-generation")
     seen = []
-    whisper.decoder_policy = StaticScores.first(LAYERS)
+    whisper.decoder_policy = Reading.first(LAYERS)
     whisper.decoder_policy.register_forward_pre_hook(lambda m, args: seen.append(args[1]))
     features = inputs(whisper.model)
     mask = (torch.arange(120) < torch.tensor([[120], [80], [61]])).long()

@@ -14,6 +14,7 @@ OTHER_MEANINGS = {
     "full": ["budget.py", "study/measure_run.py"],  # depth; a count of operations
     "static": ["study/arms.py", "study/names.py", "study/study_plots.py", "study/tables.py",
                "study/verdict.py", "policies/static.py"],  # the rule of an arm; a kind of policy
+    "distill": ["cli/distill.py", "runs/config.py"],  # a command; a setting
     "input": ["policies/input.py", "model/wrapping.py", "typed.py"],  # a kind; pydantic's
 }  # fmt: skip
 

@@ -9,8 +9,6 @@ from ..errors import UsageError
 from .process import quiet_transformers
 from .support import settings_option
 
-METHOD = "distill"
-
 
 def add(commands: Any) -> None:
     """Add `sounding distill` and its options to the parser."""
@@ -55,12 +53,13 @@ def command(arguments: argparse.Namespace) -> None:
     """Distill, and say what comes next."""
     quiet_transformers()
     from ..data.unlabelled import unlabelled
+    from ..methods import DISTILLED
     from ..runs.config import TrainConfig
     from ..training.loop import train
 
     named = ("epochs", "batch_size", "seed", "max_seconds")
     changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
-    changes |= {"method": METHOD, **_start(arguments.model), **settings_option(arguments.set)}
+    changes |= {"method": DISTILLED, **_start(arguments.model), **settings_option(arguments.set)}
     if arguments.config is not None:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:

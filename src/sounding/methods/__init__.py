@@ -28,6 +28,7 @@ SHIPPED = {  # in the order of tables
 OUTPUTS = "teacher"  # the directory in a run for what its teacher makes of the clips
 FULL_DEPTH = "full"  # the reference of a study
 OURS = "input"  # the default, whose choice a study judges
+DISTILLED = "distill"  # the method of `sounding distill`
 for name, module in SHIPPED.items():
     METHODS.add_later(name, f"{__name__}.{module}:METHOD")
 METHODS.default = OURS

@@ -27,8 +27,8 @@ from ..model.decoder import running
 from ..model.updates import add_updates
 from ..policies import StaticScores
 from ..runs.run import Batch, Run, load_run
-from ..tasks.base import Target, Targets, encoder_outputs
-from ..tasks.decoder import pad_with_silence
+from ..tasks.imitation import Target, Targets, encoder_outputs
+from ..tasks.written import pad_with_silence
 from . import OUTPUTS
 from .base import Method, Step
 from .teaching import TeacherOutput, teacher_outputs

@@ -8,7 +8,8 @@ from torch.nn.functional import kl_div
 
 from ..policies.pooling import frame_mean
 from ..runs.run import Batch, Run
-from ..tasks.base import Targets, encoder_outputs
+from ..tasks.base import Targets
+from ..tasks.imitation import encoder_outputs
 from .base import Step
 from .full import FullDepth
 from .random import RandomDropping

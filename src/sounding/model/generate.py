@@ -74,8 +74,8 @@ def generate(
         asked = asked_layers(decoder_budget, decoder_mask, layers=len(stack), batch=len(inputs))
         policy = None if decoder_mask is not None else dynamic.decoder_policy
         if policy is not None and policy.reads == 0:  # the same for every input: known by now
-            fixed = [policy.fixed_mask(int(k)) for k in asked.sum(1)]
-            asked, policy = torch.stack(fixed), None
+            fixed = torch.stack([policy.fixed_mask(int(k)) for k in asked.sum(1)])
+            asked, policy = check_mask(fixed, layers=len(stack), batch=len(inputs)), None
         if not asked.all() and not dynamic.decoder_trained:
             warn_untrained(dynamic, DECODER_UNTRAINED)
         short = window is not None and inputs.shape[-1] < window

@@ -19,17 +19,14 @@ from ..data.language import known_languages, language_code
 from ..data.text import normalize_text
 from ..model.dynamic import DynamicModel
 from ..weights import pretrained, resolve
-from .base import Batch, Demonstration, Prediction, Target, Targets, divergence
+from .base import Batch, Prediction, Target, Targets, divergence
 from .heads import whole
 from .setup import Settings
 from .texts import Texts
-
-TOKENS_AT_LEAST, FRAMES_A_TOKEN = 24, 4  # speech has far fewer; a loop ends here
-END_WEIGHT = 3.0
-TAIL_FRAMES = 50  # of the encoder's output behind a clip, a second of the silence that it hears
+from .written import WrittenImitation
 
 
-class Decoder(Texts):
+class Decoder(WrittenImitation, Texts):
     """A text a clip, by the model's own decoder, which is told the tokens before (teacher forcing).
 
     Losses, distances and errors are of the tokens that come after the prompt (language, task).
@@ -136,51 +133,10 @@ class Decoder(Texts):
         counted = self._wanted(targets)[1]
         return _mean(divergence(logits[:, counted], teacher[counted]), counted)
 
-    def demonstrate(
-        self, dynamic: DynamicModel, batch: Batch, features: Sequence[NDArray[np.float32]]
-    ) -> Demonstration:
-        """Return what the full depth hears and writes; Whisper hears clips padded to its window."""
-        window = dynamic.backbone.window(dynamic.base)
-        if window is not None:
-            main = dynamic.main_input_name
-            batch = {main: pad_with_silence(batch[main], window)}
-        encoded = dynamic.base(**batch)
-        states = encoded.last_hidden_state
-        lengths = torch.tensor([len(one) for one in features])
-        frames: Any = dynamic.backbone.frame_lengths(dynamic.base, lengths)
-        ends: Tensor = frames + TAIL_FRAMES
-        mask = {name: value for name, value in batch.items() if name == "attention_mask"}
-        written = dynamic.model.generate(
-            encoder_outputs=encoded,
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=TOKENS_AT_LEAST + int(ends.max()) // FRAMES_A_TOKEN,
-            **mask,
-            **self._spoken(dynamic),
-        )
-        ids = [self._whole(one) for one in written.tolist()]
-        targets = [Target(tuple(one), "") for one in ids]
-        before = self.inputs({"": written}, targets)["decoder_input_ids"]
-        logits = dynamic.model(encoder_outputs=encoded, decoder_input_ids=before, **mask).logits
-        heard = [one[:end] for one, end in zip(states, ends.tolist(), strict=True)]
-        return Demonstration(heard, self.counted(logits, None, targets), ids)
-
-    def counted(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> list[Tensor]:
-        """Return the logits of the tokens behind the prompt, the end included."""
-        first = self.prompt - 1
-        ends = [len(target.ids) - 1 for target in targets]
-        return [one[first:end] for one, end in zip(logits, ends, strict=True)]
-
-    def emphasis(self, labels: Tensor) -> Tensor:
-        """Return more weight for the end, which a model misses most at its own length."""
-        weights = torch.ones(labels.shape)
-        weights[-1] = END_WEIGHT
-        return weights / weights.sum()
-
     @torch.inference_mode()
     def predict(self, dynamic: DynamicModel, batch: Batch, choice: Mapping[str, Any]) -> Prediction:
         """Return the texts that `generate` writes. A batch has inputs of one length."""
-        asked: dict[str, Any] = {**batch, **choice, **self._spoken(dynamic)}
+        asked: dict[str, Any] = {**batch, **choice, **self.spoken(dynamic)}
         out = dynamic.generate(**asked, return_dict_in_generate=True)
         return Prediction(self.spell(out["sequences"].tolist()), out["executed_layers"], None)
 
@@ -198,17 +154,11 @@ class Decoder(Texts):
         wanted, counted = self._wanted(targets)
         return ((logits.argmax(-1) != wanted) & counted).sum(-1).float()
 
-    def _spoken(self, dynamic: DynamicModel) -> dict[str, Any]:
+    def spoken(self, dynamic: DynamicModel) -> dict[str, Any]:
         """Return what `generate` is told of the language."""
         if not _multilingual(dynamic.generation_config):
             return {}
         return {"language": self.language(dynamic.generation_config), "task": "transcribe"}
-
-    def _whole(self, written: Sequence[int]) -> list[int]:
-        """Return what was written with its prompt in front and one end behind."""
-        end = self.tokenizer.eos_token_id
-        said = [token for token in written if token not in self.tokenizer.all_special_ids]
-        return [*self.start, *said, end]
 
     def _wanted(self, targets: Targets) -> tuple[Tensor, Tensor]:
         """Return the tokens, and which of them count. Shape: [batch, tokens] int and bool."""
@@ -237,18 +187,6 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
     clip = counted.nonzero()[:, 0].to(values.device)
     sums = values.new_zeros(len(values), len(counted)).index_add(1, clip, values)
     return sums / counted.sum(-1).to(values.device)
-
-
-def pad_with_silence(inputs: Tensor, frames: int) -> Tensor:
-    """Return log-mel features with silence behind them, the lowest value of each clip.
-
-    The extractor cuts off what is 80 dB below the loudest.
-
-    Shape: inputs [batch, mels, time] -> [batch, mels, frames].
-    """
-    more = max(0, frames - inputs.shape[-1])
-    floor = inputs.amin((1, 2), keepdim=True).expand(-1, inputs.shape[1], more)
-    return torch.cat([inputs, floor], -1)
 
 
 def _with_silence(features: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
