@@ -4,20 +4,26 @@
   python benchmarks/whisper.py sweep --data DATA/ljspeech_part DATA/speechocean762 --out runs/base
   python benchmarks/whisper.py sweep --model RUN/model --data DATA/speechocean762 --out runs/tuned
   python benchmarks/whisper.py sweep --data DATA/ljspeech_part --out /tmp/try --limit 3
+  python benchmarks/whisper.py sweep --data DATA/ravdess --out runs/base --limit 200 \\
+      --settings e6-d6-padded,e4-d6-short,e6-d3-short
 
 parity  At full depth the wrapped model has to write the tokens of plain `transformers`, clip by
         clip: padded to the 30 s window, and at the clip's own length against a plain model whose
         window is cut to that length (and both to an even number of mel frames).
 sweep   The word error rate on the test clips at each encoder budget, with and without padding to
-        30 s, and at each budget of the decoder with a full encoder (without padding); zero-shot it
-        is the first k layers. Without padding a clip ends, as in `sounding transcribe`, in two
-        seconds of silence, and up to a whole second, so that some share a batch. Beside it the
+        30 s, and at each budget of the decoder with a full encoder (without padding), or at those
+        of --settings; zero-shot it is the first k layers. A whisper-base gets the parts that come
+        with the package, unless --plain. Without padding a clip ends, as in `sounding transcribe`,
+        in two seconds of silence, or half a second where the model has learned to do with it, and
+        up to a whole second, so that some share a batch. Beside it the
         real-time factor, of features and text, one clip at a time: on a few clips, all settings in
         alternation (A B ..., then ... B A). `ratio` is the median of the paired ratios to full
         depth, padded. A model that has lost its layers may write nonsense of any length:
         `ratio_same_text` is the ratio where all write as many tokens as full depth.
 
-Texts are compared by Whisper's own normalizer. DIR are AudioFolders with `text`. Results are in
+Texts are compared by Whisper's own normalizer. DIR are AudioFolders with `text`, or RAVDESS, whose
+file names say which of two sentences is spoken (all clips, of which 200 are drawn unless --limit
+says otherwise). Results are in
 OUT/parity-DATA.json and OUT/sweep-DATA.json. Killed, the same command goes on where it stopped.
 """
 
@@ -27,10 +33,11 @@ import argparse
 import gc
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -56,10 +63,13 @@ from sounding.progress import progress
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import provenance, trained_with
 from sounding.statistics import ratio_bootstrap, speaker_groups
-from sounding.transcribe.whisper import TAIL_SECONDS
+from sounding.transcribe.whisper import LEARNED_TAIL_SECONDS, TAIL_SECONDS
 from sounding.weights import resolve
+from sounding.weights.ready import names as ready_names
+from sounding.weights.ready import parts_digest, wrap_ready
 
 RATE, WINDOW_SECONDS = 16000, 30
+RAVDESS = "ravdess"
 SAVE_EVERY = 25  # clips
 BATCH = {True: 8, False: 16}  # clips, padded to 30 s or not
 
@@ -113,6 +123,8 @@ def parse() -> argparse.Namespace:
         one.add_argument("--max-new-tokens", type=int, default=128)
         one.add_argument("--threads", type=int, default=2)
         one.add_argument("--seed", type=int, default=0, help="of subsets and bootstrap")
+        one.add_argument("--plain", action="store_true", help="without the parts that come ready")
+        one.add_argument("--settings", help="as e4-d6-short,e6-d6-padded; of parity: the paddings")
     one.add_argument("--timed", type=int, default=8, help="clips to time; 0 for no timing")
     one.add_argument("--rounds", type=int, default=3, help="of timing, each there and back")
     return parser.parse_args()
@@ -128,6 +140,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace, path: Path) -> None:
         self.options = options
         folder = load_folder(path)
+        if folder.root.name == RAVDESS:
+            folder = spoken(folder)
         self.data = folder.root.name
         self.clips = test_clips(folder, options)
         directory = Path(resolve(options.model))
@@ -148,6 +162,8 @@ class Bench:
             "seed": options.seed,
             "max_new_tokens": options.max_new_tokens,
         }
+        if self.model in ready_names():
+            self.made_with["parts"] = None if options.plain else parts_digest(self.model)
 
     def plain(self) -> Any:
         """The model of `transformers` by itself."""
@@ -158,15 +174,17 @@ class Bench:
         """The model to measure: as it was trained, or with the first k layers."""
         if (self.directory / CONFIG).exists():
             return sounding.load(self.directory, dtype=torch.float32)
-        return sounding.wrap(self.plain(), "first")
+        if self.options.plain:
+            return sounding.wrap(self.plain(), "first")
+        return wrap_ready(self.plain(), self.model)
 
     def features(self, clip: Clip, padded: bool) -> Tensor:
         """Shape: [1, bins, frames]."""
         return self.features_of(load_audio(clip, RATE, None), padded)
 
-    def heard(self, audio: np.ndarray, padded: bool) -> Tensor:
+    def heard(self, audio: np.ndarray, padded: bool, silence: float) -> Tensor:
         """Features with the silence in which a short clip ends. Shape: as `features_of`."""
-        tail = 0 if padded else whole_seconds(len(audio) / RATE) * RATE - len(audio)
+        tail = 0 if padded else whole_seconds(len(audio) / RATE, silence) * RATE - len(audio)
         return self.features_of(np.pad(audio, (0, tail)), padded)
 
     def features_of(self, audio: np.ndarray, padded: bool) -> Tensor:
@@ -232,6 +250,37 @@ def trainings(run: Path) -> list[dict[str, Any]]:
     return [trained_with(TrainConfig.from_yaml(run / "config.yaml"), info)]
 
 
+def spoken(folder: AudioFolder) -> AudioFolder:
+    """RAVDESS with the sentences that its file names say, as test clips: nothing is trained on."""
+    said = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
+    clips = [
+        replace(clip, target=said[clip.path.stem.split("-")[4]], split="test")
+        for clip in folder.clips
+    ]
+    return replace(folder, task="text", clips=tuple(clips), labels=())
+
+
+def silence_of(dynamic: DynamicModel) -> float:
+    """Seconds of silence behind a clip at its own length, as `sounding transcribe` has them."""
+    updates = dynamic.updates
+    return LEARNED_TAIL_SECONDS if updates is not None and updates.own_length else TAIL_SECONDS
+
+
+def asked(names: str | None) -> list[Setting]:
+    """The settings of --settings.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    settings = []
+    for name in (names or "").split(",") if names else ():
+        found = re.fullmatch(r"e(\d+)-d(\d+)-(padded|short)", name.strip())
+        if not found:
+            raise ValueError(f"--settings takes names such as e4-d6-short; got {name!r}")
+        settings.append(Setting(int(found[1]), int(found[2]), found[3] == "padded"))
+    return settings
+
+
 def test_clips(folder: AudioFolder, options: argparse.Namespace) -> list[Clip]:
     """The clips to measure.
 
@@ -240,8 +289,9 @@ def test_clips(folder: AudioFolder, options: argparse.Namespace) -> list[Clip]:
     """
     if folder.task != "text":
         raise ValueError(f"{folder.root} has labels: a folder with a 'text' column is needed")
-    if options.limit is not None:
-        return subset(folder, "test", options.limit, options.seed)
+    limit = 200 if options.limit is None and folder.root.name == RAVDESS else options.limit
+    if limit is not None and limit < len(folder.split("test")):
+        return subset(folder, "test", limit, options.seed)
     return folder.split("test")
 
 
@@ -272,7 +322,7 @@ def parity(bench: Bench) -> None:
     """Compare tokens, clip by clip, and write the differences."""
     plain, dynamic = bench.plain(), bench.dynamic()
     result = {}
-    for case in ("padded", "short"):
+    for case in (bench.options.settings or "padded,short").split(","):
         for (clip,), by_clip in each(bench, f"parity-{case}", single(bench.clips)):
             expected, got, apart = compare(bench, plain, dynamic, case == "padded", clip)
             by_clip[clip.path.name] = {
@@ -338,6 +388,7 @@ def sweep(bench: Bench) -> None:
         Setting(k, decoder_layers, padded) for padded in (True, False) for k in range(layers, 0, -1)
     ]
     settings += [Setting(layers, d, False) for d in range(decoder_layers - 1, 0, -1)]
+    settings = asked(bench.options.settings) or settings
     rows = []
     for setting in settings:
         rows.append(asdict(setting) | errors(bench, dynamic, setting))
@@ -354,8 +405,9 @@ def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, A
     options = bench.options
     name = f"sweep-{setting.name}"
     padded = setting.padded
-    for clips, by_clip in each(bench, name, in_batches(bench.clips, padded)):
-        heard = [bench.heard(load_audio(clip, RATE, None), padded) for clip in clips]
+    silence = silence_of(dynamic)
+    for clips, by_clip in each(bench, name, in_batches(bench.clips, padded, silence)):
+        heard = [bench.heard(load_audio(clip, RATE, None), padded, silence) for clip in clips]
         features = torch.cat(heard)
         for clip, tokens in zip(clips, generate(bench, dynamic, setting, features), strict=True):
             count = int((tokens != dynamic.model.generation_config.pad_token_id).sum())
@@ -426,10 +478,10 @@ def by_length(clips: Sequence[Clip]) -> list[Clip]:
     return sorted(clips, key=lambda clip: (clip_seconds(clip), clip.path.name))
 
 
-def in_batches(clips: Sequence[Clip], padded: bool) -> list[list[Clip]]:
+def in_batches(clips: Sequence[Clip], padded: bool, silence: float) -> list[list[Clip]]:
     """Clips of one length together: Whisper's decoder knows no padding mask."""
     alike = groupby(
-        by_length(clips), lambda clip: 0 if padded else whole_seconds(clip_seconds(clip))
+        by_length(clips), lambda clip: 0 if padded else whole_seconds(clip_seconds(clip), silence)
     )
     size = BATCH[padded]
     return [
@@ -444,9 +496,9 @@ def single(clips: Sequence[Clip]) -> list[list[Clip]]:
     return [[clip] for clip in clips]
 
 
-def whole_seconds(seconds: float) -> int:
+def whole_seconds(seconds: float, silence: float) -> int:
     """The length of a clip with the silence behind it; at most the window."""
-    return min(WINDOW_SECONDS, math.ceil(seconds + TAIL_SECONDS))
+    return min(WINDOW_SECONDS, math.ceil(seconds + silence))
 
 
 def time_clip(
@@ -454,13 +506,14 @@ def time_clip(
 ) -> dict[str, Any]:
     """Seconds of features and text of one clip, for each round and setting."""
     audio = load_audio(clip, RATE, None)
-    full = bench.heard(audio, settings[0].padded)
+    silence = silence_of(dynamic)
+    full = bench.heard(audio, settings[0].padded, silence)
     tokens = max(1, generate(bench, dynamic, settings[0], full).shape[1])
     runs: dict[tuple[str, int], Callable[[], Any]] = {}
     for index, setting in enumerate(settings):
         for kind, length in (("free", 0), ("same_text", tokens)):
             runs[kind, index] = lambda s=setting, n=length: generate(
-                bench, dynamic, s, bench.heard(audio, s.padded), n
+                bench, dynamic, s, bench.heard(audio, s.padded, silence), n
             )
     runs["same_text", 0]()  # warm
     times: dict[str, list[list[float]]] = {"free": [], "same_text": []}

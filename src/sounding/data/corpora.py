@@ -92,6 +92,18 @@ def open_corpus(source: Path | str, layout: str | None = None, **options: Any) -
     return folder_of(root, LAYOUTS[name].task, LAYOUTS[name].read(root, **options))
 
 
+def is_corpus(source: Path | str) -> bool:
+    """Return whether there are marks of a layout, or an id of the hub in place of a directory.
+
+    Directories that may be named after labels, or not, are no mark.
+    """
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    if not path.exists():
+        return is_repo_id(str(source))
+    places = [path, *(child for child in path.iterdir() if child.is_dir())] if path.is_dir() else []
+    return any(_is(place, name) for place in places for name in MARKS)
+
+
 def _find(path: Path, wanted: str | None) -> tuple[Path, str]:
     """Return where the corpus lies, `path` or a directory in it, and in which layout."""
     if not path.is_dir():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .audio import FORMATS, SUFFIXES
-from .corpora import open_corpus
+from .corpora import is_corpus, open_corpus
 from .folder import AudioFolder, Clip, DataError
 
 HELD_OUT = 20  # one in so many files is for validation
@@ -40,11 +40,11 @@ def unlabelled(
         raise UsageError(
             f"the shares of replay are between 0 and 1 and below 1 together; got {replay!r}"
         )
-    parts = [_clips(Path(root)) for root in roots]
+    parts = [_clips(root) for root in roots]
     clips = [clip for part, _ in parts for clip in part]
     count = sum(clip.split == "train" for clip in clips)
     for root, share in replay.items():
-        others, digest = _clips(Path(root))
+        others, digest = _clips(root)
         pool = sorted((clip for clip in others if clip.split == "train"), key=_hash)
         clips += islice(cycle(pool), round(count * share / (1 - taken)))
         parts.append(([], f"{digest} {share}"))
@@ -77,26 +77,20 @@ def _hash(clip: Clip) -> str:
     return hashlib.sha256(f"{clip.path.name}{place}".encode()).hexdigest()
 
 
-def _clips(root: Path) -> tuple[list[Clip], str]:
+def _clips(root: Path | str) -> tuple[list[Clip], str]:
     """Return the clips that are no test clips, and a digest of all."""
-    try:
-        folder = open_corpus(root)
-    except DataError:
-        if _looks_labelled(root):
-            raise
-        return _bare(root)
+    if not is_corpus(root):
+        return _bare(Path(root))
+    folder = open_corpus(root)
     kept = [replace(clip, target="") for clip in folder.clips if clip.split != "test"]
     if not any(clip.split == "train" for clip in kept):
         raise DataError(f"{root}: all clips are test clips, which are not trained on")
     return kept, folder.digest
 
 
-def _looks_labelled(root: Path) -> bool:
-    """Return whether a directory has metadata, which then is wrong."""
-    return not root.is_dir() or any(root.glob("**/metadata.*"))
-
-
 def _bare(root: Path) -> tuple[list[Clip], str]:
+    if not root.is_dir():
+        raise DataError(f"{root}: not a directory, expected one with audio: check the path")
     paths = sorted(audio_files(root))
     if not paths:
         raise DataError(f"{root}: no audio in it, expected files such as {FORMATS}")

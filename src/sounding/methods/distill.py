@@ -71,7 +71,9 @@ class Distillation(Method):
             run = super().start(config, folder, info, out)
         layers = run.dynamic.decoder_stack
         ranks = {"encoder": config.rank, "decoder": config.rank // 2 if layers is not None else 0}
-        add_updates(run.dynamic, ranks, own_length=True)
+        window = run.dynamic.backbone.window(run.dynamic.base)
+        own_length = run.task.token_by_token and window is not None
+        add_updates(run.dynamic, ranks, own_length=own_length)
         return run
 
     def prepare(self, run: Run, clips: Sequence[Clip], targets: Targets, out: Path) -> Targets:

@@ -47,7 +47,7 @@ class Description:
         layers: of the encoder.
         sha256: of the files, by name. Earlier versions listed the weights only.
         versions: of what wrote it.
-        base: of parts without their model, its `weights_digest`; None where the model is there.
+        weights: of parts without their model, its `weights_digest`; None where the model is there.
         trained, decoder_trained: as of `DynamicModel`; unknown of what earlier versions wrote.
     """
 
@@ -64,7 +64,7 @@ class Description:
     trained: bool | None = None
     decoder_trained: bool | None = None
     updates: dict[str, Any] | None = None
-    base: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if any(before >= after for (before, _), (after, _) in pairwise(self.mean_budgets)):
@@ -130,7 +130,7 @@ def read_description(directory: Path) -> Description:
     if read.get("format", FORMAT) != FORMAT:
         raise UsageError(f"{path} has format {read['format']!r}, this version reads {FORMAT}")
     description = check(read, Description, path, what="is damaged", advice=RESTORE)
-    if description.base is None:  # without it, transformers would take a default one
+    if description.weights is None:  # without it, transformers would take a default one
         read_json(directory / "config.json", dict[str, Any], what="is damaged", advice=RESTORE)
     for name, expected in description.sha256.items():
         _check_file(directory / name, expected)

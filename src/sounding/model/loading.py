@@ -77,9 +77,9 @@ def load_parts(model: Any, directory: str | Path) -> DynamicModel:
     """
     directory = Path(directory)
     description = read_description(directory)
-    if description.base is None:
+    if description.weights is None:
         raise UsageError(f"{directory} holds a whole model: load it with sounding.load")
-    if description.base != weights_digest(model):
+    if description.weights != weights_digest(model):
         raise UsageError(
             f"{directory} was trained beside other weights than those of this "
             f"{type(model).__name__}: load them with the model that they were made for"

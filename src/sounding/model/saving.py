@@ -42,7 +42,7 @@ def save_parts(dynamic: Any, directory: Path | str) -> None:
     with atomic_directory(Path(directory), keep_others=True) as temporary:
         parts, description = _described(dynamic)
         halves = {name: copy.deepcopy(part).half() for name, part in parts.items() if part}
-        write_parts(temporary, halves, base=weights_digest(dynamic.model), **description)
+        write_parts(temporary, halves, weights=weights_digest(dynamic.model), **description)
 
 
 def weights_digest(model: nn.Module) -> str:

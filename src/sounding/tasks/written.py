@@ -34,6 +34,10 @@ class WrittenImitation(Imitation):
         """Return a batch with the tokens before each one."""
         raise NotImplementedError
 
+    def room(self, model: Any) -> float:
+        """Return how many positions the decoder has."""
+        raise NotImplementedError
+
     def spoken(self, dynamic: DynamicModel) -> dict[str, Any]:
         """Return what `generate` is told of the language."""
         raise NotImplementedError
@@ -51,12 +55,13 @@ class WrittenImitation(Imitation):
         lengths = torch.tensor([len(one) for one in features])
         frames: Any = dynamic.backbone.frame_lengths(dynamic.base, lengths)
         ends: Tensor = frames + TAIL_FRAMES
+        limit = TOKENS_AT_LEAST + int(ends.max()) // FRAMES_A_TOKEN
         mask = {name: value for name, value in batch.items() if name == "attention_mask"}
         written = dynamic.model.generate(
             encoder_outputs=encoded,
             do_sample=False,
             num_beams=1,
-            max_new_tokens=TOKENS_AT_LEAST + int(ends.max()) // FRAMES_A_TOKEN,
+            max_new_tokens=int(min(limit, self.room(dynamic.model) - self.prompt - 1)),
             **mask,
             **self.spoken(dynamic),
         )

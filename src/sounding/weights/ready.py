@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..files import sha256
 from ..model.dynamic import DynamicModel
 from ..model.io import CONFIG
 from ..model.loading import load_parts
@@ -20,6 +21,11 @@ READY = Path(__file__).parent / "parts"
 def names() -> list[str]:
     """Return the names of the models that have some."""
     return sorted(path.parent.name for path in READY.glob(f"*/{CONFIG}"))
+
+
+def parts_digest(name: str) -> str:
+    """Return the sha256 of what the parts of a model are said to be, their files included."""
+    return sha256(READY / name / CONFIG)
 
 
 def wrap_ready(model: Any, name: str) -> DynamicModel:
