@@ -9,6 +9,8 @@ from ..errors import UsageError
 from .process import quiet_transformers
 from .support import settings_option
 
+INHERITED = ("backbone", "task", "language", "vocabulary", "heads", "skip")  # of a run
+
 
 def add(commands: Any) -> None:
     """Add `sounding distill` and its options to the parser."""
@@ -73,13 +75,17 @@ def command(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: distilled. Next: sounding transcribe FILE {model} --budget {budget}")
 
 
-def _start(model: str) -> dict[str, str]:
+def _start(model: str) -> dict[str, Any]:
     """Return the settings that say what is distilled: a finished run, or a pretrained model."""
     from pathlib import Path
 
-    if (Path(model) / "run.json").is_file():
-        return {"teacher": model}
-    return {"backbone": model, "task": "decoder"}
+    from ..runs.config import TrainConfig
+    from ..runs.run import CONFIG
+
+    if not (Path(model) / "run.json").is_file():
+        return {"backbone": model, "task": "decoder"}
+    config = TrainConfig.from_yaml(Path(model) / CONFIG)
+    return {"teacher": model, **{name: getattr(config, name) for name in INHERITED}}
 
 
 def _shares(given: list[str]) -> dict[str, float]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from ..tasks.imitation import Target, Targets, encoder_outputs
 from ..tasks.written import pad_with_silence
 from . import OUTPUTS
 from .base import Method, Step
+from .full import FullDepth
 from .teaching import TeacherOutput, teacher_outputs
 
 STATE_WEIGHT = 0.5  # of the encoder's output, beside the answers
@@ -59,14 +59,14 @@ class Distillation(Method):
     arms = "blind"
     labelled = False
     own_teacher = True
+    teacher_method = FullDepth.name  # in a study; else of any
 
     def start(self, config: Any, folder: AudioFolder, info: dict[str, Any], out: Path) -> Run:
         """Make a run of a pretrained recognizer, or of the finished run `teacher`."""
         if config.teacher:
             run = load_run(config.teacher)
-            kept = {name: getattr(run.config, name) for name in ("task", "backbone", "language")}
-            run.config = replace(config, **kept)
             run.info = {**run.info, **info, "task": run.info.get("task", "classification")}
+            run.config = config
         else:
             run = super().start(config, folder, info, out)
         layers = run.dynamic.decoder_stack

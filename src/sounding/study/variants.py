@@ -29,4 +29,4 @@ def variants() -> dict[str, Settings]:
 def teacher_of(variant: str) -> str:
     """Return the method whose run a variant learns from; "" for none."""
     method = METHODS[variants()[variant]["method"]]
-    return str(method.teacher_method if method.needs_teacher else "")
+    return str(method.teacher_method if method.needs_teacher or method.own_teacher else "")

@@ -1,7 +1,7 @@
 """Parts that come with the package, by which a pretrained model can be used below full depth.
 
 parts/NAME/  what `save_parts` wrote: small changes of the weights of the model NAME, and which
-             layers to keep. How they were made: docs/ready.md
+             layers to keep. How they were made: docs/distill.md
 """
 
 from __future__ import annotations
