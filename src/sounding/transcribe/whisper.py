@@ -16,9 +16,9 @@ from ..data.language import known_languages, language_code
 from ..data.text import printable
 from ..errors import UsageError
 from ..model.dynamic import DynamicModel
-from ..model.generate import WithoutTokens
 from ..model.io import CONFIG
 from ..model.loading import load
+from ..model.processors import WithoutTokens
 from ..model.wrapping import wrap
 from ..weights import pretrained, pretrained_model, resolve
 from .recognizer import Recognition, weights_digest
