@@ -141,12 +141,10 @@ def test_the_room_bounds_a_draft():
 @pytest.mark.parametrize("frames", [120, 77])
 def test_k_layers_draft_and_the_text_is_that_of_all(name, k, frames):
     dynamic = wrapped(name)
-    for row in range(3):
-        batch = clip(dynamic, row, frames)
-        both(dynamic, batch, k)
-        both(dynamic, batch, LayerDraft(k, vocabulary=range(3, 20)))
-        both(dynamic, batch, torch.arange(LAYERS) >= LAYERS - k)
-        both(dynamic, batch, k, **ends(dynamic, 7))
+    both(dynamic, clip(dynamic, 0, frames), k)
+    both(dynamic, clip(dynamic, 1, frames), LayerDraft(k, vocabulary=range(3, 20)))
+    both(dynamic, clip(dynamic, 1, frames), torch.arange(LAYERS) >= LAYERS - k)
+    both(dynamic, clip(dynamic, 2, frames), k, **ends(dynamic, 7))
 
 
 def silent(dynamic, kept):
@@ -357,6 +355,22 @@ def test_a_drafter_hears_what_the_encoder_made_of_the_clip(name):
     assert states.shape == encoded[-1][0].shape
 
 
+def test_a_head_that_is_more_than_a_product_keeps_its_say(name):
+    class Louder(torch.nn.Linear):
+        def forward(self, states):
+            return super().forward(states) + 1e3 * (torch.arange(40) == 7)  # always the token 7
+
+    dynamic = wrapped(name)
+    head = dynamic.model.get_output_embeddings()
+    louder = Louder(head.in_features, head.out_features, bias=False)
+    louder.weight = head.weight
+    dynamic.model.set_output_embeddings(louder)
+    _, out = both(dynamic, clip(dynamic), lambda states: [7] * NEW)
+    assert counted(out) == (1, [NEW - 1])
+    with pytest.raises(sounding.errors.UsageError, match="Louder"):
+        dynamic.generate(**clip(dynamic), draft=2)
+
+
 # --- the parts ------------------------------------------------------------------------------
 
 
@@ -453,6 +467,11 @@ def test_several_inputs_long_ones_other_precisions_and_models_without_a_decoder_
         dynamic.generate(**inputs(dynamic.model), draft=2)
     with pytest.raises(sounding.errors.UsageError, match="at most"):
         dynamic.generate(torch.randn(1, 16, 121), draft=2)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(sounding.errors.UsageError, match="autocast"),
+    ):
+        dynamic.generate(**clip(dynamic), draft=2)
     with pytest.raises(sounding.errors.UsageError, match="float32"):
         dynamic.bfloat16().generate(**clip(dynamic), draft=2)
     ctc = sounding.wrap(tiny.make("parakeet-ctc"), "first")

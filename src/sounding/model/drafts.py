@@ -39,7 +39,7 @@ class Text:
     Args:
         prompt: [1, tokens].
         processors, criteria: as `generate` of `transformers` makes them; each is asked once for a
-            token, with what was really said before.
+            token, with what was really said before (and once more where noise could decide).
         length: of the text at most, with its prompt.
     """
 
@@ -84,17 +84,17 @@ class Text:
             self.tokens.append(token)
             kept = index < len(drafted) and drafted[index] == token
             ended = bool(self.criteria(self.sequences, None).all())
-            if ended or not kept:
-                return index + kept, ended
-        raise AssertionError("the last row has no drafted token")
+            if ended or not kept:  # as behind the last row, where nothing was drafted
+                break
+        return index + kept, ended
 
 
 class Drafting:
     """One `generate` with drafts: the loop that `transformers` runs in place of its own.
 
     Args:
-        begin: makes the drafter of an input, of the decoder's caller: from a function that makes a
-            `Reader`, what the encoder returned, and the token at the end of a text.
+        begin: makes the drafter of an input, of a function that makes a `Reader` of it, what the
+            encoder returned, and the token at the end of a text.
 
     Attributes:
         passes: of the full decoder.
@@ -171,8 +171,15 @@ def drafting(draft: Any, stack: DecoderStack, model: Any) -> Drafting:
     chosen = draft if isinstance(draft, LayerDraft) else LayerDraft(draft)
     mask = chosen.mask(len(stack))
 
+    head = model.get_output_embeddings()
+    if not plain(head):
+        raise UsageError(
+            f"drafts by decoder layers need a plain product with the vocabulary; got a "
+            f"{type(head).__name__}: give draft a function"
+        )
+
     def of_layers(reader: Callable[[], Reader], encoded: Any, end: int) -> Drafter:
-        rows, tokens = chosen.shortlist(model.get_output_embeddings().weight, end)
+        rows, tokens = chosen.shortlist(head.weight, end)
         return LayerDrafts(reader(), stack, mask, rows, tokens, end)
 
     return Drafting(of_layers)
@@ -186,10 +193,11 @@ def refuse_undraftable(model: Any, inputs: Tensor, kwargs: dict[str, Any]) -> No
     """
     if len(inputs) != 1:
         raise UsageError(f"drafts are for one input at a time; got {len(inputs)}: call it for each")
-    if model.dtype != torch.float32:
+    autocast = torch.is_autocast_enabled(inputs.device.type)
+    if model.dtype != torch.float32 or autocast:
         raise UsageError(
-            f"drafts need a model in float32, whose noise decides no token; got {model.dtype}: "
-            "use model.float()"
+            "drafts need a model in float32, whose noise is small enough to decide nothing; got "
+            f"{'autocast' if autocast else model.dtype}: use model.float(), outside of autocast"
         )
     settings = kwargs.get("generation_config") or model.generation_config
 
@@ -226,7 +234,7 @@ def checked_tokens(text: Any, vocabulary: int) -> list[int]:
     Raises:
         UsageError: these are none.
     """
-    tokens = text.tolist() if isinstance(text, Tensor) else list(text)
+    tokens = text.tolist() if hasattr(text, "tolist") else list(text)
     wrong = [one for one in tokens if not isinstance(one, int) or not 0 <= one < vocabulary]
     if wrong:
         raise UsageError(
