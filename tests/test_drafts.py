@@ -200,23 +200,25 @@ def test_a_passed_layer_does_not_run_for_a_draft(name):
     assert len(count.runs[0]) == len(count.runs[1]) > int(out["passes"])
 
 
-def test_a_list_of_tokens_is_what_may_be_drafted(name):
+@pytest.mark.parametrize("allowed", [[7, 9], [END]])
+def test_a_list_of_tokens_is_what_may_be_drafted_and_a_draft_ends_with_the_text(name, allowed):
     dynamic = wrapped(name)
     seen = []
-    loop = drafts.drafting(LayerDraft(2, [7, 9]), dynamic.decoder_stack, dynamic.model)
+    loop = drafts.drafting(LayerDraft(2, allowed), dynamic.decoder_stack, dynamic.model)
     begin = loop.begin
 
     def watched(*args):
         drafter = begin(*args)
         propose = drafter.propose
-        drafter.propose = lambda *a: seen.append(propose(*a)) or seen[-1]
+        drafter.propose = lambda *a: seen.append([*propose(*a)]) or seen[-1]
         return drafter
 
     loop.begin = watched
     batch = clip(dynamic)
     dynamic.model.generate(**batch, **GREEDY, max_new_tokens=NEW, custom_generate=loop)
-    assert {token for one in seen for token in one} <= {7, 9, END}
-    assert seen
+    assert {token for one in seen for token in one} <= {*allowed, END}
+    assert seen[0]
+    assert all(END not in one[:-1] for one in seen)
 
 
 def test_the_commonest_tokens_of_texts_come_first():
@@ -245,6 +247,7 @@ def test_max_new_tokens_ends_a_text_in_the_middle_of_a_draft(name, new):
     text = said(dynamic.generate(**batch, **GREEDY, max_new_tokens=NEW))
     _, out = both(dynamic, batch, lambda states: text, max_new_tokens=new)
     assert len(said(out)) == new
+    assert counted(out) == (1, [new - 1])  # nothing is read that could not be said
     both(dynamic, batch, 2, max_new_tokens=new)
 
 
