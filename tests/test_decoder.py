@@ -13,7 +13,7 @@ from test_executor import choosy
 
 import sounding
 from sounding.model.decoder import DecoderStack
-from sounding.model.generate import WithoutTokens
+from sounding.model.processors import WithoutTokens
 from sounding.policies import InputSelector, StaticScores
 
 LAYERS = 4  # of the decoder

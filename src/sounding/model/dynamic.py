@@ -244,6 +244,7 @@ class DynamicModel(Copied, nn.Module):
         mask: Tensor | None = None,
         decoder_budget: Any = None,
         decoder_mask: Tensor | None = None,
+        draft: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Run the model's own `generate` with k encoder layers per input, and k of the decoder.
@@ -261,14 +262,19 @@ class DynamicModel(Copied, nn.Module):
                 `budget`, but for a mean. `decoder_policy` chooses which, by default the first k.
             decoder_mask: the decoder's layers to run, in place of a budget.
                 Shape: [decoder layers] or [batch, decoder layers], bool.
+            draft: what writes ahead, for the whole decoder to read many tokens in one pass: k of
+                its own layers (or a `drafts.LayerDraft`), or a function that makes tokens of the
+                encoder's states, [1, frames, width]. For one input, greedy: the same tokens, and
+                `passes` of the decoder, [1], with the tokens `accepted` in each, [1, passes].
             args, kwargs: the rest of what `generate` takes.
 
         Raises:
             ValueError: as for a call; for Whisper also clips of mixed lengths below 30 s, and
                 budgets per input where its encoder runs more than once (above 30 s); an option
-                that needs every layer of the decoder, or the same ones for all inputs.
+                that needs every layer of the decoder, or the same ones for all inputs, or does
+                not go with drafts.
         """
-        asked = {"decoder_budget": decoder_budget, "decoder_mask": decoder_mask}
+        asked = {"decoder_budget": decoder_budget, "decoder_mask": decoder_mask, "draft": draft}
         return generate(self, *args, budget=budget, mask=mask, **asked, **kwargs)
 
     def layer_outputs(

@@ -6,14 +6,14 @@ generated together: each group goes through the model's own `generate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from ..errors import UsageError
 from ..policies import Policy
@@ -21,8 +21,10 @@ from ..policies.plans import check_mask
 from .call import Call, activate
 from .checks import by_name, main_input, refuse_options, refuse_padding
 from .decoder import DecoderStack, asked_layers, running
+from .drafts import Drafting, drafting, refuse_undraftable
 from .groups import merge_results, rows_of
 from .outputs import add_layers
+from .processors import WithoutTokens
 from .untrained import warn_untrained
 
 PER_INPUT = (  # what `generate` takes for each input; what is left out belongs to all
@@ -47,6 +49,7 @@ def generate(
     mask: Tensor | None = None,
     decoder_budget: Any = None,
     decoder_mask: Tensor | None = None,
+    draft: Any = None,
     **kwargs: Any,
 ) -> Any:
     """Generate with a `DynamicModel`; see its `generate`."""
@@ -64,9 +67,9 @@ def generate(
         call.lengths = None  # the model cuts it into pieces, each a full window
     wanted = {"output_hidden_states": settings.output_hidden_states, **kwargs}
     call.keep_hidden_states = bool(wanted["output_hidden_states"])
-    stack = dynamic.decoder_stack
+    stack, drafts = dynamic.decoder_stack, None
     if stack is None:
-        if decoder_budget is not None or decoder_mask is not None:
+        if decoder_budget is not None or decoder_mask is not None or draft is not None:
             raise UsageError(f"a {type(model).__name__} has no decoder that drops layers")
         with activate(call):
             out, ran = model.generate(**kwargs), None
@@ -82,13 +85,35 @@ def generate(
         if short or not (asked.all() and full):
             kwargs = untimed(model, kwargs)
         changes = dynamic.updates, dynamic.decoder_norm
+        if draft is not None:
+            drafts = _drafts(dynamic, draft, inputs, asked, kwargs)
+            kwargs = kwargs | {"custom_generate": drafts}
         encode = partial(_encode, dynamic, call)
         decoding = Decoding(model, stack, encode, policy, short, changes)
         with activate(call):
             out, ran = decoding(asked, kwargs)
     executed = call.executed[0] if len(call.executed) == 1 else call.executed or None
     add_layers(out, executed_layers=executed, executed_decoder_layers=ran)
+    if drafts is not None:
+        counts = {"passes": [drafts.passes], "accepted": [drafts.accepted]}
+        add_layers(out, **{name: torch.tensor(value) for name, value in counts.items()})
     return out
+
+
+def _drafts(
+    dynamic: Any, draft: Any, inputs: Tensor, asked: Tensor, kwargs: dict[str, Any]
+) -> Drafting:
+    """Return the loop that `generate` runs with drafts, in place of that of `transformers`."""
+    window = dynamic.backbone.window(dynamic.base)
+    if window is not None and inputs.shape[-1] > window:
+        raise UsageError(f"drafts are for clips of at most {window / 100:g} s: cut it")
+    if not asked.all():
+        raise UsageError(
+            "drafts are read by the whole decoder: leave decoder_budget and decoder_mask out"
+        )
+    refuse_undraftable(dynamic.model, inputs, kwargs)
+    changes = dynamic.updates, dynamic.decoder_norm
+    return drafting(draft, dynamic.decoder_stack, dynamic.model, dynamic.decoder_policy, changes)
 
 
 def _encode(dynamic: Any, call: Call, kwargs: dict[str, Any]) -> tuple[Any, Tensor | None]:
@@ -116,30 +141,6 @@ def _encode(dynamic: Any, call: Call, kwargs: dict[str, Any]) -> tuple[Any, Tens
     with torch.no_grad():
         encoded = dynamic.base(**{name: v for name, v in batch.items() if v is not None})
     return encoded, call.frame_mask(encoded.last_hidden_state.shape[1])
-
-
-class WithoutTokens(LogitsProcessor):
-    """A processor that rules tokens out, as `SuppressTokensLogitsProcessor` does.
-
-    That one, of `transformers`, looks for them in the vocabulary anew at each token, which takes 3
-    ms on a processor, a tenth of the time of Whisper-base.
-
-    Args:
-        tokens: their ids; those that are not in the vocabulary do not matter.
-        vocabulary: number of tokens.
-    """
-
-    def __init__(self, tokens: Iterable[int], vocabulary: int) -> None:
-        self.mask = torch.zeros(vocabulary, dtype=torch.bool)
-        self.mask[[token for token in tokens if 0 <= token < vocabulary]] = True
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores in which the tokens are impossible.
-
-        Shape: scores [batch, vocabulary] -> the same.
-        """
-        self.mask = self.mask.to(scores.device)
-        return scores.masked_fill(self.mask, -torch.inf)
 
 
 def untimed(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

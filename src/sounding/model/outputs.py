@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import ModelOutput
 
-FIELDS = ("executed_layers", "executed_decoder_layers")
+FIELDS = ("executed_layers", "executed_decoder_layers", "passes", "accepted")
 
 
 def add_layers(out: Any, **layers: Any) -> None:

@@ -18,9 +18,9 @@ from ..data.text import printable
 from ..errors import UsageError
 from ..model.decoder import asked_layers
 from ..model.dynamic import DynamicModel
-from ..model.generate import WithoutTokens
 from ..model.io import CONFIG
 from ..model.loading import load
+from ..model.processors import WithoutTokens
 from ..weights import pretrained, pretrained_model, resolve
 from ..weights.ready import wrap_ready
 from .recognizer import Recognition, weights_digest
