@@ -28,6 +28,7 @@ from sounding.export.conv_as_matmul import SMALLEST, as_products
 from sounding.export.parts import DYNAMIC, OPSET, export_policy
 from sounding.export.quantize import _Feeds, quantize
 from sounding.files import WriteError
+from sounding.model.updates import add_updates
 from sounding.policies import GateSelector, Policy, StaticScores
 
 
@@ -206,6 +207,25 @@ def test_a_fixed_mask_is_a_plain_graph_of_its_layers(whisper, tmp_path):
     assert model.run(clip(0.5), 2).kept_layers == 2
     with pytest.raises(ValueError, match="always runs the same 2 of 4 layers"):
         model.run(clip(0.5), 3)
+
+
+def test_a_fixed_mask_has_the_updates_of_reduced_depths_and_all_depths_are_refused(tmp_path):
+    run = make_run("wavlm", method="random")
+    add_updates(run.dynamic, {"encoder": 4})
+    with torch.no_grad():
+        for parameter in run.dynamic.updates.parameters():
+            parameter.copy_(0.1 * torch.randn_like(parameter))
+    weights = {name: value.clone() for name, value in run.dynamic.model.state_dict().items()}
+    with pytest.raises(ExportError, match="would need each layer twice"):
+        export(run, tmp_path / "all.onnx")
+    mask = [True, False, True, True]
+    export(run, tmp_path / "one.onnx", mask=mask)
+    after = run.dynamic.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in weights.items())
+    model = runtime.load(tmp_path / "one.onnx")
+    with torch.no_grad():
+        expected, _ = pytorch(run, [model.extract(clip(0.5))], mask=torch.tensor(mask))
+    close(model.run(clip(0.5)).logits, expected[0])
 
 
 @pytest.mark.parametrize("name", ["int8.onnx", "int8"])

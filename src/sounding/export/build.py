@@ -28,6 +28,7 @@ from ..files import (
     write_sealed_json,
 )
 from ..model.macs import count_macs
+from ..model.updates import folded
 from ..progress import progress
 from ..runs.run import Run, provenance
 from ..runtime import Metadata, Split, load
@@ -103,6 +104,22 @@ def export(
     """
     out = Path(out)
     _refuse(run, out, split, mask)
+    if mask is not None and not all(mask):
+        with folded(run.dynamic):
+            return _export(run, out, split, mask, int8, calibration, parts)
+    return _export(run, out, split, mask, int8, calibration, parts)
+
+
+def _export(
+    run: Run,
+    out: Path,
+    split: bool,
+    mask: Sequence[bool] | None,
+    int8: bool,
+    calibration: Sequence[np.ndarray] | None,
+    parts: Parts | None,
+) -> Exported:
+    """Write a run that is known to have an export; see `export`."""
     if calibration is not None and not (int8 and calibration):
         raise ExportError("calibration clips are for int8: at least one, with --int8")
     check(run.dynamic)
@@ -140,6 +157,11 @@ def _refuse(run: Run, out: Path, split: bool, mask: Sequence[bool] | None) -> No
     if mask is not None and (len(mask) != layers or not any(mask)):
         raise ExportError(
             f"a mask has {layers} digits, one a layer, and keeps at least one; got {len(mask)}"
+        )
+    if mask is None and run.dynamic.updates is not None:
+        raise ExportError(
+            "the weights of this model change below full depth, so that a graph of all depths "
+            "would need each layer twice: export one fixed mask with --mask or --layers"
         )
     if mask is None and run.method.draws_masks:
         raise ExportError(

@@ -12,7 +12,8 @@ that threads which run at other depths do not see them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -243,6 +244,38 @@ def add_updates(dynamic: Any, ranks: dict[str, int], *, own_length: bool = False
             dynamic._handles.append(Override(stacks[name][1], mixin))
     dynamic.updates = updates
     return updates
+
+
+@contextmanager
+def folded(dynamic: Any) -> Iterator[None]:
+    """Add the updates of a model to the weights of its encoder, at all depths, in a `with` block.
+
+    For what computes at one depth below full, and cannot have each layer twice.
+    """
+    updates = dynamic.updates
+    if updates is None or not updates.has("encoder"):
+        yield
+        return
+    norm = dynamic.backbone.output_norm(dynamic.backbone.owner(dynamic.base))
+    owners = [*zip(updates.layers["encoder"], dynamic.stack.layers, strict=True)]
+    if "encoder" in updates.norms:
+        owners.append((updates.norms["encoder"], norm))
+    plain = [
+        (uncompiled(module).get_parameter(name), update.changes[key])
+        for update, module in owners
+        for key, name in update.names.items()
+    ]
+    before = [weight.data for weight, _ in plain]
+    try:
+        dynamic.updates = None
+        with torch.no_grad():
+            for weight, change in plain:
+                weight.data = weight + change().to(weight.dtype)
+        yield
+    finally:
+        for (weight, _), data in zip(plain, before, strict=True):
+            weight.data = data
+        dynamic.updates = updates
 
 
 def _copied(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
