@@ -216,7 +216,15 @@ def test_what_cannot_be_distilled_is_refused(audio, tmp_path, capsys):
 def test_depths_go_from_the_least_share_to_all():
     assert _depths(6, 0.5) == [3, 4, 5, 6]
     assert _depths(6, 1 / 3) == [2, 3, 4, 5, 6]
-    assert _depths(1, 0.5) == [1]
+    assert _depths(2, 0.9) == [1, 2]  # some depth below full, whatever the share
+
+
+def test_a_model_of_one_layer_has_nothing_to_distil(audio, speaker, tmp_path):
+    tiny.save_speaker(tmp_path / "one")
+    tiny.make("whisper-generation", encoder_layers=1).save_pretrained(tmp_path / "one")
+    config = TrainConfig(**SETTINGS, backbone=str(tmp_path / "one"), task="decoder")
+    with pytest.raises(UsageError, match="no depth below full to distill"):
+        train(config, unlabelled([audio]), tmp_path / "run")
 
 
 def test_an_interrupt_while_the_teacher_answers_keeps_what_is_there(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.features import load_features
 from ..data.folder import AudioFolder, Clip
+from ..errors import UsageError
 from ..model.call import activate
 from ..model.decoder import running
 from ..model.updates import add_updates
@@ -62,15 +63,22 @@ class Distillation(Method):
     teacher_method = FullDepth.name  # in a study; else of any
 
     def start(self, config: Any, folder: AudioFolder, info: dict[str, Any], out: Path) -> Run:
-        """Make a run of a pretrained recognizer, or of the finished run `teacher`."""
+        """Make a run of a pretrained recognizer, or of the finished run `teacher`.
+
+        Raises:
+            UsageError: a model of one layer, which has no depth below full.
+        """
         if config.teacher:
             run = load_run(config.teacher)
             run.info = {**run.info, **info, "task": run.info.get("task", "classification")}
             run.config = config
         else:
             run = super().start(config, folder, info, out)
-        layers = run.dynamic.decoder_stack
-        ranks = {"encoder": config.rank, "decoder": config.rank // 2 if layers is not None else 0}
+        if run.dynamic.num_layers < 2:
+            raise UsageError("the model has one layer, and no depth below full to distill")
+        ranks = {"encoder": config.rank}
+        if run.dynamic.decoder_stack is not None:
+            ranks["decoder"] = max(1, config.rank // 2)
         window = run.dynamic.backbone.window(run.dynamic.base)
         own_length = run.task.token_by_token and window is not None
         add_updates(run.dynamic, ranks, own_length=own_length)
@@ -96,13 +104,14 @@ class Distillation(Method):
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
         """Return the distance from the teacher at two depths, in the mean. Shape: -> []."""
-        dynamic, rng = run.dynamic, step.rng
+        dynamic: Any = run.dynamic
+        rng = step.rng
         lessons = [run.lessons[row] for row in step.rows]
         batch, size, padded = _context(run, batch, rng)
         lessons, targets = lessons[:size], targets[:size]
         depths = _depths(dynamic.num_layers, run.config.least_depth)
-        if padded or dynamic.backbone.window(dynamic.base) is None:
-            depths = depths[:-1] or depths  # the full depth is the teacher itself
+        if padded or not dynamic.updates.own_length:
+            depths = depths[:-1]  # the full depth is the teacher itself
         losses = []
         for place, k in enumerate(rng.choice(depths, min(2, len(depths)), replace=False)):
             decoders: list[int | None] = [None]
@@ -117,7 +126,7 @@ class Distillation(Method):
 
 def _depths(layers: int, least: float) -> list[int]:
     """Return the numbers of layers that are trained, full depth last."""
-    return list(range(max(1, round(layers * least)), layers + 1))
+    return list(range(max(1, min(layers - 1, round(layers * least))), layers + 1))
 
 
 def _context(run: Run, batch: Batch, rng: np.random.Generator) -> tuple[Batch, int, bool]:

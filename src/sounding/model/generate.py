@@ -38,7 +38,8 @@ PER_INPUT = (  # what `generate` takes for each input; what is left out belongs 
 ONE_MASK_ONLY = ("assistant_model", "cache", "past_key_values", "prefix_allowed_tokens_fn")
 DECODER_UNTRAINED = (
     "the decoder of this model was never trained with layers left out: it answers with noise. "
-    "Leave decoder_budget out, or train it and set dynamic.decoder_trained"
+    "Leave decoder_budget out, train it (`sounding distill`, from audio alone), or set "
+    "dynamic.decoder_trained"
 )
 
 

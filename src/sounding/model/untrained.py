@@ -9,8 +9,8 @@ import torch
 
 UNTRAINED = (
     "this model was never trained with layers left out: below full depth it answers with noise. "
-    "Train it (`sounding train`, or with budgets in a loop of yours), load one that is trained, or "
-    "set dynamic.trained"
+    "Train it (`sounding train`; of a recognizer `sounding distill`, from audio alone; or with "
+    "budgets in a loop of yours), load one that is trained, or set dynamic.trained"
 )
 
 
