@@ -27,6 +27,9 @@ from tiny_transcribe import Fake, run, silence, tree, write
 
 from sounding import cli
 from sounding.data.audio import AudioError, audio_blocks, read_audio
+from sounding.errors import UsageError
+from sounding.model.saving import save_parts
+from sounding.model.updates import add_updates
 from sounding.model.wrapping import wrap
 from sounding.progress import Interrupted
 from sounding.transcribe.cut import cut, join, part, widen
@@ -37,6 +40,7 @@ from sounding.transcribe.recognizer import Recognition
 from sounding.transcribe.sources import find_sources
 from sounding.transcribe.vad import FRAME, RATE, Activity, listen
 from sounding.transcribe.whisper import WhisperRecognizer, is_repetitive
+from sounding.weights import ready
 
 DATA = Path(os.environ.get("SOUNDING_DATA") or Path(__file__).parents[2] / "shared" / "data")
 pytest.importorskip("silero_vad", reason="needs the extra 'transcribe'")
@@ -623,6 +627,53 @@ def test_padded_and_at_full_depth_it_is_the_plain_model(whisper_words, sounds):
         tokens = plain.generate(features, do_sample=False, max_new_tokens=20)
         expected = tokenizer.decode(tokens[0], skip_special_tokens=True)
         assert recognizer([sound])[0].text == expected.strip()
+
+
+def test_drafts_give_the_same_texts_and_a_decoder_budget_leaves_layers_out(whisper_words, sounds):
+    whole = WhisperRecognizer.load(str(whisper_words))
+    texts = [answer.text for answer in whole(sounds)]
+    drafted = WhisperRecognizer.load(str(whisper_words), draft=1)
+    assert [answer.text for answer in drafted(sounds)] == texts
+    assert drafted.settings == whole.settings  # nothing that a text depends on
+    less = WhisperRecognizer.load(str(whisper_words), decoder_budget=1)
+    assert less.settings == whole.settings | {"decoder_budget": "1"}
+    ran: list[int] = []
+    for index, layer in enumerate(less.dynamic.decoder_stack.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    less(sounds[:1])
+    assert set(ran) == {0}
+    for wrong, said in (
+        ({"draft": 1, "decoder_budget": 1}, "not both"),
+        ({"draft": 2}, "would save nothing"),
+        ({"decoder_budget": 9}, "of the decoder: "),
+    ):
+        with pytest.raises(UsageError, match=said):
+            WhisperRecognizer.load(str(whisper_words), **wrong)
+
+
+@pytest.mark.parametrize("own_length", [False, True])
+def test_the_silence_behind_a_piece_is_what_the_model_has_learned(
+    whisper_words, sounds, own_length
+):
+    plain = WhisperRecognizer.load(str(whisper_words))
+    add_updates(plain.dynamic, {"encoder": 2}, own_length=own_length)
+    recognizer = WhisperRecognizer(plain.dynamic, plain.extractor, plain.tokenizer)
+    heard = recognizer._features(sounds[1], pad=False).shape[-1]
+    assert heard == (150 if own_length else 300)  # of a second, in frames of 10 ms
+
+
+def test_a_model_for_which_parts_come_with_the_package_gets_them(
+    whisper_words, tmp_path, monkeypatch
+):
+    plain = WhisperRecognizer.load(str(whisper_words))
+    add_updates(plain.dynamic, {"encoder": 2, "decoder": 2}, own_length=True)
+    monkeypatch.setattr(ready, "READY", tmp_path)
+    save_parts(plain.dynamic, tmp_path / "tiny-words")
+    monkeypatch.setattr("sounding.transcribe.whisper.resolve", lambda name: whisper_words)
+    assert ready.names() == ["tiny-words"]
+    recognizer = WhisperRecognizer.load("tiny-words")
+    assert recognizer.dynamic.updates.config() == plain.dynamic.updates.config()
+    assert WhisperRecognizer.load("another").dynamic.updates is None
 
 
 @pytest.mark.parametrize("language", [None, "en"])
