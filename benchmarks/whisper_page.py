@@ -7,10 +7,27 @@ import re
 from pathlib import Path
 from typing import Any
 
-MODELS = {  # directory of the results of benchmarks/whisper.py -> its name, and what it is
-    "whisper": ("zero-shot", "The first k layers of a model that was never trained to miss any."),
+MODELS = {  # directory of the results of benchmarks/whisper.py -> its title, and what it is
+    "whisper-ready": (
+        "Whisper-base with the parts of the package",
+        """Distilled by `sounding distill` ([recognizers below full depth](../docs/distill.md)). Six
+layers are changed too where a clip is heard at its own length, and are the original where it is
+padded. How the parts were made: `src/sounding/weights/parts/whisper-base/made.json`.""",
+    ),
+    "whisper-padded": (
+        "Whisper-base as it is, padded to 30 s",
+        "The original, against which the distilled one is held.",
+    ),
+    "whisper-tiny": (
+        "Whisper-tiny.en as it is",
+        "The smaller sibling, with four and four layers of width 384, as a rival.",
+    ),
+    "whisper": (
+        "Whisper-base with its own decoder, zero-shot",
+        "The first k layers of a model that was never trained to miss any.",
+    ),
     "whisper-tuned": (
-        "fine-tuned",
+        "Whisper-base with its own decoder, fine-tuned",
         """Trained by `sounding train --recipe speechocean762-whisper-base-decoder`, for encoder
 budgets only: the layers that its selector keeps. Of the decoder, untrained for it, the first k.""",
     ),
@@ -40,8 +57,13 @@ def section(path: Path, name: str, what: str) -> str:
             f"{one['largest_encoder_difference']:.2g}."
             for case, one in read["cases"].items()
         ]
-        return f"## Whisper-base as it is, {data}: parity\n\n{title}\n\n{chr(10).join(lines)}\n"
-    return f"""## Whisper-base with its own decoder, {name}, {data}: errors and speed
+        kind = name if read.get("parts") else "Whisper-base as it is"
+        return f"## {kind}, {data}: parity\n\n{title}\n\n{chr(10).join(lines)}\n"
+    learned = read.get("parts") is not None
+    tail = (
+        "half a second to one and a half of silence" if learned else "about two seconds of silence"
+    )
+    return f"""## {name}, {data}: errors and speed
 
 {title}
 
@@ -49,7 +71,7 @@ def section(path: Path, name: str, what: str) -> str:
 
 {read["clips"]} test clips, {read["rows"][0].get("timed_clips", 0)} of them timed; texts by
 Whisper's normalizer, at most {read["max_new_tokens"]} tokens. Padded to 30 s, or short: the clip
-and about two seconds of silence. RTF: seconds of work for a second of audio, one clip at a time.
+and {tail}. RTF: seconds of work for a second of audio, one clip at a time.
 `ratio` is the time over that of full depth padded, where both write as many tokens: the median of
 paired timings.
 

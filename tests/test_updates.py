@@ -158,6 +158,22 @@ def test_a_decoder_is_changed_only_where_it_leaves_layers_out(name):
     assert torch.equal(mixed[0, : whole.shape[1]], whole[0])
 
 
+def test_changed_layers_draft_what_the_plain_decoder_says():
+    dynamic = changed(tiny.make("whisper-generation"), decoder=3)
+    plain = sounding.wrap(tiny.make("whisper-generation"), "first")
+    given = tiny.inputs(dynamic.model, batch=1)
+    del given["decoder_input_ids"]
+    options = {"max_new_tokens": 6, "do_sample": False}
+    layers = len(dynamic.decoder_stack)
+    dynamic.decoder_policy = StaticScores(torch.arange(layers).float())
+    ran = []
+    for index, layer in enumerate(dynamic.decoder_stack.layers):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    wanted = plain.generate(**given, **options)
+    assert torch.equal(dynamic.generate(**given, **options, draft=1), wanted)
+    assert ran.count(layers - 1) > ran.count(0)  # the last one drafts, by its policy
+
+
 def test_layers_of_a_static_decoder_policy_are_known_before_and_run_in_one_group():
     dynamic = changed(tiny.make("whisper-generation"), decoder=3)
     layers = len(dynamic.decoder_stack)
