@@ -28,6 +28,7 @@ from sounding.data.text import build_tokenizer, tokens_of
 from sounding.methods.base import Step
 from sounding.methods.choice import _losses
 from sounding.model.dynamic import MaskLogits
+from sounding.model.updates import add_updates
 from sounding.policies.masks import random_masks
 from sounding.policies.static import depth_prior
 from sounding.registry import METHODS
@@ -599,7 +600,9 @@ def test_imitating_itself_at_full_depth_costs_nothing(config, tones):
 
 @pytest.mark.parametrize("task", ["classification", "text"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_loss_is_the_mean_over_the_clips_whatever_their_lengths(config, tones, method, task):
+def test_a_loss_is_the_mean_over_the_clips_whatever_their_lengths(
+    config, tones, method, task, tmp_path
+):
     """So every clip weighs the same, also in the parts that several processes take."""
     folder = load_folder(tones)
     tokenizer = build_tokenizer(list(folder.labels)) if task == "text" else None
@@ -612,9 +615,12 @@ def test_a_loss_is_the_mean_over_the_clips_whatever_their_lengths(config, tones,
     clips = sorted(folder.split("train"), key=clip_seconds)
     clips = [clips[0], clips[-1], clips[1]]  # padded, and in no order
     features, targets = run.read(clips, "read"), run.task.targets(folder, clips)
+    if method == "distill":
+        add_updates(run.dynamic, {"encoder": 2})
+    targets = run.method.prepare(run, clips, targets, tmp_path)
 
     def loss(rows):
-        step = Step(0, 1, np.random.default_rng(1))
+        step = Step(0, 1, np.random.default_rng(1), rows=rows)
         batch = run.collate([features[row] for row in rows])
         with torch.no_grad(), seeded(0):
             return run.method.loss(run, batch, [targets[row] for row in rows], step)

@@ -93,6 +93,8 @@ class Distillation(Method):
             for one, target in zip(ids, targets, strict=True)
         ]
         rows = np.random.default_rng(run.config.seed).permutation(len(clips))[:SEARCHED].tolist()
+        heard = torch.cat([run.lessons[row].states.float() for row in rows])
+        run.lessons.deviation = heard.std(0).clamp(min=1e-3)
         run.dynamic.decoder_trained = run.dynamic.decoder_stack is not None
         _choose_layers(run, [clips[row] for row in rows], [targets[row] for row in rows], rows)
         return targets
@@ -119,7 +121,8 @@ class Distillation(Method):
                 reduced = _depths(len(dynamic.decoder_stack), run.config.least_depth / 1.5)[:-1]
                 decoders += [int(rng.choice(reduced))] if reduced else []
             made = _run(run, batch, int(k), decoders)
-            losses.append(STATE_WEIGHT * _state_distance(made.states, lessons))
+            distance = _state_distance(made.states, lessons, run.lessons.deviation)
+            losses.append(STATE_WEIGHT * distance)
             losses += [_answer_distance(run, batch, one, lessons, targets) for one in made.logits]
         return torch.stack(losses).sum() / 2
 
@@ -203,13 +206,13 @@ def decoder_mask(run: Run, depth: int) -> Tensor:
     return mask
 
 
-def _state_distance(states: Tensor, lessons: Sequence[TeacherOutput]) -> Tensor:
+def _state_distance(states: Tensor, lessons: Sequence[TeacherOutput], deviation: Tensor) -> Tensor:
     """Return the squared error of the encoder's output, in units of each channel's deviation.
 
-    Shape: states [batch, frames, width] -> [], the mean over the clips.
+    Shape: states [batch, frames, width], deviation [width] -> [], the mean over the clips.
     """
     wanted = [lesson.states[: states.shape[1]].to(states.device).float() for lesson in lessons]
-    deviation = torch.cat(wanted).std(0).clamp(min=1e-3)
+    deviation = deviation.to(states.device)
     errors = [
         ((one[: len(aim)].float() - aim) / deviation).square().mean()
         for one, aim in zip(states, wanted, strict=True)
@@ -253,7 +256,8 @@ def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequ
         errors = []
         for batch, _, lessons in batches:
             encoded = _encode(dynamic, batch, None, mask)
-            errors.append(_state_distance(encoded.last_hidden_state, lessons))
+            states = encoded.last_hidden_state
+            errors.append(_state_distance(states, lessons, run.lessons.deviation))
         return float(torch.stack(errors).mean())
 
     dynamic.policy = StaticScores(_scores(dynamic.num_layers, missed_by_encoder))

@@ -53,7 +53,12 @@ class TeacherOutputs:
     Args:
         directory: of the files.
         keys: of the clips.
+
+    Attributes:
+        deviation: of each channel of the encoder's output over some of the clips. Shape: [width].
     """
+
+    deviation: Tensor
 
     def __init__(self, directory: Path, keys: Sequence[str]) -> None:
         self.directory, self.keys = directory, list(keys)
