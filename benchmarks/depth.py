@@ -107,7 +107,7 @@ def measure(bench: Bench) -> None:
     policy_sha256 = sha256(bench.directory / CONFIG)
     command = ["depth", *sys.argv[1:]]
     bench.write("depth", {"command": command, "sounding_json_sha256": policy_sha256, **result})
-    Console().print(table(result["rows"], f"{bench.data}, {len(bench.clips)} clips: WER"))
+    Console(width=100).print(table(result["rows"], f"{bench.data}, {len(bench.clips)} clips: WER"))
 
 
 def written(bench: Bench, dynamic: DynamicModel, k: int) -> dict[str, str]:
@@ -185,8 +185,8 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
             f"{row['kept']:.2f}",
             f"{row['kept_by_seconds']:.2f}",
             *[f"{row['wer'][name][0]:.1%}" for name in names],
-            f"{100 * mean:+.2f}",
-            f"{100 * low:+.2f} to {100 * high:+.2f}",
+            f"{100 * mean:+.1f}",
+            f"{100 * low:+.1f}, {100 * high:+.1f}",
         )
     return shown
 

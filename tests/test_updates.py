@@ -140,10 +140,9 @@ def test_a_decoder_is_changed_only_where_it_leaves_layers_out(name):
     full, less = torch.ones(layers).bool(), torch.arange(layers) < layers - 1
 
     def logits(model, mask):
-        with (
-            torch.no_grad(),
-            running(model.decoder_stack, mask, model.updates, model.decoder_norm) as ran,
-        ):
+        with torch.no_grad(), running(
+            model.decoder_stack, mask, model.updates, model.decoder_norm
+        ) as ran:
             out = model.model(**batch).logits
         assert ran.tolist() == mask.tolist()
         return out
