@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -137,7 +138,8 @@ def sweep(
         told = [targets[middle]] if writes(run, targets[middle]) else None
         macs = count_macs(run.dynamic, run.task.inputs(median, told))
         layers = run.dynamic.num_layers
-        asked = range(2, layers) if run.dynamic.mean_budgets else range(0)
+        known = run.dynamic.mean_budgets
+        asked = range(max(2, math.ceil(known[0][0])), layers) if known else range(0)
         with progress(f"sweep {run.config.method}", layers + len(asked)) as show:
             for k in range(1, layers + 1):
                 found = _measured(run, features, targets, k, batch_size, seed)

@@ -143,10 +143,10 @@ def _context(run: Run, batch: Batch, rng: np.random.Generator) -> tuple[Batch, i
         size = max(1, size // 4)
     batch = {name: value[:size] for name, value in batch.items()}
     silence = window if padded else int(rng.integers(*SILENCE))
-    return _with_silence(run, batch, silence), size, padded
+    return with_silence(run, batch, silence), size, padded
 
 
-def _with_silence(run: Run, batch: Batch, frames: int) -> Batch:
+def with_silence(run: Run, batch: Batch, frames: int) -> Batch:
     """Return a batch with so many feature frames of silence behind it, as far as the window goes.
 
     Their number is even, for the two of Whisper that make one of its encoder.
@@ -224,13 +224,23 @@ def _answer_distance(
     run: Run, batch: Batch, logits: Tensor, lessons: Sequence[TeacherOutput], targets: Targets
 ) -> Tensor:
     """Return the divergence from the teacher's answers, the mean over the clips. Shape: -> []."""
+    return answer_distances(run, batch, logits, lessons, targets).mean()
+
+
+def answer_distances(
+    run: Run, batch: Batch, logits: Tensor, lessons: Sequence[TeacherOutput], targets: Targets
+) -> Tensor:
+    """Return the divergence from the teacher's answer to each clip, in nats a position.
+
+    Shape: logits [batch, ...] -> [batch].
+    """
     frame_mask = run.frame_mask(batch, logits)
     distances = []
     for given, lesson in zip(run.task.counted(logits, frame_mask, targets), lessons, strict=True):
         top = [part.to(given.device) for part in (lesson.values, lesson.labels, lesson.total)]
         each = run.task.imitation(given, *top)
         distances.append((each * run.task.emphasis(lesson.labels[:, 0]).to(each.device)).sum())
-    return torch.stack(distances).mean()
+    return torch.stack(distances)
 
 
 @torch.no_grad()
@@ -249,7 +259,7 @@ def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequ
         part = order[start : start + 8]
         chosen = [targets[i] for i in part]
         batch = run.task.inputs(run.collate([features[i] for i in part]), chosen)
-        batch = _with_silence(run, batch, SILENCE[0])
+        batch = with_silence(run, batch, SILENCE[0])
         batches.append((batch, chosen, [run.lessons[rows[i]] for i in part]))
 
     def missed_by_encoder(mask: Tensor) -> float:

@@ -11,6 +11,7 @@ from .confidence import Confidence
 from .gates import GateSelector
 from .input import InputSelector
 from .plans import Gates
+from .predicted import PredictedDepth
 from .static import StaticScores
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Gates",
     "InputSelector",
     "Policy",
+    "PredictedDepth",
     "StaticScores",
     "new_policy",
     "policy_from_config",
@@ -44,7 +46,7 @@ def register_policy(policy: type[Policy]) -> type[Policy]:
     return policy
 
 
-for known in (InputSelector, StaticScores, GateSelector, Confidence):
+for known in (InputSelector, StaticScores, GateSelector, Confidence, PredictedDepth):
     register_policy(known)
 POLICIES.add(FIRST, StaticScores)
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.features import FeatureSet
 from ..policies.base import MeanBudgets
 from ..policies.confidence import stops
+from ..policies.predicted import cheapest
 from .mask_outputs import depths, study_batches
 from .run import Run
 
@@ -66,26 +68,58 @@ def depth_table(sureness: Tensor, layers: int) -> list[tuple[float, float]]:
     )
 
 
-def table(
-    mean_at: Callable[[float], float], values: Tensor, layers: int, *, rising: bool
-) -> list[tuple[float, float]]:
-    """Find for each mean the threshold among `values` whose mean comes closest to it."""
-    ordered = np.unique(values.numpy())
+def calibrate_prices(costs: Tensor, least: int) -> MeanBudgets:
+    """Find for each mean the price of a layer at which inputs keep so many, as `table` does.
+
+    Shape: costs [clips, depths], predicted for `least`, `least` + 1, ... layers.
+    """
+
+    def mean_at(price: float) -> float:
+        return float(cheapest(costs, price, least).float().mean())
+
+    layers = least + costs.shape[1] - 1
+    return table(mean_at, savings(costs), layers, rising=False, least=least)
+
+
+def savings(costs: Tensor) -> Tensor:
+    """Return the prices of a layer at which the choice of some input may change.
+
+    Shape: costs [clips, depths] -> [prices].
+    """
+    one, other = torch.triu_indices(costs.shape[1], costs.shape[1], 1)
+    return ((costs[:, one] - costs[:, other]).double() / (other - one)).flatten()
+
+
+def cuts(values: Tensor) -> NDArray[np.float64]:
+    """Return thresholds by which the values fall into two parts in every way, rising."""
+    ordered = np.unique(values.numpy()).astype(float)
     edges = (ordered[1:] + ordered[:-1]) / 2
-    cuts = np.concatenate([[ordered[0] - 1], edges, [ordered[-1] + 1]])
-    wanted = np.arange(1, layers + STEP / 2, STEP)
+    return np.concatenate([[ordered[0] - 1], edges, [ordered[-1] + 1]])
+
+
+def table(
+    mean_at: Callable[[float], float],
+    values: Tensor,
+    layers: int,
+    *,
+    rising: bool,
+    least: int = 1,
+) -> list[tuple[float, float]]:
+    """Find for each mean from `least` the threshold among `values` whose mean comes closest."""
+    tried = cuts(values)
+    wanted = np.arange(least, layers + STEP / 2, STEP)
     found = []
     for mean in wanted:
-        low, high = 0, len(cuts) - 1  # mean_at is monotone over the cuts
+        low, high = 0, len(tried) - 1  # mean_at is monotone over the cuts
         while low < high:
             middle = (low + high) // 2
-            got = mean_at(float(cuts[middle]))
+            got = mean_at(float(tried[middle]))
             if (got < mean) if rising else (got > mean):
                 low = middle + 1
             else:
                 high = middle
         best = min(
-            (max(0, low - 1), low), key=lambda index: abs(mean_at(float(cuts[index])) - mean)
+            (max(0, low - 1), low), key=lambda index: abs(mean_at(float(tried[index])) - mean)
         )
-        found.append((float(mean), float(cuts[best])))
+        found.append((float(mean), float(tried[best])))
     return found
