@@ -19,6 +19,15 @@ torch.set_num_threads(1)  # tiny models: more threads only wait for each other o
 TONES = {"high": 2000, "low": 300}
 
 
+@pytest.fixture
+def quiet_generate():
+    """`generate` of Whisper warns of its own defaults in each call."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory):
     """A folder of tones in noise, two classes, lengths from 0.3 to 0.58 s."""

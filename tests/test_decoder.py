@@ -26,14 +26,7 @@ MIXED = torch.tensor(
 )
 each_model = pytest.mark.parametrize("name", NAMES)
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    """`generate` of Whisper warns of its own defaults in each call."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(before)
+pytestmark = pytest.mark.usefixtures("quiet_generate")
 
 
 def make(name, layers=LAYERS):

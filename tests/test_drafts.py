@@ -19,13 +19,7 @@ GREEDY = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True}
 END, NEW = 2, 15
 each_model = pytest.mark.parametrize("name", [WHISPER, MOONSHINE])
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(before)
+pytestmark = pytest.mark.usefixtures("quiet_generate")
 
 
 @pytest.fixture(params=[WHISPER, MOONSHINE])

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tiny
 import torch
-import transformers
 
 import sounding
 from sounding.errors import UsageError
@@ -21,13 +20,7 @@ CTC = ["whisper-ctc", "wav2vec2-pre", "wavlm-pre", "moonshine-ctc", "wav2vec2-be
 CTC += ["parakeet-ctc", "ast", "hubert-post"]
 each_model = pytest.mark.parametrize("name", CTC)
 
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(before)
+pytestmark = pytest.mark.usefixtures("quiet_generate")
 
 
 def changed(model, *, rank=4, decoder=0, own_length=False, seed=3):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .process import quiet_transformers
-from .support import settings_option
+from .support import add_training, training_options
 
 INHERITED = ("backbone", "task", "language", "vocabulary", "heads", "skip")  # of a run
 
@@ -40,14 +40,8 @@ settings for --config and --set are the attributes of sounding.runs.config.Train
         metavar="DIR:SHARE",
         help="further audio, with its share of the training clips; may repeat",
     )
-    parser.add_argument("--epochs", help="passes over the training clips")
-    parser.add_argument("--batch-size", help="clips a step")
-    parser.add_argument("--seed", help="of everything random")
-    parser.add_argument("--max-seconds", help="use only the start of longer clips")
+    add_training(parser)
     parser.add_argument("--config", help="YAML file of settings")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
-    )
     parser.set_defaults(command=command)
 
 
@@ -59,9 +53,8 @@ def command(arguments: argparse.Namespace) -> None:
     from ..runs.config import TrainConfig
     from ..training.loop import train
 
-    named = ("epochs", "batch_size", "seed", "max_seconds")
-    changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
-    changes |= {"method": DISTILLED, **_start(arguments.model), **settings_option(arguments.set)}
+    changes = _start(arguments.model) | training_options(arguments)
+    changes["method"] = DISTILLED
     if arguments.config is not None:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:

@@ -36,6 +36,31 @@ def settings_option(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+OF_TRAINING = ("epochs", "batch_size", "seed", "max_seconds")
+
+
+def add_training(parser: Any) -> None:
+    """Add the options of every training, which `training_options` reads."""
+    parser.add_argument("--epochs", help="passes over the training clips")
+    parser.add_argument("--batch-size", help="clips a step")
+    parser.add_argument("--seed", help="of everything random")
+    parser.add_argument("--max-seconds", help="use only the start of longer clips")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
+    )
+
+
+def training_options(arguments: argparse.Namespace, *more: str) -> dict[str, str]:
+    """Return the settings that options name, as texts; those of `--set` come last.
+
+    Args:
+        more: further options that are settings.
+    """
+    named = {name: getattr(arguments, name) for name in (*more, *OF_TRAINING)}
+    given = {name: value for name, value in named.items() if value is not None}
+    return given | settings_option(arguments.set)
+
+
 def numbers_option(text: str | None, name: str, kind: type) -> list[Any]:
     """Return numbers above 0 that stand with commas between them; none for no text.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..registry import METHODS
 from .process import quiet_transformers
-from .support import RECIPE, settings_option
+from .support import RECIPE, add_training, training_options
 
 
 def add(commands: Any) -> None:
@@ -32,16 +32,10 @@ settings for --config and --set are the attributes of sounding.runs.config.Train
     )
     known = ", ".join(METHODS)
     parser.add_argument("--method", help=f"{known}; default: {METHODS.default}")
-    parser.add_argument("--epochs", help="passes over the training clips")
-    parser.add_argument("--batch-size", help="clips a step")
-    parser.add_argument("--seed", help="of everything random")
-    parser.add_argument("--max-seconds", help="use only the start of longer clips")
+    add_training(parser)
     base = parser.add_mutually_exclusive_group()
     base.add_argument("--recipe", help=RECIPE)
     base.add_argument("--config", help="YAML file of settings")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
-    )
     parser.set_defaults(command=command)
 
 
@@ -54,9 +48,7 @@ def command(arguments: argparse.Namespace) -> None:
     from ..runs.config import TrainConfig
     from ..training.loop import train
 
-    named = ("backbone", "method", "epochs", "batch_size", "seed", "max_seconds")
-    changes = {n: getattr(arguments, n) for n in named if getattr(arguments, n) is not None}
-    changes |= settings_option(arguments.set)
+    changes = training_options(arguments, "backbone", "method")
     recipe = None if arguments.recipe is None else load_recipe(arguments.recipe)
     if recipe:
         config = recipe.config(changes)
