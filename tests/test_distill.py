@@ -81,6 +81,43 @@ def test_both_the_encoder_and_the_decoder_answer_otherwise_below_full_depth(dist
     assert min(moved.values()) > 0
 
 
+def test_a_decoder_alone_goes_on_from_a_distilled_run_and_no_encoder_runs(
+    distilled, audio, tmp_path, monkeypatch
+):
+    first = load_run(distilled).dynamic
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher").symlink_to(distilled / "teacher")
+    command = ["distill", str(distilled), "--data", str(audio), "--out", str(tmp_path / "run")]
+    steps = []
+    step = loop._one_step
+
+    def counted(run, *rest):
+        layers = run.dynamic.stack.layers
+        handles = [
+            layer.register_forward_hook(lambda *_: steps.append("layer")) for layer in layers
+        ]
+        try:
+            return step(run, *rest)
+        finally:
+            steps.append("step")
+            for handle in handles:
+                handle.remove()
+
+    monkeypatch.setattr(loop, "_one_step", counted)
+    assert (
+        main([*command, "--epochs", "10", "--batch-size", "4", "--set", "distilled=decoder"]) == 0
+    )
+    assert set(steps) == {"step"}
+    second = load_run(tmp_path / "run").dynamic
+    before, after = (dict(one.updates.named_parameters()) for one in (first, second))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".decoder." in name for name in moved)
+    assert torch.equal(first.decoder_policy.layer_scores, second.decoder_policy.layer_scores)
+    losses = np.loadtxt(tmp_path / "run" / "log.csv", delimiter=",", skiprows=1)[:, 1]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
 def test_a_stopped_distillation_goes_on_to_the_same_weights(audio, speaker, tmp_path, monkeypatch):
     settings = {**SETTINGS, "backbone": str(speaker), "task": "decoder"}
     config = TrainConfig(**settings, checkpoint_seconds=0.0)

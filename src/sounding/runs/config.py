@@ -18,6 +18,7 @@ FREEZE = ("front-end", "encoder", "none")
 SKIP = ("auto", "identity", "norm", "adapter")
 GATES = ("global", "local")
 HEADS = ("auto", "own", "shared")
+STACKS = ("both", "encoder", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
 SHARES = (
     "lr_warmup",
@@ -73,6 +74,8 @@ class TrainConfig:
         rank: of the updates of the encoder's and the decoder's matrices below full depth (methods
             that leave the pretrained weights as they are).
         least_depth: the smallest share of the layers that is trained (the same methods).
+        distilled: whose updates are trained (the same methods): "both", "encoder" or "decoder". A
+            decoder alone learns from what the teacher heard, which is quick.
         padded_share: share of the steps in which a model with a fixed window hears some clips
             padded to it, in place of their own length (the same methods).
         noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
@@ -120,6 +123,7 @@ class TrainConfig:
     teacher: str = ""
     rank: int = 64
     least_depth: float = 0.5
+    distilled: str = "both"
     padded_share: float = 0.1
     noise_share: float = 0.0
     speed_change: float = 0.0
@@ -143,6 +147,7 @@ class TrainConfig:
             ("heads", HEADS),
             ("task", (AUTO, *TASKS)),
             ("precision", PRECISION),
+            ("distilled", STACKS),
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(
