@@ -4,7 +4,8 @@
 
 Writes what was trained beside the pretrained model, without that model and in half precision, to
 src/sounding/weights/parts/NAME, and there what it was made with: made.json has the settings, the
-data, the losses, the commit and the machine of the run. They must not take more than 8 MB.
+data, the losses, the commit and the machine of the run, behind those that it went on from. They must
+not take more than 8 MB.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +54,20 @@ def ready(directory: Path, name: str) -> None:
     run = load_run(directory)
     if run.dynamic.updates is None or run.config.backbone != name:
         raise UsageError(f"{directory} is no distilled run of {name}")
+    out = READY / name
+    save_parts(run.dynamic, out)
+    write_json(out / "made.json", {"trainings": list(trainings(directory))})
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {size / 1e6:.1f} MB")
+    if size > MOST:
+        raise UsageError(f"{out} has {size / 1e6:.1f} MB, above {MOST / 1e6:g}: lower the rank")
+
+
+def trainings(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield what a run was made with, those that it went on from before it."""
+    run = load_run(directory)
+    if run.config.teacher:
+        yield from trainings(Path(run.config.teacher))
     with (directory / "log.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     curve = [
@@ -58,14 +75,7 @@ def ready(directory: Path, name: str) -> None:
         for start in range(0, len(losses), AVERAGED)
     ]
     made = {**trained_with(run.config, run.info), "machine": run.info.get("machine")}
-    made |= {"versions": run.info.get("versions"), f"loss_by_{AVERAGED}_steps": curve}
-    out = READY / name
-    save_parts(run.dynamic, out)
-    write_json(out / "made.json", made)
-    size = sum(path.stat().st_size for path in out.iterdir())
-    print(f"{out}: {size / 1e6:.1f} MB")
-    if size > MOST:
-        raise UsageError(f"{out} has {size / 1e6:.1f} MB, above {MOST / 1e6:g}: lower the rank")
+    yield made | {"versions": run.info.get("versions"), f"loss_by_{AVERAGED}_steps": curve}
 
 
 if __name__ == "__main__":
