@@ -4,8 +4,8 @@
 
 Writes what was trained beside the pretrained model, without that model and in half precision, to
 src/sounding/weights/parts/NAME, and there what it was made with: made.json has the settings, the
-data, the losses, the commit and the machine of the run, behind those that it went on from. They must
-not take more than 8 MB.
+data, the losses, the commit and the machine of the run, behind those that it went on from. They
+must not take more than 8 MB.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ def test_a_model_of_another_name_is_wrapped_without():
     assert ready.wrap_ready(model, "mine").updates is None
 
 
-@pytest.mark.skipif(not (cache_dir() / NAME).is_dir(), reason="Whisper-base is not in the cache")
+@pytest.mark.skipif(
+    not (cache_dir() / "weights" / NAME).is_dir(), reason="Whisper-base is not in the cache"
+)
 def test_the_original_answers_at_full_depth_of_the_window_and_all_layers_stay_its_own():
     kind = transformers.WhisperForConditionalGeneration
     plain = kind.from_pretrained(resolve(NAME), dtype=torch.float32).eval()
