@@ -40,12 +40,6 @@ def add(commands: Any) -> None:
         "--decoder-budget", help="kept decoder layers of --model: 3 or 50%%; default: all"
     )
     parser.add_argument(
-        "--draft",
-        type=int,
-        metavar="K",
-        help="let K decoder layers draft what all of them then check: the same text, sooner",
-    )
-    parser.add_argument(
         "--format", default="txt", help="txt (default), srt, vtt, json, with commas between them"
     )
     parser.add_argument("--out", help="directory of the texts; default: beside the audio")
@@ -130,9 +124,8 @@ def _recognizer(arguments: argparse.Namespace) -> Any:
             language=arguments.language,
             pad=arguments.pad,
             decoder_budget=arguments.decoder_budget,
-            draft=arguments.draft,
         )
-    given = ("model", "language", "pad", "decoder_budget", "draft")
+    given = ("model", "language", "pad", "decoder_budget")
     if wrong := [name for name in given if getattr(arguments, name)]:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise UsageError(f"{options} do not go with --run")

@@ -17,7 +17,6 @@ from ..data.language import known_languages, language_code
 from ..data.text import printable
 from ..errors import UsageError
 from ..model.decoder import asked_layers
-from ..model.drafters import LayerDraft
 from ..model.dynamic import DynamicModel
 from ..model.io import CONFIG
 from ..model.loading import load
@@ -50,8 +49,6 @@ class WhisperRecognizer:
             piece by piece.
         pad: each piece with silence to the window of 30 s, as Whisper was trained.
         decoder_budget: kept layers of the decoder, as of `DynamicModel.generate`.
-        draft: layers of the decoder that draft what all of them then check, which gives the same
-            text sooner; None for none.
         name: of the model, for people.
 
     Raises:
@@ -69,7 +66,6 @@ class WhisperRecognizer:
         language: str | None = None,
         pad: bool = False,
         decoder_budget: Any = None,
-        draft: int | None = None,
         name: str = "whisper",
     ) -> None:
         _check_kind(dynamic, name)
@@ -88,14 +84,6 @@ class WhisperRecognizer:
         if decoder_budget is not None:
             asked_layers(decoder_budget, None, layers=len(dynamic.decoder_stack or []), batch=1)
             self._spoken["decoder_budget"] = Budget.parse(decoder_budget)
-        if draft is not None:
-            if decoder_budget is not None:
-                raise UsageError(
-                    "drafts are checked by all layers of the decoder: give a decoder budget or a "
-                    "draft, not both"
-                )
-            self._spoken["draft"] = LayerDraft(draft)
-            self._spoken["draft"].mask(len(dynamic.decoder_stack or []))
         self.sampling_rate = int(extractor.sampling_rate)
         self.layers = dynamic.num_layers
         window = dynamic.backbone.window(dynamic.base)
@@ -118,7 +106,6 @@ class WhisperRecognizer:
         language: str | None = None,
         pad: bool = False,
         decoder_budget: Any = None,
-        draft: int | None = None,
     ) -> WhisperRecognizer:
         """Load a model by a name of `sounding.weights`, a directory or a hub id.
 
@@ -168,7 +155,6 @@ class WhisperRecognizer:
             language=language,
             pad=pad,
             decoder_budget=decoder_budget,
-            draft=draft,
             name=model,
         )
 
