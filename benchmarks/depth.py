@@ -27,12 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from whisper import RATE, WINDOW_SECONDS, Bench, Setting, by_length, each, generate, single
+from whisper import RATE, WINDOW_SECONDS, Bench, Setting, by_length, each, generate, single, work
 
 from sounding.data.features import clip_seconds, load_audio
 from sounding.data.folder import Clip
@@ -49,18 +48,7 @@ MEANS = (3.5, 4.0, 4.5, 5.0)
 
 def main() -> int:
     """Measure each folder; the exit code is 2 after an error."""
-    options = parse()
-    torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with torch.inference_mode():
-            for path in options.data:
-                measure(Bench(options, path))
-    except (ValueError, OSError) as error:
-        print(f"depth.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return work(parse())
 
 
 def parse() -> argparse.Namespace:
@@ -75,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of subsets and bootstrap")
-    parser.set_defaults(processor=None, plain=False, settings=None)
+    parser.set_defaults(command=measure, processor=None, plain=False, settings=None)
     return parser.parse_args()
 
 

@@ -63,7 +63,7 @@ from sounding.progress import progress
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import provenance, trained_with
 from sounding.statistics import ratio_bootstrap, speaker_groups
-from sounding.transcribe.whisper import LEARNED_TAIL_SECONDS, TAIL_SECONDS
+from sounding.transcribe.whisper import silence_behind
 from sounding.weights import resolve
 from sounding.weights.ready import names as ready_names
 from sounding.weights.ready import parts_digest, wrap_ready
@@ -90,7 +90,11 @@ class Setting:
 
 def main() -> int:
     """Run a command; the exit code is 2 after an error."""
-    options = parse()
+    return work(parse())
+
+
+def work(options: argparse.Namespace) -> int:
+    """Run the command of the options on each folder; return the exit code."""
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -99,7 +103,7 @@ def main() -> int:
             for path in options.data:
                 options.command(Bench(options, path))
     except (ValueError, OSError) as error:
-        print(f"whisper.py: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -260,12 +264,6 @@ def spoken(folder: AudioFolder) -> AudioFolder:
     return replace(folder, task="text", clips=tuple(clips), labels=())
 
 
-def silence_of(dynamic: DynamicModel) -> float:
-    """Seconds of silence behind a clip at its own length, as `sounding transcribe` has them."""
-    updates = dynamic.updates
-    return LEARNED_TAIL_SECONDS if updates is not None and updates.own_length else TAIL_SECONDS
-
-
 def asked(names: str | None) -> list[Setting]:
     """The settings of --settings.
 
@@ -405,7 +403,7 @@ def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, A
     options = bench.options
     name = f"sweep-{setting.name}"
     padded = setting.padded
-    silence = silence_of(dynamic)
+    silence = silence_behind(dynamic)
     for clips, by_clip in each(bench, name, in_batches(bench.clips, padded, silence)):
         heard = [bench.heard(load_audio(clip, RATE, None), padded, silence) for clip in clips]
         features = torch.cat(heard)
@@ -506,7 +504,7 @@ def time_clip(
 ) -> dict[str, Any]:
     """Seconds of features and text of one clip, for each round and setting."""
     audio = load_audio(clip, RATE, None)
-    silence = silence_of(dynamic)
+    silence = silence_behind(dynamic)
     full = bench.heard(audio, settings[0].padded, silence)
     tokens = max(1, generate(bench, dynamic, settings[0], full).shape[1])
     runs: dict[tuple[str, int], Callable[[], Any]] = {}

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from forge import forge
 from tiny import MODELS, inputs, make
 
@@ -378,15 +377,6 @@ def test_the_default_policies_are_those_that_are_named():
 # --- generate -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def quiet():
-    """`generate` of Whisper warns of its own defaults in each call."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(before)
-
-
 GENERATE = {"max_new_tokens": 6, "do_sample": False}
 SCORES = {**GENERATE, "return_dict_in_generate": True, "output_scores": True}
 generating = pytest.mark.parametrize("name", ["whisper-generation", "moonshine-generation"])
@@ -412,7 +402,7 @@ def assert_same_text(one, other, rows=slice(None)):
 
 @generating
 @pytest.mark.parametrize("beams", [1, 2])
-def test_generate_at_full_depth_gives_the_tokens_of_the_plain_model(name, beams, quiet):
+def test_generate_at_full_depth_gives_the_tokens_of_the_plain_model(name, beams, quiet_generate):
     dynamic, batch = generation(name)
     plain = make(name).generate(**batch, **SCORES, num_beams=beams)
     for budget in (None, 4, "100%"):
@@ -425,7 +415,7 @@ def test_generate_at_full_depth_gives_the_tokens_of_the_plain_model(name, beams,
 
 
 @generating
-def test_generate_says_what_ran_and_each_input_is_as_if_alone(name, quiet):
+def test_generate_says_what_ran_and_each_input_is_as_if_alone(name, quiet_generate):
     dynamic, batch = generation(name)
     out = dynamic.generate(**batch, **SCORES, budget=[1, 2, 3])
     assert out["executed_layers"].sum(-1).tolist() == [1, 2, 3]
@@ -437,7 +427,7 @@ def test_generate_says_what_ran_and_each_input_is_as_if_alone(name, quiet):
 
 
 @generating
-def test_generate_again_and_again_keeps_nothing_between_calls(name, quiet):
+def test_generate_again_and_again_keeps_nothing_between_calls(name, quiet_generate):
     dynamic, batch = generation(name)
     budgets = [1, None, 3, 1, None]
     tokens = [dynamic.generate(**batch, **GENERATE, budget=k).tolist() for k in budgets]
@@ -449,7 +439,7 @@ def test_generate_again_and_again_keeps_nothing_between_calls(name, quiet):
 
 
 @generating
-def test_generate_takes_a_mask_and_refuses_what_a_call_refuses(name, quiet):
+def test_generate_takes_a_mask_and_refuses_what_a_call_refuses(name, quiet_generate):
     dynamic, batch = generation(name)
     mask = torch.tensor([False, True, False, True])
     out = dynamic.generate(**batch, **GENERATE, mask=mask, return_dict_in_generate=True)
@@ -463,7 +453,7 @@ def test_generate_takes_a_mask_and_refuses_what_a_call_refuses(name, quiet):
 
 @generating
 @pytest.mark.parametrize("frames", [50, 120])
-def test_generate_gives_the_hidden_states_of_all_layers(name, frames, quiet):
+def test_generate_gives_the_hidden_states_of_all_layers(name, frames, quiet_generate):
     dynamic, batch = generation(name, frames)
     mask = torch.tensor([[True, False, True, False], [False, True, True, False], [True] * 4])
     out = dynamic.generate(
@@ -480,7 +470,7 @@ def test_generate_gives_the_hidden_states_of_all_layers(name, frames, quiet):
 
 @pytest.mark.parametrize("frames", [1, 37, 50, 119])
 @pytest.mark.parametrize("beams", [1, 2])
-def test_whisper_generates_from_clips_below_its_window(frames, beams, quiet):
+def test_whisper_generates_from_clips_below_its_window(frames, beams, quiet_generate):
     dynamic, batch = generation("whisper-generation", frames)
     options = {**SCORES, "num_beams": beams}
     features = batch["input_features"]
@@ -491,7 +481,7 @@ def test_whisper_generates_from_clips_below_its_window(frames, beams, quiet):
         assert_same_text(dynamic.generate(features[1:2], **options, budget=2), out, [1])
 
 
-def test_whisper_above_its_window_is_cut_by_the_model_and_refuses_budgets_per_input(quiet):
+def test_whisper_above_its_window_is_cut_by_the_model_and_refuses_budgets_per_input(quiet_generate):
     dynamic = choosy("whisper-generation")
     torch.manual_seed(1)
     features = torch.randn(2, 16, 300)
@@ -509,7 +499,7 @@ def test_whisper_above_its_window_is_cut_by_the_model_and_refuses_budgets_per_in
         dynamic(input_features=features, decoder_input_ids=torch.ones(2, 1, dtype=torch.long))
 
 
-def test_moonshine_generates_alike_alone_and_padded(quiet):
+def test_moonshine_generates_alike_alone_and_padded(quiet_generate):
     lengths = [2100, 4000, 3333]
     dynamic, batch = generation("moonshine-generation", lengths=lengths)
     together = dynamic.generate(**batch, **SCORES, budget=[1, 2, 3])

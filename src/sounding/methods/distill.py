@@ -162,7 +162,7 @@ def _decoder_loss(
 ) -> Tensor:
     """Return the distance of the decoder's answers to what the teacher heard, at two depths.
 
-    No encoder runs, so that a step takes a tenth of the time.
+    No encoder runs, so that a step takes a fourth of the time.
 
     Raises:
         UsageError: the model has no decoder that drops layers, or knows padding.

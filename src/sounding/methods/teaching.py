@@ -22,6 +22,7 @@ from ..data.features import load_features
 from ..data.folder import Clip
 from ..errors import UsageError
 from ..files import atomic_path, sha256
+from ..model.io import state_digest
 from ..progress import Interrupted, progress, stop_signals
 from ..runs.precision import autocast
 from ..runs.run import Run
@@ -100,7 +101,10 @@ def teacher_outputs(run: Run, clips: Sequence[Clip], directory: Path) -> Teacher
     """
     directory.mkdir(parents=True, exist_ok=True)
     outputs = TeacherOutputs(directory, _keys(run, clips))
-    missing = [index for index in range(len(clips)) if not outputs.path(index).exists()]
+    first: dict[str, int] = {}
+    for index, key in enumerate(outputs.keys):  # a clip that is replayed has the key of before
+        first.setdefault(key, index)
+    missing = [index for index in first.values() if not outputs.path(index).exists()]
     size = BATCH if run.task.token_by_token else 1
     training = run.dynamic.training
     run.dynamic.eval()
@@ -141,13 +145,14 @@ def _teach(run: Run, clips: Sequence[Clip]) -> list[TeacherOutput]:
 def _keys(run: Run, clips: Sequence[Clip]) -> list[str]:
     """Return a digest of each clip, with the teacher and all that its answer depends on."""
     config = run.config
-    teacher = hashlib.sha256()
-    for name, tensor in sorted(run.dynamic.model.state_dict().items()):
-        teacher.update(name.encode())
-        teacher.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    settings = (teacher.hexdigest(), config.language, config.max_seconds, config.precision, TOP)
-    files = {clip.path: "" for clip in clips}
-    files = {path: sha256(path) for path in files}
+    settings = (
+        state_digest(run.dynamic.model),
+        config.language,
+        config.max_seconds,
+        config.precision,
+        TOP,
+    )
+    files = {path: sha256(path) for path in {clip.path for clip in clips}}
     return [
         hashlib.sha256(repr((*settings, files[c.path], c.start, c.end)).encode()).hexdigest()[:32]
         for c in clips

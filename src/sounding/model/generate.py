@@ -78,8 +78,10 @@ def generate(
         asked = asked_layers(decoder_budget, decoder_mask, layers=len(stack), batch=len(inputs))
         policy = None if decoder_mask is not None else dynamic.decoder_policy
         if policy is not None and policy.reads == 0:  # the same for every input: known by now
-            fixed = torch.stack([policy.fixed_mask(int(k)) for k in asked.sum(1)])
-            asked, policy = check_mask(fixed, layers=len(stack), batch=len(inputs)), None
+            fixed = [policy.fixed_mask(int(k)) for k in asked.sum(1)]
+            if all(mask is not None for mask in fixed):
+                masks = torch.stack(fixed)
+                asked, policy = check_mask(masks, layers=len(stack), batch=len(inputs)), None
         if not asked.all() and not dynamic.decoder_trained:
             warn_untrained(dynamic, DECODER_UNTRAINED)
         short = window is not None and inputs.shape[-1] < window

@@ -7,6 +7,7 @@ DIR/sounding.json                        the `Description`, with the sha256 of a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
+import torch
 import transformers
 from pydantic import Field
 from safetensors.torch import load_file, save_file
@@ -47,7 +49,7 @@ class Description:
         layers: of the encoder.
         sha256: of the files, by name. Earlier versions listed the weights only.
         versions: of what wrote it.
-        weights: of parts without their model, its `weights_digest`; None where the model is there.
+        weights: of parts without their model, its `rounded_digest`; None where the model is there.
         trained, decoder_trained: as of `DynamicModel`; unknown of what earlier versions wrote.
     """
 
@@ -149,6 +151,15 @@ def _check_file(path: Path, expected: str) -> None:
             f"{path} is not the file that was saved (its sha256 differs): it is damaged or was "
             f"changed; {RESTORE}"
         )
+
+
+def state_digest(module: nn.Module) -> str:
+    """Return a digest of all weights and buffers of a module."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        made.update(name.encode())
+        made.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
 def load_part(module: nn.Module, directory: Path, part: str) -> None:

@@ -24,7 +24,7 @@ from .io import (
     model_class_named,
     read_description,
 )
-from .saving import weights_digest
+from .saving import rounded_digest
 from .updates import add_updates
 from .wrapping import wrap
 
@@ -79,7 +79,7 @@ def load_parts(model: Any, directory: str | Path) -> DynamicModel:
     description = read_description(directory)
     if description.weights is None:
         raise UsageError(f"{directory} holds a whole model: load it with sounding.load")
-    if description.weights != weights_digest(model):
+    if description.weights != rounded_digest(model):
         raise UsageError(
             f"{directory} was trained beside other weights than those of this "
             f"{type(model).__name__}: load them with the model that they were made for"

@@ -42,10 +42,10 @@ def save_parts(dynamic: Any, directory: Path | str) -> None:
     with atomic_directory(Path(directory), keep_others=True) as temporary:
         parts, description = _described(dynamic)
         halves = {name: copy.deepcopy(part).half() for name, part in parts.items() if part}
-        write_parts(temporary, halves, weights=weights_digest(dynamic.model), **description)
+        write_parts(temporary, halves, weights=rounded_digest(dynamic.model), **description)
 
 
-def weights_digest(model: nn.Module) -> str:
+def rounded_digest(model: nn.Module) -> str:
     """Return a digest of the weights of a model, rounded to half precision.
 
     Published weights are the same in single and in half precision then.

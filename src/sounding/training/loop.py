@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from .claim import claimed
 from .distributed import Processes, processes
 from .fitting import Frames, check_words, fitting, uncut
 from .loader import Order, Source, lengths_of
+
+T = TypeVar("T")
 
 
 def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
@@ -68,20 +70,12 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     method: Method = METHODS[config.method]
     data = {"digest": folder.digest, "name": folder.root.name}
     info = {"data": data, "task": folder.task, **provenance()}
-    if group.first:  # who makes a tokenizer, for the others to find there
-        run = method.start(config, folder, info, out)
-    group.wait()
-    if not group.first:
-        run = method.start(config, folder, info, out)
+    run = _in_turn(group, lambda: method.start(config, folder, info, out))  # writes a tokenizer
     if method.needs_teacher:
         run.teacher = _teacher(config, run)
     clips, given, source = _training(run, folder)
     held_out = _held_out(run, folder) if group.first else None
-    if group.first:
-        targets = method.prepare(run, clips, given, out)
-    group.wait()
-    if not group.first:
-        targets = method.prepare(run, clips, given, out)
+    targets = _in_turn(group, lambda: method.prepare(run, clips, given, out))
     order = Order(lengths_of(config, source, clips), config)
     state = TrainState(run, order.total)
     _fit(run, state, source, order, targets, out, group)
@@ -91,6 +85,16 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
         _finish(run, state, out)
     group.wait()
     return run if group.first else load_run(out)
+
+
+def _in_turn(group: Processes, make: Callable[[], T]) -> T:
+    """Return what `make` returns; the first process makes it, and files, before the others do."""
+    if group.first:
+        made = make()
+        group.wait()
+        return made
+    group.wait()
+    return make()
 
 
 def _training(run: Run, folder: AudioFolder) -> tuple[list[Clip], list[Target], Source]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from ..data.audio import Seconds
 from ..model.dynamic import DynamicModel
+from ..model.io import state_digest
 
 
 class Recognition(NamedTuple):
@@ -54,8 +53,4 @@ class Recognizer(Protocol):
 
 def weights_digest(dynamic: DynamicModel) -> str:
     """Return a digest of all weights, so that another model of the same name is another setting."""
-    made = hashlib.sha256()
-    for name, tensor in sorted(dynamic.state_dict().items()):
-        made.update(name.encode())
-        made.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()[:16]
+    return state_digest(dynamic)[:16]

@@ -71,9 +71,7 @@ class WhisperRecognizer:
         _check_kind(dynamic, name)
         self.dynamic, self.extractor, self.tokenizer = dynamic.eval(), extractor, tokenizer
         self.language, self.pad = _language(dynamic, language), pad
-        updates = dynamic.updates
-        learned = updates is not None and updates.own_length
-        self.tail = LEARNED_TAIL_SECONDS if learned else TAIL_SECONDS
+        self.tail = silence_behind(dynamic)
         self._spoken: dict[str, Any] = {}  # for `generate`
         if getattr(dynamic.generation_config, "lang_to_id", None):
             # without its task, a model that guesses the language babbles
@@ -216,6 +214,13 @@ class WhisperRecognizer:
         text = self.tokenizer.decode(out["sequences"][0], skip_special_tokens=True)
         executed = out["executed_layers"][0].nonzero().squeeze(1).tolist()
         return text.strip(), tuple(executed)
+
+
+def silence_behind(dynamic: DynamicModel) -> Seconds:
+    """Return how much silence a clip at its own length needs behind it."""
+    updates = dynamic.updates
+    learned = updates is not None and updates.own_length
+    return LEARNED_TAIL_SECONDS if learned else TAIL_SECONDS
 
 
 def is_repetitive(text: str) -> bool:
