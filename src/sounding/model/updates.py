@@ -14,10 +14,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import UsageError
 from .call import Call, active_call
@@ -110,12 +112,27 @@ class ModuleUpdate(nn.Module):
                 "depth: quantize a model without updates"
             )
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
-            return _copied(module, self._changed(weights))
+            twin = _copied(module, self._changed(weights))
+            self._factor(twin, weights)
+            return twin
         kept = _version(module, [*weights.values(), *self.parameters()])
         if self._twin is None or self._twin[0] != kept:
             with torch.no_grad():
                 self._twin = kept, _copied(module, self._changed(weights))
         return self._twin[1]
+
+    def _factor(self, twin: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Let the linear parts of a twin add their change to what comes out of the plain weight.
+
+        The gradient of a change then needs none of the whole matrix, a third of the work.
+        """
+        for key, name in self.names.items():
+            owner, _, leaf = name.rpartition(".")
+            part = twin.get_submodule(owner)
+            if type(part) is nn.Linear and leaf == "weight":
+                part.forward = partial(  # type: ignore[method-assign]
+                    _linear, part, weights[name], self.changes[key]
+                )
 
     def _changed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
@@ -276,6 +293,12 @@ def folded(dynamic: Any) -> Iterator[None]:
         for (weight, _), data in zip(plain, before, strict=True):
             weight.data = data
         dynamic.updates = updates
+
+
+def _linear(part: nn.Linear, weight: Tensor, change: Any, inputs: Tensor) -> Tensor:
+    """Return what a linear module with a changed weight makes of inputs."""
+    low = functional.linear(inputs, change.down)
+    return functional.linear(inputs, weight, part.bias) + functional.linear(low, change.up)
 
 
 def _copied(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
