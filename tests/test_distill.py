@@ -18,7 +18,8 @@ from sounding.data.folder import DataError
 from sounding.data.unlabelled import unlabelled
 from sounding.errors import UsageError
 from sounding.methods import teaching
-from sounding.methods.distill import _depths
+from sounding.methods.distill import _depths, _late_scores
+from sounding.policies import StaticScores
 from sounding.progress import Interrupted
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run
@@ -254,6 +255,13 @@ def test_depths_go_from_the_least_share_to_all():
     assert _depths(6, 0.5) == [3, 4, 5, 6]
     assert _depths(6, 1 / 3) == [2, 3, 4, 5, 6]
     assert _depths(2, 0.9) == [1, 2]  # some depth below full, whatever the share
+
+
+def test_a_decoder_keeps_its_last_layers_and_its_first():
+    policy = StaticScores(_late_scores(6))
+    masks = [policy.fixed_mask(k).nonzero().flatten().tolist() for k in (1, 2, 3, 4, 6)]
+    assert masks == [[5], [0, 5], [0, 4, 5], [0, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    assert StaticScores(_late_scores(1)).fixed_mask(1).tolist() == [True]
 
 
 def test_a_model_of_one_layer_has_nothing_to_distil(audio, speaker, tmp_path):

@@ -13,7 +13,7 @@ import torch
 import sounding
 from sounding.errors import UsageError
 from sounding.model.decoder import running
-from sounding.model.updates import add_updates
+from sounding.model.updates import LowRank, add_updates
 from sounding.policies import StaticScores
 
 CTC = ["whisper-ctc", "wav2vec2-pre", "wavlm-pre", "moonshine-ctc", "wav2vec2-bert-relative"]
@@ -128,6 +128,7 @@ def test_own_length_is_changed_at_full_depth_only_if_asked_for(own_length):
 def test_a_decoder_is_changed_only_where_it_leaves_layers_out(name):
     dynamic, plain = changed(tiny.make(name), decoder=3), sounding.wrap(tiny.make(name), "first")
     plain.decoder_trained = plain.trained = True
+    assert dynamic.updates.norms["decoder"].changes
     layers = len(dynamic.decoder_stack)
     batch = tiny.inputs(dynamic.model)
     full, less = torch.ones(layers).bool(), torch.arange(layers) < layers - 1
@@ -258,6 +259,41 @@ def test_gradients_reach_the_updates_below_full_depth_only():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in first.parameters())
     assert all(p.grad is None for p in second.parameters())
     assert not dynamic(**batch).logits.requires_grad
+
+
+@each_model
+def test_training_computes_what_the_changed_weights_give_and_their_gradients(name):
+    dynamic = changed(tiny.make(name))
+    dynamic.requires_grad_(False)
+    batch = tiny.inputs(dynamic.model)
+    wanted = dynamic(**batch, budget=1).logits  # by whole changed matrices
+    dynamic.updates.requires_grad_(True)
+    trained = dynamic(**batch, budget=1).logits
+    torch.testing.assert_close(trained, wanted, rtol=1e-4, atol=1e-4)
+    trained.square().sum().backward()
+    changes = [one for one in dynamic.updates.modules() if isinstance(one, LowRank)]
+    changes = [one for one in changes if one.up.grad is not None]
+    change = max(changes, key=lambda one: float(one.up.grad.abs().max()))
+    dynamic.updates.requires_grad_(False)
+    step = torch.zeros_like(change.up)
+    step.view(-1)[change.up.grad.abs().argmax()] = 1e-3
+    sides = []
+    for sign in (1, -1):
+        change.up.add_(sign * step)
+        sides.append(dynamic(**batch, budget=1).logits.double().square().sum())
+        change.up.sub_(sign * step)
+    slope = (sides[0] - sides[1]) / 2e-3
+    torch.testing.assert_close(slope.float(), change.up.grad[step > 0][0], rtol=0.05, atol=1e-3)
+
+
+def test_changes_that_are_reset_are_zero_and_can_be_trained():
+    dynamic = changed(tiny.make("whisper-ctc"))
+    dynamic.updates.reset()
+    batch = tiny.inputs(dynamic.model)
+    plain = sounding.wrap(tiny.make("whisper-ctc"), "first")
+    with torch.no_grad():
+        assert torch.equal(dynamic(**batch, budget=1).logits, plain(**batch, budget=1).logits)
+    assert all(change.down.any() for change in dynamic.updates.modules() if hasattr(change, "down"))
 
 
 def test_quantized_layers_say_that_they_cannot_be_changed():

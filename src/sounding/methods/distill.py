@@ -171,16 +171,29 @@ def _decoder_loss(
     depths = _decoder_depths(run, rng, 2)
     if not depths or not dynamic.updates.own_length:
         raise UsageError('distilled is "decoder" for a Whisper with two decoder layers or more')
+    return torch.stack(
+        [decoder_distance(run, batch, lessons, targets, decoder_mask(run, k)) for k in depths]
+    ).mean()
+
+
+def decoder_distance(
+    run: Run,
+    batch: Batch,
+    lessons: Sequence[TeacherOutput],
+    targets: Targets,
+    kept: Tensor,
+) -> Tensor:
+    """Return the distance of the answers of some decoder layers to what the teacher heard.
+
+    Shape: kept [layers] bool -> [], the mean over the clips, in nats a position.
+    """
+    dynamic: Any = run.dynamic
     longest = max(len(one.states) for one in lessons)
     heard = torch.stack([_lasting(one.states.float(), longest) for one in lessons])
     encoded = BaseModelOutput(last_hidden_state=heard.to(dynamic.device))
-    losses = []
-    for depth in depths:
-        kept = decoder_mask(run, depth)
-        with running(dynamic.decoder_stack, kept, dynamic.updates, dynamic.decoder_norm):
-            logits = _decode(dynamic, batch, encoded)
-        losses.append(answer_distances(run, batch, logits, lessons, targets).mean())
-    return torch.stack(losses).mean()
+    with running(dynamic.decoder_stack, kept, dynamic.updates, dynamic.decoder_norm):
+        logits = _decode(dynamic, batch, encoded)
+    return _answer_distance(run, batch, logits, lessons, targets)
 
 
 def _lasting(states: Tensor, frames: int) -> Tensor:
@@ -307,10 +320,10 @@ def answer_distances(
 
 @torch.no_grad()
 def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequence[int]) -> None:
-    """Find the layers to keep, by leaving out again and again the one that is missed least.
+    """Find the layers to keep.
 
-    Those of the encoder are judged by the error of its output, before anything is trained, and
-    those of a decoder by its answers.
+    Of the encoder the one is left out again and again that is missed least: by the error of its
+    output, before anything is trained.
     """
     dynamic = run.dynamic
     dynamic.eval()
@@ -319,35 +332,32 @@ def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequ
     batches = []
     for start in range(0, len(order), 8):
         part = order[start : start + 8]
-        chosen = [targets[i] for i in part]
-        batch = run.task.inputs(run.collate([features[i] for i in part]), chosen)
-        batch = with_silence(run, batch, SILENCE[0])
-        batches.append((batch, chosen, [run.lessons[rows[i]] for i in part]))
+        batch = run.collate([features[i] for i in part])
+        batch = run.task.inputs(batch, [targets[i] for i in part])
+        batches.append((with_silence(run, batch, SILENCE[0]), [run.lessons[rows[i]] for i in part]))
 
-    def missed_by_encoder(mask: Tensor) -> float:
+    def missed(mask: Tensor) -> float:
         errors = []
-        for batch, _, lessons in batches:
+        for batch, lessons in batches:
             encoded = _encode(dynamic, batch, None, mask)
             states = encoded.last_hidden_state
             errors.append(_state_distance(states, lessons, run.lessons.deviation))
         return float(torch.stack(errors).mean())
 
-    dynamic.policy = StaticScores(_scores(dynamic.num_layers, missed_by_encoder))
-    stack = dynamic.decoder_stack
-    if stack is None:
-        return
+    dynamic.policy = StaticScores(_scores(dynamic.num_layers, missed))
+    if dynamic.decoder_stack is not None:
+        dynamic.decoder_policy = StaticScores(_late_scores(len(dynamic.decoder_stack)))
 
-    encoded = [_encode(dynamic, batch, None, None) for batch, _, _ in batches]
 
-    def missed_by_decoder(mask: Tensor) -> float:
-        errors = []
-        for (batch, chosen, lessons), states in zip(batches, encoded, strict=True):
-            with running(stack, mask, dynamic.updates, dynamic.decoder_norm):
-                logits = _decode(dynamic, batch, states)
-            errors.append(_answer_distance(run, batch, logits, lessons, chosen))
-        return float(torch.stack(errors).mean())
+def _late_scores(layers: int) -> Tensor:
+    """Return scores by which the last layers are kept, and the first one beside them.
 
-    dynamic.decoder_policy = StaticScores(_scores(len(stack), missed_by_decoder))
+    Without training they are no better than others; after a hundred steps they are far ahead
+    (benchmarks/decoder_layers.py). Shape: -> [layers].
+    """
+    scores = torch.arange(layers, dtype=torch.float32)
+    scores[0] = layers - 1.5
+    return scores
 
 
 def _scores(layers: int, missed: Any) -> Tensor:

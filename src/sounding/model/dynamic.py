@@ -136,7 +136,8 @@ class DynamicModel(Copied, nn.Module):
     @property
     def decoder_norm(self) -> nn.Module | None:
         """What stands behind the last layer of the decoder."""
-        return getattr(self.__dict__["_decoder"], "layer_norm", None)
+        decoder = self.__dict__["_decoder"]
+        return getattr(decoder, "layer_norm", getattr(decoder, "norm", None))  # Whisper, Moonshine
 
     @property
     def num_layers(self) -> int:

@@ -48,8 +48,15 @@ class LowRank(nn.Module):
         self.shape = shape
         rows, columns = shape[0], shape[1:].numel()
         rank = min(rank, rows, columns)
-        self.up = nn.Parameter(torch.zeros(rows, rank))
-        self.down = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
+        self.up = nn.Parameter(torch.empty(rows, rank))
+        self.down = nn.Parameter(torch.empty(rank, columns))
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make the change zero, ready to be trained anew."""
+        self.up.zero_()
+        self.down.normal_(std=self.down.shape[1] ** -0.5)
 
     def forward(self) -> Tensor:
         """Return the change. Shape: -> that of the weight."""
@@ -62,6 +69,11 @@ class Shift(nn.Module):
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(shape))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Make the change zero, ready to be trained anew."""
+        self.shift.zero_()
 
     def forward(self) -> Tensor:
         """Return the change. Shape: -> that of the weight."""
@@ -167,6 +179,12 @@ class Updates(nn.Module):
             self.layers[name] = nn.ModuleList([ModuleUpdate(layer, rank) for layer in layers])
             if norm is not None:
                 self.norms[name] = ModuleUpdate(norm, rank)
+
+    def reset(self) -> None:
+        """Make all changes zero, ready to be trained anew."""
+        for part in self.modules():
+            if isinstance(part, LowRank | Shift):
+                part.reset()
 
     def config(self) -> dict[str, Any]:
         """Return what `add_updates` needs to make them again, as JSON values."""
