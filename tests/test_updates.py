@@ -13,7 +13,7 @@ import torch
 import sounding
 from sounding.errors import UsageError
 from sounding.model.decoder import running
-from sounding.model.updates import LowRank, add_updates
+from sounding.model.updates import LowRank, ModuleUpdate, add_updates
 from sounding.policies import StaticScores
 
 CTC = ["whisper-ctc", "wav2vec2-pre", "wavlm-pre", "moonshine-ctc", "wav2vec2-bert-relative"]
@@ -150,6 +150,20 @@ def test_a_decoder_is_changed_only_where_it_leaves_layers_out(name):
     assert torch.equal(whole, plain.generate(**given, **options))
     mixed = dynamic.generate(**given, decoder_budget=[layers, 1, layers], **options)
     assert torch.equal(mixed[0, : whole.shape[1]], whole[0])
+
+
+def test_changed_decoder_layers_are_found_once_a_text_and_not_for_each_token(monkeypatch):
+    dynamic = changed(tiny.make("whisper-generation"), decoder=3)
+    found, twin = [], ModuleUpdate.twin
+    monkeypatch.setattr(
+        ModuleUpdate, "twin", lambda self, module: found.append(self) or twin(self, module)
+    )
+    features = tiny.inputs(dynamic.model)["input_features"][:1]
+    decoder = [*dynamic.updates.layers["decoder"], dynamic.updates.norms["decoder"]]
+    for _ in range(2):  # and anew for the next one, whose weights may be others
+        found.clear()
+        dynamic.generate(features, decoder_budget=1, max_new_tokens=6, min_new_tokens=6)
+        assert sorted(sum(one is each for one in found) for each in decoder) == [0, 1, 1]
 
 
 def test_changed_layers_draft_what_the_plain_decoder_says():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ class _Running:
     ran: Tensor
     updates: Any = None
     norm: Any = None
+    twins: dict[int, Any] = field(default_factory=dict)  # found once, and not for each token
 
     @property
     def changed(self) -> bool:
@@ -49,10 +50,23 @@ class _Running:
         for index, layer in enumerate(self.stack.layers):
             if self.mask[index]:
                 self.ran[index] = True
-                changed = self.changed
-                yield self.updates.layer("decoder", index, layer) if changed else layer
+                yield self._twin(index, layer) if self.changed else layer
             else:
                 yield partial(_pass, index)
+
+    def norm_of(self, norm: nn.Module) -> nn.Module:
+        """Return what stands behind the layers, with its changes where some are left out."""
+        changed = self.changed and self.norm is norm
+        return self._twin(len(self.mask), norm) if changed else norm
+
+    def _twin(self, index: int, module: nn.Module) -> Any:
+        if index not in self.twins:
+            self.twins[index] = (
+                self.updates.layer("decoder", index, module)
+                if index < len(self.mask)
+                else self.updates.norm("decoder", module)
+            )
+        return self.twins[index]
 
 
 _running: ContextVar[_Running | None] = ContextVar("sounding_decoder", default=None)

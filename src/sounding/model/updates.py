@@ -245,8 +245,7 @@ class DecoderNorm:
         """Normalize. Shape: [batch, tokens, width] -> the same."""
         itself: Any = self
         now = active_decoder()
-        changed = now is not None and now.changed and now.norm is itself
-        module = now.updates.norm("decoder", itself) if now is not None and changed else itself
+        module = itself if now is None else now.norm_of(itself)
         return original_class(itself).forward(module, hidden)  # type: ignore[no-any-return]
 
 
