@@ -14,9 +14,12 @@ import torch
 import transformers
 from corpora import table
 
+from sounding.data.text import normalize_text
+
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other on a busy machine
 
 TONES = {"high": 2000, "low": 300}
+TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
 
 
 @pytest.fixture
@@ -53,6 +56,53 @@ def whisper(tmp_path_factory):
     tiny.make("whisper-classification").save_pretrained(root)
     transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """A folder of sequences of tones, each tone a word."""
+    root = tmp_path_factory.mktemp("texts")
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, count in (("train", 24), ("validation", 6), ("test", 12)):
+        for index in range(count):
+            said = TEXTS[index % len(TEXTS)]
+            tones = [TONES[word] for word in normalize_text(said).split()]
+            time = np.arange(int(rng.uniform(0.18, 0.28) * 16000)) / 16000
+            wave = np.concatenate([0.1 * np.sin(2 * np.pi * tone * time) for tone in tones])
+            name = f"{split}{index}.wav"
+            sf.write(root / name, wave + rng.normal(0, 0.01, len(wave)), 16000)
+            rows.append({"file_name": name, "text": said, "split": split, "speaker": f"s{index}"})
+    table(root / "metadata.csv", rows)
+    return root
+
+
+@pytest.fixture(scope="session")
+def chords(tmp_path_factory):
+    """A folder of one or two tones at once."""
+    root = tmp_path_factory.mktemp("chords")
+    rng = np.random.default_rng(0)
+    rows = []
+    for split, count in (("train", 48), ("validation", 9), ("test", 18)):
+        for index in range(count):
+            tags = (["low"], ["high"], ["high", "low"])[index % 3]
+            time = np.arange(8000) / 16000
+            wave = rng.normal(0, 0.02, len(time))
+            for tag in tags:
+                wave += 0.1 * np.sin(2 * np.pi * TONES[tag] * time)
+            name = f"{split}{index}.wav"
+            sf.write(root / name, wave, 16000)
+            rows.append({"file_name": name, "labels": ";".join(tags), "split": split})
+    table(root / "metadata.csv", rows)
+    return root
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory):
+    """A tiny Whisper with its decoder, as a local backbone."""
+    path = tmp_path_factory.mktemp("speaker")
+    tiny.save_speaker(path)
+    return path
 
 
 class Exports(NamedTuple):

@@ -44,14 +44,6 @@ def audio(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    """A tiny Whisper with its decoder."""
-    path = tmp_path_factory.mktemp("speaker")
-    tiny.save_speaker(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def distilled(audio, speaker, tmp_path_factory):
     """A distilled run."""
     out = tmp_path_factory.mktemp("run") / "run"

@@ -6,13 +6,11 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import soundfile as sf
 import tiny
 import torch
 import transformers as t
-from corpora import table
+from conftest import TEXTS
 from torch.nn.functional import ctc_loss
 
 import sounding
@@ -38,27 +36,7 @@ from sounding.training.checkpoint import TrainState
 from sounding.training.loop import train
 from sounding.transcribe.trained import RunRecognizer
 
-TEXTS = ["Low high.", "high", "LOW", "low low high", "high low", "High, high!"]
 NAMES = ("whisper-ctc", "moonshine-ctc", "wav2vec2-pre", "hubert-post", "wavlm-pre", "parakeet-ctc")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """A folder of sequences of tones, each tone a word."""
-    root = tmp_path_factory.mktemp("texts")
-    rng = np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 24), ("validation", 6), ("test", 12)):
-        for index in range(count):
-            said = TEXTS[index % len(TEXTS)]
-            tones = [{"low": 300, "high": 2000}[word] for word in normalize_text(said).split()]
-            time = np.arange(int(rng.uniform(0.18, 0.28) * 16000)) / 16000
-            wave = np.concatenate([0.1 * np.sin(2 * np.pi * tone * time) for tone in tones])
-            name = f"{split}{index}.wav"
-            sf.write(root / name, wave + rng.normal(0, 0.01, len(wave)), 16000)
-            rows.append({"file_name": name, "text": said, "split": split, "speaker": f"s{index}"})
-    table(root / "metadata.csv", rows)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -332,14 +310,6 @@ def _index(name):
 
 
 # --- the model's own decoder ---------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
-    """A tiny Whisper with its decoder, as a local backbone."""
-    path = tmp_path_factory.mktemp("speaker")
-    tiny.save_speaker(path)
-    return path
 
 
 @pytest.mark.parametrize("method", ["full", "random", "static", "input", "early-exit", "i3d"])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
-from corpora import table
 from torch.nn.functional import binary_cross_entropy
 
 from sounding.data.folder import load_folder
@@ -18,26 +16,6 @@ from sounding.statistics import average_precision, precision_interval
 from sounding.tasks.base import Target
 from sounding.tasks.tags import Tags
 from sounding.training.loop import train
-
-
-@pytest.fixture(scope="module")
-def chords(tmp_path_factory):
-    """A folder of one or two tones at once."""
-    root = tmp_path_factory.mktemp("chords")
-    rng = np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 48), ("validation", 9), ("test", 18)):
-        for index in range(count):
-            tags = (["low"], ["high"], ["high", "low"])[index % 3]
-            time = np.arange(8000) / 16000
-            wave = rng.normal(0, 0.02, len(time))
-            for tag in tags:
-                wave += 0.1 * np.sin(2 * np.pi * {"low": 300, "high": 2000}[tag] * time)
-            name = f"{split}{index}.wav"
-            sf.write(root / name, wave, 16000)
-            rows.append({"file_name": name, "labels": ";".join(tags), "split": split})
-    table(root / "metadata.csv", rows)
-    return root
 
 
 def test_average_precision_of_known_rankings():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UsageError
 from .answers import Failure, answers_or_why, each_answer
 from .process import quiet_transformers
-from .support import add_beam, beam_option, budget_option
+from .support import add_beam, add_device, beam_option, budget_option
 
 if TYPE_CHECKING:
     from ..runtime import Answer
@@ -65,6 +65,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="one JSON object a line, with file and error for a clip that cannot be used",
     )
+    add_device(parser)
     add_beam(parser)
     parser.set_defaults(command=command)
 
@@ -151,7 +152,7 @@ def _trained_answers(arguments: argparse.Namespace) -> Iterator[Answer | Failure
     from ..evaluation.classify import classify
     from ..runs.run import load_run
 
-    run = load_run(arguments.run)
+    run = load_run(arguments.run, arguments.device)
     run.beam = beam_option(arguments, run)
     budget, seconds = budget_option(arguments.budget), arguments.max_seconds
     if seconds is None:

@@ -36,7 +36,16 @@ def settings_option(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-OF_TRAINING = ("epochs", "batch_size", "seed", "max_seconds")
+OF_TRAINING = ("epochs", "batch_size", "seed", "max_seconds", "device")
+
+
+def add_device(parser: Any, default: str | None = "auto") -> None:
+    """Add the option of where to compute, by default an accelerator where there is one."""
+    parser.add_argument(
+        "--device",
+        default=default,
+        help="auto (default: an accelerator where there is one), cpu, cuda:1, mps, ...",
+    )
 
 
 def add_training(parser: Any) -> None:
@@ -45,6 +54,7 @@ def add_training(parser: Any) -> None:
     parser.add_argument("--batch-size", help="clips a step")
     parser.add_argument("--seed", help="of everything random")
     parser.add_argument("--max-seconds", help="use only the start of longer clips")
+    add_device(parser, None)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; may repeat"
     )

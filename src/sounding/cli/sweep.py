@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .process import quiet_transformers
-from .support import RECIPE, add_beam, beam_option
+from .support import RECIPE, add_beam, add_device, beam_option
 
 
 def add(commands: Any) -> None:
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--card", help="write a model card of the last RUN to this file")
     parser.add_argument("--rounds", type=int, default=15, help="timings a row (15); 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of random masks and timing order")
+    add_device(parser)
     add_beam(parser)
     parser.set_defaults(command=command)
 
@@ -50,7 +51,7 @@ def command(arguments: argparse.Namespace) -> None:
     check_outputs(files=files, plots=arguments.plots)
     read = open_corpus if arguments.recipe is None else load_recipe(arguments.recipe).open
     folder = read(arguments.data)
-    runs = [load_run(directory) for directory in arguments.runs]
+    runs = [load_run(directory, arguments.device) for directory in arguments.runs]
     for run in runs:
         run.beam = beam_option(arguments, run)
     result = sweep(

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .process import quiet_transformers, standard_input
-from .support import add_beam, beam_option, budget_option
+from .support import add_beam, add_device, beam_option, budget_option
 
 
 def add(commands: Any) -> None:
@@ -53,6 +53,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace texts of other settings, or of others"
     )
+    add_device(parser)
     add_beam(parser)
     parser.add_argument(
         "--workers", type=int, help="so many processes at once, by Ray (2 on a --cluster)"
@@ -124,6 +125,7 @@ def _recognizer(arguments: argparse.Namespace) -> Any:
             language=arguments.language,
             pad=arguments.pad,
             decoder_budget=arguments.decoder_budget,
+            device=arguments.device,
         )
     given = ("model", "language", "pad", "decoder_budget")
     if wrong := [name for name in given if getattr(arguments, name)]:
@@ -133,7 +135,7 @@ def _recognizer(arguments: argparse.Namespace) -> Any:
     from ..runs.run import load_run
     from ..transcribe.trained import RunRecognizer
 
-    run = load_run(arguments.run)
+    run = load_run(arguments.run, arguments.device)
     run.beam = beam_option(arguments, run)
     decoding: Any = "greedy"
     if run.beam is not None:

@@ -50,9 +50,9 @@ class Choice(Method):
         if layers == 1:
             return loss
         rows = [k - 1, *range(layers, len(masks))]
-        budget = torch.full((len(targets),), k)
+        budget = torch.full((len(targets),), k, device=out.features.device)
         scores = policy.scores(out.features, out.frame_mask, budget)[:, policy.after :]
-        energy = scores @ masks[rows][:, policy.after :].float().T
+        energy = scores @ masks[rows][:, policy.after :].float().T.to(scores.device)
         share = energy.softmax(-1)  # [batch, candidates]
         candidates = losses[rows].T
         weight = share.detach()
@@ -81,4 +81,4 @@ def _losses(run: Run, out: MaskLogits, targets: Targets) -> Tensor:
     teacher = out.logits[full].detach()
     soft = run.task.distances(out.logits, teacher, out.frame_mask, targets)
     mixed = (1 - distill) * hard + distill * soft
-    return torch.where(torch.arange(len(hard))[:, None] == full, hard, mixed)
+    return torch.cat([mixed[:full], hard[full : full + 1], mixed[full + 1 :]])

@@ -187,7 +187,7 @@ def measure(
                 logits = dynamic.forward_plan(batch, plan).logits
                 costs[row, place] = answer_distances(run, batch, logits, [lesson], targets)[0]
             for n, state in plan.pooled.items():  # of the full depth: the same for all
-                pooled[n].append(state[0])
+                pooled[n].append(state[0].cpu())
             show(row + 1, "")
     return Costs(costs, {n: torch.stack(states) for n, states in pooled.items()})
 

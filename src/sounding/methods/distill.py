@@ -344,9 +344,10 @@ def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequ
             errors.append(_state_distance(states, lessons, run.lessons.deviation))
         return float(torch.stack(errors).mean())
 
-    dynamic.policy = StaticScores(_scores(dynamic.num_layers, missed))
+    dynamic.policy = StaticScores(_scores(dynamic.num_layers, missed)).to(dynamic.device)
     if dynamic.decoder_stack is not None:
-        dynamic.decoder_policy = StaticScores(_late_scores(len(dynamic.decoder_stack)))
+        scores = _late_scores(len(dynamic.decoder_stack))
+        dynamic.decoder_policy = StaticScores(scores).to(dynamic.device)
 
 
 def _late_scores(layers: int) -> Tensor:

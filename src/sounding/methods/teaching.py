@@ -124,7 +124,7 @@ def teacher_outputs(run: Run, clips: Sequence[Clip], directory: Path) -> Teacher
 @torch.no_grad()
 def _teach(run: Run, clips: Sequence[Clip]) -> list[TeacherOutput]:
     features = load_features(clips, run.extractor, max_seconds=run.config.max_seconds)
-    with autocast(run.config.precision):
+    with autocast(run.config.precision, run.dynamic.device):
         shown = run.task.demonstrate(run.dynamic, run.collate(features), features)
     made = []
     for states, logits, ids in zip(*shown, strict=True):
@@ -132,10 +132,10 @@ def _teach(run: Run, clips: Sequence[Clip]) -> list[TeacherOutput]:
         values, labels = logits.topk(min(TOP, logits.shape[-1]))
         made.append(
             TeacherOutput(
-                states.half().clone(),
-                values.half(),
-                labels.int(),
-                logits.logsumexp(-1),
+                states.half().cpu().clone(),
+                values.half().cpu(),
+                labels.int().cpu(),
+                logits.logsumexp(-1).cpu(),
                 torch.tensor(ids).int(),
             )
         )

@@ -55,7 +55,8 @@ class Progressive:
             self.going = torch.ones(state.shape[0], dtype=torch.bool)
         elif bool(self.going.any()):
             rows = self.going.nonzero().squeeze(1)
-            logits = self.readout(index, rows.to(state.device), state[rows])
+            there = rows.to(state.device)
+            logits = self.readout(index, there, state[there])
             valid = None if frame_mask is None else frame_mask[rows.to(frame_mask.device)]
             sure = self.sure(logits, valid).to("cpu") >= self.threshold
             self.going = self.going.clone()

@@ -137,7 +137,7 @@ class InputSelector(Policy):
         """
         if self.training:
             return self.relaxed(features, frame_mask, k)
-        if not k.is_meta and bool(self.falls_back[k].all()):
+        if k.is_cpu and bool(self.falls_back[k].all()):  # elsewhere to ask would take longer
             return Gates(self.fallback[k] > 0.5)  # nothing to read
         return Gates(top_k_mask(self.scores(features, frame_mask, k), k))
 
@@ -170,8 +170,9 @@ class InputSelector(Policy):
     @torch.inference_mode()
     def choose_pooled(self, pooled: Tensor, k: int) -> Tensor:
         """Choose k layers from pooled features. Shape: as `Policy.choose_pooled`."""
-        budget = torch.full((len(pooled),), k)
-        return top_k_mask(self.scores_of(pooled, budget), budget)
+        device = self.center.device
+        budget = torch.full((len(pooled),), k, device=device)
+        return top_k_mask(self.scores_of(pooled.to(device), budget), budget).to(pooled.device)
 
     def graph(self) -> nn.Module:
         """Return the choice as a module that `torch.export` traces."""

@@ -69,7 +69,7 @@ class StaticScores(Policy):
 
     def fixed_mask(self, k: int) -> Tensor:
         """Return the k layers of the highest scores. Shape: -> [layers] bool."""
-        return top_k_mask(self.layer_scores.detach()[None], torch.tensor([k]))[0]
+        return top_k_mask(self.layer_scores.detach().cpu()[None], torch.tensor([k]))[0]
 
     def graph(self) -> nn.Module:
         """Return the choice as a module that `torch.export` traces."""

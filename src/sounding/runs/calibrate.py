@@ -51,7 +51,7 @@ def gate_logits(run: Run, features: FeatureSet, precision: str | None = None) ->
     made = torch.zeros(len(features), layers)
     for rows, batch in study_batches(run, features, precision):
         read = run.dynamic.forward_masks(run.task.inputs(batch, None), first[None])
-        made[rows] = policy.logits(read.features, read.frame_mask)
+        made[rows] = policy.logits(read.features, read.frame_mask).cpu()
     return made
 
 

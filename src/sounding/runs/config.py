@@ -20,6 +20,7 @@ GATES = ("global", "local")
 HEADS = ("auto", "own", "shared")
 STACKS = ("both", "encoder", "decoder")
 PRECISION = ("auto", "bf16", "fp32")
+AUTO_DEVICE = "auto"
 SHARES = (
     "lr_warmup",
     "random_share",
@@ -97,7 +98,10 @@ class TrainConfig:
         language: of the texts, for a decoder of many languages.
         vocabulary: for task "ctc": "characters", or a number of tokens, for pieces of words.
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
-            "auto": bf16 where the processor computes with it natively.
+            "auto": bf16 where the device computes with it natively, and fp16 on an accelerator
+            that does not.
+        device: "auto" (an accelerator where there is one, else the processor), "cpu", or another
+            name of torch's, such as "cuda:1" or "mps". A training goes on on any device.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
         checkpoint_seconds: time between checkpoints.
     """
@@ -136,6 +140,7 @@ class TrainConfig:
     language: str = "en"
     vocabulary: str = "characters"
     precision: str = "auto"
+    device: str = AUTO_DEVICE
     max_seconds: float | None = None
     checkpoint_seconds: float = 60.0
 

@@ -60,12 +60,12 @@ def mask_outputs(
         out = run.dynamic.forward_masks(run.task.inputs(batch, some), masks)
         valid = out.frame_mask if run.task.by_frame else None
         if some is not None:
-            losses[:, rows] = run.task.losses(out.logits, valid, some)
-            errors[:, rows] = run.task.errors(out.logits, valid, some)
+            losses[:, rows] = run.task.losses(out.logits, valid, some).cpu()
+            errors[:, rows] = run.task.errors(out.logits, valid, some).cpu()
         for index, logits in enumerate(out.logits):
-            sure[index, rows] = run.task.confidence(logits, valid)
-            certain[index, rows] = run.task.certainty(logits, valid)
-        found = pool(out.features.float(), out.frame_mask)
+            sure[index, rows] = run.task.confidence(logits, valid).cpu()
+            certain[index, rows] = run.task.certainty(logits, valid).cpu()
+        found = pool(out.features.float(), out.frame_mask).cpu()
         read = torch.zeros(len(features), found.shape[-1]) if read is None else read
         read[rows] = found
     assert read is not None
@@ -94,8 +94,9 @@ def study_batches(
     size = BATCH if run.task.batches else 1
     order = sorted(range(len(features)), key=lambda index: len(features[index]))
     told = progress(title, len(features)) if title else nullcontext(None)
+    computing = autocast(precision or run.config.precision, run.dynamic.device)
     done = 0
-    with torch.inference_mode(), autocast(precision or run.config.precision), told as show:
+    with torch.inference_mode(), computing, told as show:
         for places in batches(order, size, seed=0, epoch=0, shuffle=False):
             rows = [order[place] for place in places]
             yield rows, run.collate([features[row] for row in rows])

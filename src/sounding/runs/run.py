@@ -43,6 +43,7 @@ from ..tasks.base import Batch, Task
 from ..typed import check, read_json
 from ..weights import pretrained, resolve
 from .config import TrainConfig
+from .device import PROCESSOR, find_device
 from .randomness import seeded
 
 CONFIG = "config.yaml"
@@ -96,8 +97,9 @@ class Run:
             )
 
     def collate(self, features: Sequence[np.ndarray]) -> Batch:
-        """Make a batch as the model takes it, from the features of `load_features`."""
-        return self.task.collate(features, self.dynamic, self.extractor)
+        """Make a batch as the model takes it, where it is, from features of `load_features`."""
+        batch = self.task.collate(features, self.dynamic, self.extractor)
+        return {name: value.to(self.dynamic.device) for name, value in batch.items()}
 
 
 def new_run(
@@ -154,8 +156,11 @@ def _extractor(path: Path | str) -> Any:
     return extractor
 
 
-def load_run(directory: Path | str) -> Run:
+def load_run(directory: Path | str, device: str = PROCESSOR.type) -> Run:
     """Load the finished run in `directory`.
+
+    Args:
+        device: that it computes on, as the setting of `TrainConfig`.
 
     Raises:
         ValueError: not a run, an unfinished one, or a damaged one.
@@ -173,7 +178,7 @@ def load_run(directory: Path | str) -> Run:
     data = info.get("task", "classification")
     if config.task != AUTO and TASKS[config.task].data != data:
         config = replace(config, task=AUTO)  # of before: a way to recognize texts, without texts
-    dynamic = load(directory / "model")
+    dynamic = load(directory / "model").to(find_device(device))
     tokenizer = find_task(config.task, data).load_tokenizer(directory / "model")
     run = Run(config, dynamic, _extractor(directory / "model"), info, tokenizer=tokenizer)
     mismatch = run.task.mismatch(dynamic.model)

@@ -322,7 +322,7 @@ def predict_all(
         logits, masks[rows] = predict_logits(run, batch, budget)
         if targets is not None:
             valid, some = run.frame_mask(batch, logits), [targets[row] for row in rows]
-            errors[rows] = run.task.errors(logits[None], valid, some)[0]
+            errors[rows] = run.task.errors(logits[None], valid, some)[0].cpu()
     return errors, masks
 
 

@@ -30,6 +30,7 @@ from ..methods import FULL_DEPTH
 from ..progress import progress, say
 from ..registry import unknown_name
 from ..runs.config import TrainConfig
+from ..runs.device import find_device
 from ..runs.settings import check_settings
 from ..tasks import find_task
 from ..training.fitting import check_words
@@ -243,6 +244,7 @@ def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out:
     start = monotonic()
     run = train(config.train_config(name, variant, seed, out), folder, directory)
     trained = monotonic() - start
+    run.dynamic.to(find_device(run.config.device))
     measured = measure_run(
         run,
         folder,

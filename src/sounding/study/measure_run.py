@@ -13,7 +13,7 @@ from ..data.folder import AudioFolder, Clip
 from ..data.noise import noise_for
 from ..policies.masks import every_mask
 from ..runs.mask_outputs import mask_outputs
-from ..runs.precision import uses_bf16
+from ..runs.precision import precision_on
 from ..runs.run import Run, provenance
 from ..training.fitting import check_words, tell_test
 from .arms import Arms, Json, MaskTable, check
@@ -78,7 +78,7 @@ def measure_run(
         "config": asdict(run.config),
         "steps": run.info.get("steps"),
         "seconds": {"train": trained_seconds, "measure": monotonic() - start},
-        "precision": "bf16" if uses_bf16(run.config.precision) else "fp32",
+        "precision": precision_on(run.dynamic.device, run.config.precision),
         "checked": checked,
         "macs": {"full": arms.cost.macs.full},
         **provenance(),

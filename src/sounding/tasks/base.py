@@ -27,7 +27,7 @@ __all__ = ["Batch", "Prediction", "Score", "Target", "Targets", "Task", "diverge
 
 
 class Prediction(NamedTuple):
-    """What a model answers to a batch.
+    """What a model answers to a batch, on the processor.
 
     Attributes:
         texts: the class or the text of each input.
@@ -159,8 +159,9 @@ class Task(Imitation, Setup):
             choice: the budget or the mask, as the model takes it.
         """
         out = dynamic(**batch, **choice)
-        valid = self.frame_mask(dynamic, batch, out.logits)
-        return Prediction(self.decode(out.logits, valid), out.executed_layers, out.logits)
+        valid, logits = self.frame_mask(dynamic, batch, out.logits), out.logits.cpu()
+        valid = None if valid is None else valid.cpu()
+        return Prediction(self.decode(logits, valid), out.executed_layers, logits)
 
     def frame_mask(self, dynamic: DynamicModel, batch: Batch, logits: Tensor) -> Tensor | None:
         """Return which frames of the logits are no padding, where there are logits a frame.

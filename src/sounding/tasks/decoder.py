@@ -109,15 +109,16 @@ class Decoder(WrittenImitation, Texts):
     def inputs(self, batch: Batch, targets: Targets | None) -> Batch:
         """Return a batch with the tokens before each one; without targets the start only."""
         size = len(next(iter(batch.values()))) if batch else 0
+        device = next(iter(batch.values())).device if batch else None
         before = [self.start] * size if targets is None else [target.ids[:-1] for target in targets]
-        return {**batch, "decoder_input_ids": self._padded(before)}
+        return {**batch, "decoder_input_ids": self._padded(before).to(device)}
 
     def losses(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
         """Return the cross-entropy of the tokens of each clip, in the mean.
 
         Shape: logits [masks, batch, tokens, vocabulary] -> [masks, batch].
         """
-        wanted, counted = self._wanted(targets)
+        wanted, counted = self._wanted(targets, logits.device)
         each = wanted[counted].expand(len(logits), -1)
         given = logits[:, counted].float().flatten(0, 1)
         losses = cross_entropy(given, each.flatten(), reduction="none")
@@ -130,7 +131,7 @@ class Decoder(WrittenImitation, Texts):
 
         Shape: logits [masks, batch, tokens, vocabulary], teacher [batch, ...] -> [masks, batch].
         """
-        counted = self._wanted(targets)[1]
+        counted = self._wanted(targets, logits.device)[1]
         return _mean(divergence(logits[:, counted], teacher[counted]), counted)
 
     @torch.inference_mode()
@@ -151,7 +152,7 @@ class Decoder(WrittenImitation, Texts):
 
     def errors(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
         """Return how many tokens are not the likeliest, given those before."""
-        wanted, counted = self._wanted(targets)
+        wanted, counted = self._wanted(targets, logits.device)
         return ((logits.argmax(-1) != wanted) & counted).sum(-1).float()
 
     def spoken(self, dynamic: DynamicModel) -> dict[str, Any]:
@@ -160,12 +161,13 @@ class Decoder(WrittenImitation, Texts):
             return {}
         return {"language": self.language(dynamic.generation_config), "task": "transcribe"}
 
-    def _wanted(self, targets: Targets) -> tuple[Tensor, Tensor]:
+    def _wanted(self, targets: Targets, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the tokens, and which of them count. Shape: [batch, tokens] int and bool."""
         wanted = self._padded([target.ids[1:] for target in targets])
         place = torch.arange(wanted.shape[1])
         ends = torch.tensor([len(target.ids) - 1 for target in targets])
-        return wanted, (place >= self.prompt - 1) & (place < ends[:, None])
+        counted = (place >= self.prompt - 1) & (place < ends[:, None])
+        return wanted.to(device), counted.to(device)
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> Tensor:
         longest = max(len(one) for one in ids)
@@ -184,9 +186,9 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
 
     Shape: values [masks, all counted], counted [batch, tokens] bool -> [masks, batch].
     """
-    clip = counted.nonzero()[:, 0].to(values.device)
+    clip = counted.nonzero()[:, 0]
     sums = values.new_zeros(len(values), len(counted)).index_add(1, clip, values)
-    return sums / counted.sum(-1).to(values.device)
+    return sums / counted.sum(-1)
 
 
 def _with_silence(features: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:

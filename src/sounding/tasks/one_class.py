@@ -26,7 +26,7 @@ class OneClass(Task):
 
         Shape: logits [masks, batch, labels] -> [masks, batch].
         """
-        wanted = _classes(targets).expand(logits.shape[:2])
+        wanted = _classes(targets, logits.device).expand(logits.shape[:2])
         losses = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
         return losses.view(wanted.shape)
 
@@ -35,7 +35,7 @@ class OneClass(Task):
 
         Shape: logits [masks, batch, labels] -> [masks, batch] float.
         """
-        return (logits.argmax(-1) != _classes(targets)).float()
+        return (logits.argmax(-1) != _classes(targets, logits.device)).float()
 
     def score(
         self, errors: NDArray[np.float64], details: NDArray[np.float64] | None, targets: Targets
@@ -45,5 +45,5 @@ class OneClass(Task):
         return Score(self.metric, value, *wilson(value, errors.shape[1]))
 
 
-def _classes(targets: Targets) -> Tensor:
-    return torch.tensor([target.ids[0] for target in targets])
+def _classes(targets: Targets, device: torch.device) -> Tensor:
+    return torch.tensor([target.ids[0] for target in targets], device=device)

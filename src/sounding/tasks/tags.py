@@ -45,7 +45,7 @@ class Tags(Task):
 
         Shape: logits [masks, batch, labels] -> [masks, batch].
         """
-        wanted = self.wanted(targets).float().expand_as(logits)
+        wanted = self.wanted(targets).to(logits.device).float().expand_as(logits)
         return binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none").mean(-1)
 
     def distances(
@@ -73,7 +73,7 @@ class Tags(Task):
 
     def errors(self, logits: Tensor, frame_mask: Tensor | None, targets: Targets) -> Tensor:
         """Return 1 minus the precision at the rank of each right class, in the mean."""
-        wanted = self.wanted(targets).expand_as(logits)
+        wanted = self.wanted(targets).to(logits.device).expand_as(logits)
         below, order = (-logits.float()).sort(-1)
         hits = wanted.gather(-1, order).float()
         # a class stands behind all that have its score, so that no order of ties counts

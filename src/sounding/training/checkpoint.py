@@ -19,6 +19,7 @@ from ..files import (
     open_regular,
     seal_file,
 )
+from ..runs.precision import precision_on
 from ..runs.run import Run
 from .decay import matrices
 
@@ -33,13 +34,20 @@ class TrainState:
         self.step = 0
         self.losses: list[float] = []
         self.optimizer = torch.optim.AdamW(_groups(run, self.modules), foreach=True)
+        device = run.dynamic.device
+        scaled = precision_on(device, run.config.precision) == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, all or nothing."""
-        tensors = {f"model.{k}": v.contiguous() for k, v in self._changing().items()}
+        tensors = {f"model.{k}": v.cpu().contiguous() for k, v in self._changing().items()}
         for name, parameter in self._trained():
             values = self.optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{name}.{k}": torch.as_tensor(v) for k, v in values.items()}
+            tensors |= {
+                f"optimizer.{name}.{k}": torch.as_tensor(v).cpu() for k, v in values.items()
+            }
+        scale = self.scaler.state_dict()
+        tensors |= {f"scaler.{k}": torch.tensor(float(v)) for k, v in scale.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"step": str(self.step), SEAL: UNSET})
@@ -73,6 +81,7 @@ class TrainState:
     def _restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Take the tensors of a checkpoint, if all of them fit, whatever their order."""
         losses, changing = tensors.pop("losses"), self._changing()
+        scale = {k: tensors.pop(k) for k in list(tensors) if k.startswith("scaler.")}
         if not 0 <= step <= self.total or losses.shape != (step,):
             raise UsageError(f"step {step} of {self.total} with losses {list(losses.shape)}")
         trained = dict(self._trained())
@@ -91,6 +100,11 @@ class TrainState:
         for name, value in changing.items():
             value.copy_(tensors[f"model.{name}"])
         self.losses, self.step = losses.tolist(), step
+        if scale and self.scaler.is_enabled():  # else it went on another device
+            kinds = self.scaler.state_dict()
+            self.scaler.load_state_dict(
+                {key: type(now)(scale[f"scaler.{key}"]) for key, now in kinds.items()}
+            )
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
     def _grouped(self) -> list[Tensor]:

@@ -22,6 +22,8 @@ from ..runs.config import TrainConfig
 from ..runs.run import CONFIG
 from .distributed import Processes
 
+FREE = ("device",)  # what may be another when a training goes on
+
 
 @contextmanager
 def claimed(
@@ -69,7 +71,7 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
     changed = [
         f"{field.name} {getattr(before, field.name)!r} -> {getattr(config, field.name)!r}"
         for field in dataclasses.fields(config)
-        if getattr(before, field.name) != getattr(config, field.name)
+        if field.name not in FREE and getattr(before, field.name) != getattr(config, field.name)
     ]
     if not changed and mark not in path.read_text(encoding="utf-8"):
         changed = ["the data"]

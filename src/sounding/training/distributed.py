@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ..runs.device import PROCESSOR, find_device
+
 PATIENCE = timedelta(hours=24)  # while the first process calibrates
 
 
@@ -108,14 +110,25 @@ class Processes:
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """Join the group that this process was started in, and leave it at the end."""
+def processes(device: str = PROCESSOR.type) -> Iterator[Processes]:
+    """Join the group that this process was started in, and leave it at the end.
+
+    Args:
+        device: that the processes compute on, as the setting of `TrainConfig`. Gradients of an
+            accelerator are added up by its own means (NCCL), everything else by gloo.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
     joined = dist.is_initialized()
     if not joined:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        backend, own = "gloo", find_device(device)
+        if own != PROCESSOR:
+            module = torch.get_device_module(own)
+            if hasattr(module, "set_device"):  # MPS has one device
+                module.set_device(own)
+            backend = f"cpu:gloo,{own.type}:{dist.Backend.default_device_backend_map[own.type]}"
+        dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:

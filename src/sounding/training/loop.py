@@ -25,7 +25,8 @@ from ..methods.base import Method, Step
 from ..progress import Interrupted, progress, stop_signals
 from ..registry import METHODS
 from ..runs.config import TrainConfig
-from ..runs.precision import autocast, uses_bf16
+from ..runs.device import find_device
+from ..runs.precision import autocast, precision_on
 from ..runs.randomness import seeded
 from ..runs.run import CONFIG, Run, load_run, provenance
 from ..tasks.base import Target, Targets
@@ -43,7 +44,8 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
 
     Training goes on from the last checkpoint in `out` if there is one, and ends with the same
     weights as without the interruption, bit for bit on the same CPU and number of threads. A
-    finished run with the same configuration and data is loaded and returned.
+    finished run with the same configuration and data is loaded and returned. What is returned is
+    on the processor, wherever it was trained.
 
     Clips whose texts do not fit the model are left out, and named: see `fitting`. Afterwards the
     global generators of random numbers are as they were before.
@@ -57,7 +59,7 @@ def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
         WriteError: no room is left; there is a checkpoint to go on from.
         Interrupted: on SIGINT or SIGTERM, after saving a checkpoint.
     """
-    with processes() as group, seeded(config.seed):
+    with processes(config.device) as group, seeded(config.seed):
         if group.first and METHODS[config.method].labelled:
             check_words(folder, "train")
         with claimed(Path(out), config, folder, group):
@@ -71,17 +73,22 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     data = {"digest": folder.digest, "name": folder.root.name}
     info = {"data": data, "task": folder.task, **provenance()}
     run = _in_turn(group, lambda: method.start(config, folder, info, out))  # writes a tokenizer
+    device = find_device(config.device)
+    run.dynamic.to(device)
     if method.needs_teacher:
         run.teacher = _teacher(config, run)
+        run.teacher.dynamic.to(device)
     clips, given, source = _training(run, folder)
     held_out = _held_out(run, folder) if group.first else None
     targets = _in_turn(group, lambda: method.prepare(run, clips, given, out))
     order = Order(lengths_of(config, source, clips), config)
     state = TrainState(run, order.total)
+    run.info |= {"device": device.type, "precision": precision_on(device, config.precision)}
     _fit(run, state, source, order, targets, out, group)
     if group.first:
         if held_out is not None:
             run.method.finish(run, *held_out)
+        run.dynamic.cpu()
         _finish(run, state, out)
     group.wait()
     return run if group.first else load_run(out)
@@ -159,7 +166,7 @@ def _fit(
     ):
         while state.step < state.total:
             rows, weight = group.share(order[state.step])
-            with seeded(run.config.seed, state.step, group.rank):
+            with seeded(run.config.seed, state.step, group.rank, device=run.dynamic.device):
                 batch = source.batch(rows, state.step)
                 state.losses.append(
                     _one_step(run, state, batch, [targets[r] for r in rows], weight, group, rows)
@@ -219,20 +226,22 @@ def _one_step(
     rng = np.random.default_rng([config.seed, state.step])
     whole = partial(group.mean, weight=weight)
     step = Step(state.step, state.total, rng, whole=whole, rows=rows)
-    with autocast(config.precision):
+    with autocast(config.precision, run.dynamic.device):
         loss = run.method.loss(run, run.task.inputs(batch, targets), targets, step)
         loss = weight * loss
     value = group.total(float(loss.detach()))
     if not math.isfinite(value):
         raise UsageError(f"the loss is {value} at step {state.step}: lower lr_encoder or lr_head")
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    state.scaler.scale(loss).backward()
     group.add_gradients(state.modules.parameters())
+    state.scaler.unscale_(state.optimizer)
     nn.utils.clip_grad_norm_(state.modules.parameters(), config.clip_norm)
     rate = _rate(state.step, state.total, config.lr_warmup)
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = rate * parameters["peak_lr"]
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     return value
 
 
@@ -240,8 +249,7 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
     """Write the results; the model comes last, since its presence says that the run is finished."""
     lines = [f"{step},{loss!r}" for step, loss in enumerate(state.losses)]
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
-    precision = "bf16" if uses_bf16(run.config.precision) else "fp32"
-    run.info |= {"steps": state.total, "precision": precision}
+    run.info |= {"steps": state.total}
     write_sealed_json(out / "run.json", {**run.info, "sha256": {CONFIG: sha256(out / CONFIG)}})
     companions = [part for part in (run.extractor, run.tokenizer) if part is not None]
     run.dynamic.save_pretrained(out / "model", companions=companions)

@@ -21,6 +21,7 @@ from ..model.dynamic import DynamicModel
 from ..model.io import CONFIG
 from ..model.loading import load
 from ..model.processors import WithoutTokens
+from ..runs.device import PROCESSOR, find_device
 from ..weights import pretrained, pretrained_model, resolve
 from ..weights.ready import wrap_ready
 from .recognizer import Recognition, weights_digest
@@ -104,10 +105,14 @@ class WhisperRecognizer:
         language: str | None = None,
         pad: bool = False,
         decoder_budget: Any = None,
+        device: str = PROCESSOR.type,
     ) -> WhisperRecognizer:
         """Load a model by a name of `sounding.weights`, a directory or a hub id.
 
         A model for which parts come with the package gets them (`weights.ready`).
+
+        Args:
+            device: that it computes on, as the setting of `TrainConfig`.
 
         Raises:
             UsageError: no Whisper, or one without its tokenizer or feature extractor.
@@ -138,6 +143,7 @@ class WhisperRecognizer:
                 )
             dynamic = wrap_ready(whisper, model)
         _check_kind(dynamic, model)
+        dynamic.to(find_device(device))
         try:
             extractor = pretrained(WhisperFeatureExtractor, path)
             tokenizer = pretrained(WhisperTokenizerFast, path)
