@@ -122,7 +122,7 @@ def accelerator(count=1):
     there = mock.patch.multiple(
         torch.accelerator,
         is_available=lambda: True,
-        current_accelerator=lambda: torch.device(NAME),
+        current_accelerator=lambda check_available=False: torch.device(NAME),
         device_count=lambda: count,
     )
     with there, Functions(), Dispatch(crossed):
