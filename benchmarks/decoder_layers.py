@@ -67,7 +67,7 @@ class Trial:
         lessons = [self.lessons[row] for row in rows]
         targets = [Target(tuple(one.ids.tolist()), "") for one in lessons]
         audio = {self.run.dynamic.main_input_name: torch.zeros(len(rows), 1)}  # nobody hears it
-        with autocast(self.run.config.precision):
+        with autocast(self.run.config.precision, self.run.dynamic.device):
             batch = self.run.task.inputs(audio, targets)
             return decoder_distance(self.run, batch, lessons, targets, kept)
 
