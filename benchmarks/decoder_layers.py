@@ -60,7 +60,9 @@ class Trial:
             raise UsageError(f"{self.options.run} has no updates of a decoder")
         torch.manual_seed(self.options.seed)
         updates.reset()
-        return [*updates.layers["decoder"].parameters(), *updates.norms["decoder"].parameters()]
+        self.run.dynamic.requires_grad_(False)
+        stacks = (updates.layers["decoder"], updates.norms["decoder"])
+        return [one.requires_grad_(True) for stack in stacks for one in stack.parameters()]
 
     def distance(self, rows: list[int], kept: Tensor) -> Tensor:
         """Return the divergence on some clips. Shape: kept [layers] bool -> []."""
