@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import soundfile as sf
 import tiny
 import torch
 import transformers
-from corpora import table
+from corpora import clips
 
 from sounding.data.text import normalize_text
 
@@ -34,19 +33,16 @@ def quiet_generate():
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory):
     """A folder of tones in noise, two classes, lengths from 0.3 to 0.58 s."""
-    root = tmp_path_factory.mktemp("tones")
     rng = np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 40), ("validation", 8), ("test", 16)):
-        for index in range(count):
-            label = ("low", "high")[index % 2]
-            time = np.arange(int(rng.uniform(0.3, 0.58) * 16000)) / 16000
-            tone = 0.1 * np.sin(2 * np.pi * TONES[label] * time) + rng.normal(0, 0.02, len(time))
-            name = f"{split}{index}.wav"
-            sf.write(root / name, tone, 16000)
-            rows.append({"file_name": name, "label": label, "split": split})
-    table(root / "metadata.csv", rows)
-    return root
+
+    def make(index):
+        label = ("low", "high")[index % 2]
+        time = np.arange(int(rng.uniform(0.3, 0.58) * 16000)) / 16000
+        tone = 0.1 * np.sin(2 * np.pi * TONES[label] * time) + rng.normal(0, 0.02, len(time))
+        return tone, {"label": label}
+
+    counts = {"train": 40, "validation": 8, "test": 16}
+    return clips(tmp_path_factory.mktemp("tones"), counts, make)
 
 
 @pytest.fixture(scope="session")
@@ -61,40 +57,34 @@ def whisper(tmp_path_factory):
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory):
     """A folder of sequences of tones, each tone a word."""
-    root = tmp_path_factory.mktemp("texts")
     rng = np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 24), ("validation", 6), ("test", 12)):
-        for index in range(count):
-            said = TEXTS[index % len(TEXTS)]
-            tones = [TONES[word] for word in normalize_text(said).split()]
-            time = np.arange(int(rng.uniform(0.18, 0.28) * 16000)) / 16000
-            wave = np.concatenate([0.1 * np.sin(2 * np.pi * tone * time) for tone in tones])
-            name = f"{split}{index}.wav"
-            sf.write(root / name, wave + rng.normal(0, 0.01, len(wave)), 16000)
-            rows.append({"file_name": name, "text": said, "split": split, "speaker": f"s{index}"})
-    table(root / "metadata.csv", rows)
-    return root
+
+    def make(index):
+        said = TEXTS[index % len(TEXTS)]
+        tones = [TONES[word] for word in normalize_text(said).split()]
+        time = np.arange(int(rng.uniform(0.18, 0.28) * 16000)) / 16000
+        wave = np.concatenate([0.1 * np.sin(2 * np.pi * tone * time) for tone in tones])
+        return wave + rng.normal(0, 0.01, len(wave)), {"text": said, "speaker": f"s{index}"}
+
+    counts = {"train": 24, "validation": 6, "test": 12}
+    return clips(tmp_path_factory.mktemp("texts"), counts, make)
 
 
 @pytest.fixture(scope="session")
 def chords(tmp_path_factory):
     """A folder of one or two tones at once."""
-    root = tmp_path_factory.mktemp("chords")
     rng = np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 48), ("validation", 9), ("test", 18)):
-        for index in range(count):
-            tags = (["low"], ["high"], ["high", "low"])[index % 3]
-            time = np.arange(8000) / 16000
-            wave = rng.normal(0, 0.02, len(time))
-            for tag in tags:
-                wave += 0.1 * np.sin(2 * np.pi * TONES[tag] * time)
-            name = f"{split}{index}.wav"
-            sf.write(root / name, wave, 16000)
-            rows.append({"file_name": name, "labels": ";".join(tags), "split": split})
-    table(root / "metadata.csv", rows)
-    return root
+
+    def make(index):
+        tags = (["low"], ["high"], ["high", "low"])[index % 3]
+        time = np.arange(8000) / 16000
+        wave = rng.normal(0, 0.02, len(time))
+        for tag in tags:
+            wave += 0.1 * np.sin(2 * np.pi * TONES[tag] * time)
+        return wave, {"labels": ";".join(tags)}
+
+    counts = {"train": 48, "validation": 9, "test": 18}
+    return clips(tmp_path_factory.mktemp("chords"), counts, make)
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,19 @@ def table(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def clips(root: Path, counts: dict[str, int], make) -> Path:
+    """A folder of clips at 16 kHz: `make(i)` gives the samples of one and its columns."""
+    rows = []
+    for split, count in counts.items():
+        for index in range(count):
+            samples, columns = make(index)
+            name = f"{split}{index}.wav"
+            sf.write(root / name, samples, 16000)
+            rows.append({"file_name": name, "split": split, **columns})
+    table(root / "metadata.csv", rows)
+    return root
+
+
 def librispeech(root: Path) -> None:
     subsets = ("train-clean-100", "train-clean-360", "train-other-500")
     for subset in (*subsets, "dev-clean", "test-clean", "test-other"):

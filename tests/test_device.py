@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from accelerator import NAME, accelerator
+from interrupt import train_until
 
 import sounding
 from sounding.cli.app import main
@@ -123,18 +124,9 @@ def test_each_process_takes_its_own_device(monkeypatch):
 def test_a_training_goes_on_on_another_device(config, tones, tmp_path, monkeypatch):
     folder = load_folder(tones)
     train(config, folder, tmp_path / "whole")
-    step, calls = loop._one_step, []
-
-    def stopping(*args):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(0)
-        return step(*args)
-
-    monkeypatch.setattr(loop, "_one_step", stopping)
     config = replace(config, checkpoint_seconds=0)
-    with pytest.raises(KeyboardInterrupt), arriving(monkeypatch):
-        train(replace(config, device=NAME), folder, tmp_path / "moved")
+    with arriving(monkeypatch):
+        train_until(3, replace(config, device=NAME), folder, tmp_path / "moved")
     monkeypatch.undo()
     train(config, folder, tmp_path / "moved")
     whole, moved = (losses(tmp_path / one) for one in ("whole", "moved"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,6 +257,21 @@ def test_a_decoder_keeps_its_last_layers_and_its_first():
     masks = [policy.fixed_mask(k).nonzero().flatten().tolist() for k in (1, 2, 3, 4, 6)]
     assert masks == [[5], [0, 5], [0, 4, 5], [0, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     assert StaticScores(_late_scores(1)).fixed_mask(1).tolist() == [True]
+
+
+def test_the_benchmark_of_decoder_layers_trains_each_choice(
+    distilled, audio, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    benchmark = importlib.import_module("decoder_layers")
+    out = tmp_path / "found.json"
+    choices = ["--keep", "0", "1", "--steps", "20", "--out", str(out)]
+    given = [str(distilled), "--data", str(audio), *choices]
+    monkeypatch.setattr(sys, "argv", ["decoder_layers.py", *given])
+    assert benchmark.main() == 0
+    found = json.loads(out.read_text())["choices"]
+    assert [one["layers"] for one in found] == [[0], [1]]
+    assert all(one["after"] < 0.9 * one["before"] for one in found)
 
 
 def test_a_model_of_one_layer_has_nothing_to_distil(audio, speaker, tmp_path):

@@ -11,6 +11,7 @@ import soundfile as sf
 import tiny
 import torch
 import transformers as t
+from interrupt import train_until
 
 from sounding.cli.app import main
 from sounding.data.audio import AudioError
@@ -114,24 +115,11 @@ def test_a_text_too_long_for_its_clip_is_left_out_and_named(make, config, tmp_pa
 
 
 @pytest.mark.parametrize("augmented", [False, True])
-def test_the_same_clips_are_left_out_after_an_interruption(
-    make, config, tmp_path, monkeypatch, augmented
-):
+def test_the_same_clips_are_left_out_after_an_interruption(make, config, tmp_path, augmented):
     folder = load_folder(make([(0.5, LONG, "train"), *FILLER, (0.5, LONG, "train")]))
     config = replace(config, epochs=3, checkpoint_seconds=0, noise_share=0.5 * augmented)
     train(config, folder, tmp_path / "whole")
-    step, calls = module._one_step, []
-
-    def stopping(*args):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(0)
-        return step(*args)
-
-    monkeypatch.setattr(module, "_one_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, folder, tmp_path / "run")
-    monkeypatch.undo()
+    train_until(3, config, folder, tmp_path / "run")
     train(config, folder, tmp_path / "run")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert load_run(tmp_path / "run").info["steps"] == 6

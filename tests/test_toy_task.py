@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
-from corpora import table
+from corpora import clips
 
 import sounding
 from sounding.cli.app import main
@@ -76,19 +75,16 @@ def _registered():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder of tones at three pitches."""
-    root = tmp_path_factory.mktemp("pitches")
     rng = np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 48), ("validation", 9), ("test", 18)):
-        for index in range(count):
-            label = list(PITCHES)[index % len(PITCHES)]
-            time = np.arange(8000) / 16000
-            tone = 0.1 * np.sin(2 * np.pi * PITCHES[label] * time)
-            name = f"{split}{index}.wav"
-            sf.write(root / name, tone + rng.normal(0, 0.02, len(time)), 16000)
-            rows.append({"file_name": name, "label": label, "split": split})
-    table(root / "metadata.csv", rows)
-    return root
+
+    def make(index):
+        label = list(PITCHES)[index % len(PITCHES)]
+        time = np.arange(8000) / 16000
+        tone = 0.1 * np.sin(2 * np.pi * PITCHES[label] * time)
+        return tone + rng.normal(0, 0.02, len(time)), {"label": label}
+
+    counts = {"train": 48, "validation": 9, "test": 18}
+    return clips(tmp_path_factory.mktemp("pitches"), counts, make)
 
 
 @pytest.fixture(scope="module")

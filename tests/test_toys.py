@@ -9,9 +9,8 @@ import json
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
-from corpora import table
+from corpora import clips
 from tiny import inputs, make
 from torch import nn
 from transformers import ASTModel
@@ -103,17 +102,15 @@ def _registered():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder of tones at two pitches."""
-    root, rng, rows = tmp_path_factory.mktemp("tones"), np.random.default_rng(0), []
-    for split, count in (("train", 32), ("validation", 8), ("test", 12)):
-        for index in range(count):
-            pitch = (LOW, HIGH)[index % 2]
-            tone = 0.1 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16000)
-            name = f"{split}{index}.wav"
-            sf.write(root / name, tone + rng.normal(0, 0.02, len(tone)), 16000)
-            label = "low" if pitch == LOW else "high"
-            rows.append({"file_name": name, "label": label, "split": split})
-    table(root / "metadata.csv", rows)
-    return root
+    rng = np.random.default_rng(0)
+
+    def make(index):
+        pitch = (LOW, HIGH)[index % 2]
+        tone = 0.1 * np.sin(2 * np.pi * pitch * np.arange(8000) / 16000)
+        label = "low" if pitch == LOW else "high"
+        return tone + rng.normal(0, 0.02, len(tone)), {"label": label}
+
+    return clips(tmp_path_factory.mktemp("tones"), {"train": 32, "validation": 8, "test": 12}, make)
 
 
 @pytest.fixture(scope="module")

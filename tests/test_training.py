@@ -18,6 +18,7 @@ import soundfile as sf
 import tiny
 import torch
 import transformers as t
+from interrupt import train_until
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
@@ -69,32 +70,21 @@ def steps_in(config, lengths):
     return loader.Order(lengths, config).total
 
 
-def stop_and_go_on(config, folder, out, stop, monkeypatch):
+def stop_and_go_on(config, folder, out, stop):
     """Train into `out`, interrupted once before the step `stop`."""
-    step, calls = module._one_step, []
-
-    def stopping(*args):
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        calls.append(0)
-        return step(*args)
-
-    monkeypatch.setattr(module, "_one_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, folder, out)
-    monkeypatch.setattr(module, "_one_step", step)
+    train_until(stop, config, folder, out)
     train(config, folder, out)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
-    config, tones, tmp_path, monkeypatch, method, teacher
+    config, tones, tmp_path, method, teacher
 ):
     config = replace(config, method=method, teacher=teacher if method == "dld" else "")
     folder = load_folder(tones)
     train(config, folder, tmp_path / "whole")
     for stop in (1, 4, 9):
-        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop, monkeypatch)
+        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop)
         assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
         log = (tmp_path / f"at{stop}" / "log.csv").read_text()
         assert log == (tmp_path / "whole" / "log.csv").read_text()
@@ -119,7 +109,7 @@ def masking(tmp_path_factory):
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("method", ["input", "i3d"])
 def test_what_transformers_draws_in_a_step_follows_from_seed_and_step_too(
-    config, tones, tmp_path, monkeypatch, masking, method, masks
+    config, tones, tmp_path, masking, method, masks
 ):
     folder = load_folder(tones)
     config = replace(config, backbone=str(masking), method=method, backbone_masking=masks)
@@ -130,7 +120,7 @@ def test_what_transformers_draws_in_a_step_follows_from_seed_and_step_too(
         train(config, folder, tmp_path / name)
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
     for stop in (1, 4, 9):
-        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop, monkeypatch)
+        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop)
         assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
         log = (tmp_path / f"at{stop}" / "log.csv").read_text()
         assert log == (tmp_path / "whole" / "log.csv").read_text()
@@ -274,7 +264,7 @@ CHANGED = {"noise_share": 1.0, "speed_change": 0.1, "mask_share": 0.1}
 
 
 def test_a_training_of_changed_clips_stopped_at_any_step_ends_with_the_same_weights(
-    config, tones, tmp_path, monkeypatch
+    config, tones, tmp_path
 ):
     config = replace(config, **CHANGED, skip="adapter", selector_after=1)
     folder = load_folder(tones)
@@ -282,7 +272,7 @@ def test_a_training_of_changed_clips_stopped_at_any_step_ends_with_the_same_weig
     train(replace(config, **dict.fromkeys(CHANGED, 0.0)), folder, tmp_path / "clean")
     skip = "model/skip.safetensors"
     for stop in (1, 6):
-        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop, monkeypatch)
+        stop_and_go_on(config, folder, tmp_path / f"at{stop}", stop)
         assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
         both = [(tmp_path / name / skip).read_bytes() for name in (f"at{stop}", "whole")]
         assert both[0] == both[1]
@@ -676,13 +666,13 @@ def test_a_step_has_as_much_audio_as_it_may_and_each_clip_comes_once_an_epoch(to
 
 
 def test_a_training_by_seconds_stopped_at_a_step_ends_with_the_same_weights(
-    config, tones, tmp_path, monkeypatch
+    config, tones, tmp_path
 ):
     config, folder = replace(config, batch_seconds=2.0), load_folder(tones)
     train(config, folder, tmp_path / "whole")
     steps = load_run(tmp_path / "whole").info["steps"]
     assert steps > steps_in(replace(config, batch_seconds=None), [1.0] * 40)
-    stop_and_go_on(config, folder, tmp_path / "stopped", 3, monkeypatch)
+    stop_and_go_on(config, folder, tmp_path / "stopped", 3)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .process import quiet_transformers
-from .support import add_device, settings_option
+from .support import add_device, training_options
 
 
 def add(commands: Any) -> None:
@@ -53,7 +53,7 @@ def command(arguments: argparse.Namespace) -> None:
 
     given = arguments.config
     study = StudyConfig() if given is None else StudyConfig.from_yaml(given)
-    study = replace(study, settings={**study.settings, **_given(arguments)})
+    study = replace(study, settings={**study.settings, **training_options(arguments)})
     if arguments.methods:
         named = {"all": tuple(bases()), "all+ablations": tuple(variants())}
         chosen = named.get(arguments.methods) or tuple(arguments.methods.split(","))
@@ -68,9 +68,3 @@ def command(arguments: argparse.Namespace) -> None:
     for line in compare(study, arguments.data, out, keep_models=not arguments.drop_models):
         print(line)
     print(f"written: {out / 'report.html'}, verdict.json, table.md")
-
-
-def _given(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the settings that options name, as texts."""
-    device = {} if arguments.device is None else {"device": arguments.device}
-    return device | settings_option(arguments.set)

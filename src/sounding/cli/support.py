@@ -63,10 +63,12 @@ def add_training(parser: Any) -> None:
 def training_options(arguments: argparse.Namespace, *more: str) -> dict[str, str]:
     """Return the settings that options name, as texts; those of `--set` come last.
 
+    A command need not have every option of a training.
+
     Args:
         more: further options that are settings.
     """
-    named = {name: getattr(arguments, name) for name in (*more, *OF_TRAINING)}
+    named = {name: getattr(arguments, name, None) for name in (*more, *OF_TRAINING)}
     given = {name: value for name, value in named.items() if value is not None}
     return given | settings_option(arguments.set)
 

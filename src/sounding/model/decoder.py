@@ -38,7 +38,7 @@ class _Running:
     ran: Tensor
     updates: Any = None
     norm: Any = None
-    twins: dict[int, Any] = field(default_factory=dict)  # found once, and not for each token
+    twins: dict[int | None, Any] = field(default_factory=dict)  # found once a text; None: the norm
 
     @property
     def changed(self) -> bool:
@@ -57,14 +57,14 @@ class _Running:
     def norm_of(self, norm: nn.Module) -> nn.Module:
         """Return what stands behind the layers, with its changes where some are left out."""
         changed = self.changed and self.norm is norm
-        return self._twin(len(self.mask), norm) if changed else norm
+        return self._twin(None, norm) if changed else norm
 
-    def _twin(self, index: int, module: nn.Module) -> Any:
+    def _twin(self, index: int | None, module: nn.Module) -> Any:
         if index not in self.twins:
             self.twins[index] = (
-                self.updates.layer("decoder", index, module)
-                if index < len(self.mask)
-                else self.updates.norm("decoder", module)
+                self.updates.norm("decoder", module)
+                if index is None
+                else self.updates.layer("decoder", index, module)
             )
         return self.twins[index]
 

@@ -136,7 +136,7 @@ class ModuleUpdate(nn.Module):
     def _factor(self, twin: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Let the linear parts of a twin add their change to what comes out of the plain weight.
 
-        The gradient of a change then needs none of the whole matrix, a third of the work.
+        So no gradient of the whole matrix is computed on the way to that of a change.
         """
         for key, name in self.names.items():
             owner, _, leaf = name.rpartition(".")
