@@ -14,10 +14,6 @@ MODELS = {  # directory of the results of benchmarks/whisper.py -> its title, an
 layers are changed too where a clip is heard at its own length, and are the original where it is
 padded. How the parts were made: `src/sounding/weights/parts/whisper-base/made.json`.""",
     ),
-    "whisper-padded": (
-        "Whisper-base as it is, padded to 30 s",
-        "The original, against which the distilled one is held.",
-    ),
     "whisper-tiny": (
         "Whisper-tiny.en as it is",
         "The smaller sibling, with four and four layers of width 384, as a rival.",
