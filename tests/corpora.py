@@ -41,7 +41,7 @@ def clips(root: Path, counts: dict[str, int], make) -> Path:
             samples, columns = make(index)
             name = f"{split}{index}.wav"
             sf.write(root / name, samples, 16000)
-            rows.append({"file_name": name, "split": split, **columns})
+            rows.append({"file_name": name, **columns, "split": split})
     table(root / "metadata.csv", rows)
     return root
 
