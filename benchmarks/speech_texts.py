@@ -19,7 +19,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -33,7 +33,8 @@ NPM = (
 )
 DEBIAN = "r-cran-janeaustenr"
 SHARES = {"everyday": 0.3, "sotu": 0.25, "factbook": 0.15, "austen": 0.2, "moby": 0.1}
-WORDS = (4, 16)  # of a piece of prose
+Range: TypeAlias = tuple[int, int]
+WORDS: Range = (4, 16)  # of a piece of prose: said in 9 s
 SENTENCE = re.compile(r"""["']?[A-Z][A-Za-z0-9 ,.;:'"?!$%-]+[.?!]["']?""")
 PLAIN = str.maketrans({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'", 0x2014: ", ", "_": ""})
 END = re.compile(r"(?<=[.?!])(?<!\b[A-Z]\.)(?<!r\.)(?<!rs\.)(?<!St\.) +")  # but not of Mr. and Mrs.
@@ -82,7 +83,7 @@ def run(*command: str, cwd: Path) -> None:
         ) from None
 
 
-def read_pools(sources: Path) -> Pools:
+def read_pools(sources: Path, words: Range = WORDS) -> Pools:
     """Return the pieces of prose of each text below `sources`; those of a missing text are none."""
     speeches = (
         path.read_text(encoding="utf-8")
@@ -105,7 +106,8 @@ def read_pools(sources: Path) -> Pools:
     )
     found = {"sotu": speeches, "factbook": facts, "austen": novels, "moby": whale}
     return {
-        name: sorted({p for text in texts for p in pieces(text)}) for name, texts in found.items()
+        name: sorted({p for text in texts for p in pieces(text, words)})
+        for name, texts in found.items()
     }
 
 
@@ -136,19 +138,19 @@ def r_texts(data: bytes) -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Yield sentences of prose, or parts of them at a comma, of `WORDS` each."""
+def pieces(text: str, words: Range) -> Iterator[str]:
+    """Yield sentences of prose, or parts of them at a comma, of so many words each."""
     text = text.translate(PLAIN).replace("--", ", ")
     for paragraph in re.split(r"\n\s*\n", text):
         paragraph = re.sub(r"\s+", " ", paragraph).strip()
         for sentence in END.split(paragraph):
             if SENTENCE.fullmatch(sentence) and not re.search("[A-Z]{4}|[a-z][A-Z]", sentence):
-                yield from parts(sentence.replace('"', "").strip("' "))
+                yield from parts(sentence.replace('"', "").strip("' "), words)
 
 
-def parts(sentence: str) -> Iterator[str]:
-    """Yield a sentence as it is, or runs of its clauses that are short enough to be said in 9 s."""
-    low, high = WORDS
+def parts(sentence: str, words: Range) -> Iterator[str]:
+    """Yield a sentence as it is, or runs of its clauses that are short enough."""
+    low, high = words
     kept: list[str] = []
     for clause in [*re.split(r"(?<=[,;:]) +", sentence), ""]:
         more = clause.split()

@@ -147,3 +147,12 @@ def talk(spoken):
 
     parts = [pause(1), first, pause(0.5), second, pause(2), first, pause(1)]
     return np.concatenate(parts)
+
+
+@pytest.fixture(scope="session")
+def masking(tmp_path_factory):
+    """A wav2vec 2.0 that drops and masks in training, as its default configuration does."""
+    root = tmp_path_factory.mktemp("masking")
+    tiny.make("wav2vec2-pre", **tiny.MASKING).wav2vec2.save_pretrained(root)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(root)
+    return root

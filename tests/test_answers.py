@@ -10,12 +10,12 @@ import torch
 from test_tree import count_runs
 
 from sounding.data.folder import load_folder
-from sounding.evaluation.predict import predict_logits
 from sounding.policies.confidence import stops
 from sounding.policies.masks import every_mask, first_masks
 from sounding.runs.calibrate import depth_table, gate_logits, table
 from sounding.runs.config import TrainConfig
 from sounding.runs.mask_outputs import depths, mask_outputs
+from sounding.runs.predict import predict_logits
 from sounding.training.loop import train
 
 MEANS = [1 + step / 4 for step in range(13)]  # of 4 layers

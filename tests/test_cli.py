@@ -20,7 +20,7 @@ import torch
 from tiny_runs import RATE, clip
 
 from sounding.cli.app import COMMANDS, main, make_parser
-from sounding.evaluation.predict import Prediction
+from sounding.runs.predict import Prediction
 
 
 @pytest.fixture(scope="module")

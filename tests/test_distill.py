@@ -13,6 +13,7 @@ import pytest
 import soundfile as sf
 import tiny
 import torch
+from interrupt import train_until
 from safetensors.torch import load_file, save_file
 
 import sounding
@@ -26,7 +27,7 @@ from sounding.policies import StaticScores
 from sounding.progress import Interrupted
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run
-from sounding.training import loop
+from sounding.training import steps
 from sounding.training.loop import train
 
 RATE = 16000
@@ -84,26 +85,24 @@ def test_a_decoder_alone_goes_on_from_a_distilled_run_and_no_encoder_runs(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "teacher").symlink_to(distilled / "teacher")
     command = ["distill", str(distilled), "--data", str(audio), "--out", str(tmp_path / "run")]
-    steps = []
-    step = loop._one_step
+    ran = []
+    step = steps.one_step
 
     def counted(run, *rest):
         layers = run.dynamic.stack.layers
-        handles = [
-            layer.register_forward_hook(lambda *_: steps.append("layer")) for layer in layers
-        ]
+        handles = [layer.register_forward_hook(lambda *_: ran.append("layer")) for layer in layers]
         try:
             return step(run, *rest)
         finally:
-            steps.append("step")
+            ran.append("step")
             for handle in handles:
                 handle.remove()
 
-    monkeypatch.setattr(loop, "_one_step", counted)
+    monkeypatch.setattr(steps, "one_step", counted)
     assert (
         main([*command, "--epochs", "10", "--batch-size", "4", "--set", "distilled=decoder"]) == 0
     )
-    assert set(steps) == {"step"}
+    assert set(ran) == {"step"}
     second = load_run(tmp_path / "run").dynamic
     before, after = (dict(one.updates.named_parameters()) for one in (first, second))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -119,19 +118,7 @@ def test_a_stopped_distillation_goes_on_to_the_same_weights(audio, speaker, tmp_
     config = TrainConfig(**settings, checkpoint_seconds=0.0)
     folder = unlabelled([audio])
     train(config, folder, tmp_path / "whole")
-    step = loop._one_step
-    taken = []
-
-    def interrupted(*args, **kwargs):
-        taken.append(0)
-        if len(taken) == 2:
-            raise KeyboardInterrupt
-        return step(*args, **kwargs)
-
-    monkeypatch.setattr(loop, "_one_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, folder, tmp_path / "parts")
-    monkeypatch.setattr(loop, "_one_step", step)
+    train_until(1, config, folder, tmp_path / "parts")
     heard = []
     teach = teaching._teach
     monkeypatch.setattr(teaching, "_teach", lambda *a: heard.append(1) or teach(*a))

@@ -21,7 +21,6 @@ from sounding.data.folder import load_folder
 from sounding.evaluation import report, shown
 from sounding.evaluation.card import model_card
 from sounding.evaluation.classify import classify
-from sounding.evaluation.predict import predict_logits
 from sounding.evaluation.report import check_outputs, write_sweep
 from sounding.evaluation.shown import in_markdown, one_line
 from sounding.evaluation.sweep import DRAWS, Sweep, sweep
@@ -29,6 +28,7 @@ from sounding.evaluation.table import markdown, rich_table, sorted_rows, to_csv
 from sounding.model.macs import count_macs
 from sounding.registry import METHODS
 from sounding.runs.config import TrainConfig
+from sounding.runs.predict import predict_logits
 from sounding.runtime import show
 from sounding.statistics import wilson
 from sounding.training.loop import train

@@ -26,6 +26,7 @@ from sounding.study.compare import StudyConfig, compare
 from sounding.tasks.ctc import CTC
 from sounding.tasks.decoder import Decoder
 from sounding.training import loop as module
+from sounding.training import steps
 from sounding.training.fitting import Frames
 from sounding.training.loop import train
 
@@ -131,7 +132,7 @@ def test_where_no_text_fits_the_training_does_not_begin(
     make, config, tmp_path, monkeypatch, split, augmented
 ):
     rows = [(s, LONG if p == split else text, p) for s, text, p in FILLER]
-    monkeypatch.setattr(module, "_one_step", None)
+    monkeypatch.setattr(steps, "one_step", None)
     config = replace(config, mask_share=0.1 * augmented)
     adjective = {"train": "training"}.get(split, split)
     with pytest.raises(ValueError, match=f"all . {adjective} clips .* too short for their texts"):
@@ -300,7 +301,7 @@ def test_a_clip_that_would_stop_the_end_stops_the_start(make, config, tmp_path, 
     root = make([*FILLER, *TEST])
     index = 9 if split == "validation" else 11
     (root / f"{index}.wav").write_bytes(b"noise")
-    monkeypatch.setattr(module, "_one_step", None)
+    monkeypatch.setattr(steps, "one_step", None)
     settings = StudyConfig(settings={"backbone": config.backbone}, seeds=(0,))
     with pytest.raises(AudioError, match=f"{index}.wav: cannot be decoded"):
         compare(settings, [root], tmp_path / "study")
@@ -326,7 +327,7 @@ def test_clips_without_a_frame_or_beyond_the_window_are_refused_at_the_start(
     model = tiny.make("wav2vec2-post", conv_kernel=(400, 40, 20), conv_stride=(40, 8, 8))
     model.save_pretrained(tmp_path / "coarse")
     t.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "coarse")
-    monkeypatch.setattr(module, "_one_step", None)
+    monkeypatch.setattr(steps, "one_step", None)
     config = replace(config, noise_share=0.5 * augmented)
     rows = [(1 if i > 1 else 0.1, ("a", "b")[i % 2], "train") for i in range(8)]
     short = load_folder(make([(float(s), label, p) for s, label, p in rows], column="label"))

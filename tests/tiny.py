@@ -22,6 +22,11 @@ W2V = {
     "num_feat_extract_layers": 3, "classifier_proj_size": 16, "num_labels": 5,
     "mask_time_prob": 0.0, "layerdrop": 0.0,
 }  # fmt: skip
+MASKING = {  # the default of `transformers`
+    "mask_time_prob": 0.05, "mask_feature_prob": 0.05, "mask_feature_length": 4, "layerdrop": 0.1,
+    "apply_spec_augment": True, "hidden_dropout": 0.1, "attention_dropout": 0.1,
+    "feat_proj_dropout": 0.1, "activation_dropout": 0.1,
+}  # fmt: skip
 POST = {**W2V, "feat_extract_norm": "group", "do_stable_layer_norm": False}
 PRE = {**W2V, "feat_extract_norm": "layer", "do_stable_layer_norm": True}
 WHISPER = {

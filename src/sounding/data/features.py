@@ -173,12 +173,25 @@ def read_clips(
             continue
         if not bad:
             yield audio
+    refuse(bad, len(clips))
+
+
+def refuse(bad: Sequence[str], clips: int) -> None:
+    """Tell of clips that cannot be used, all in one error; of none it tells nothing.
+
+    Args:
+        bad: what is wrong with each of them.
+        clips: how many there are in all.
+
+    Raises:
+        AudioError: there are some; the text names up to five, and says how many.
+    """
     if len(bad) == 1:
         raise AudioError(bad[0])
     if bad:
         more = [f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         raise AudioError(
-            "\n  ".join([f"{len(bad)} of {len(clips)} clips cannot be used:", *bad[:SHOWN], *more])
+            "\n  ".join([f"{len(bad)} of {clips} clips cannot be used:", *bad[:SHOWN], *more])
         )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..data.audio import Seconds
 from ..data.features import load_features
 from ..data.folder import Clip
+from ..runs.predict import exact_or_mean, predict
 from ..runs.run import Run
 from ..runtime.answer import Answer, not_finite
-from .predict import exact_or_mean, predict
 
 
 def classify(

@@ -25,11 +25,11 @@ from ..methods.looks import MEAN
 from ..model.macs import Macs, count_macs
 from ..policies.masks import random_masks
 from ..progress import progress
+from ..runs.predict import predict
 from ..runs.run import Run, provenance, trained_with
 from ..tasks.base import Targets
 from ..training.fitting import check_words, tell_test, writes
 from ..typed import read_json
-from .predict import predict
 
 DRAWS = 2  # random masks of each clip at each budget of random dropping
 

@@ -10,7 +10,7 @@ import torch
 
 from ..budget import Budget
 from ..data.features import extract
-from ..evaluation.predict import predict_logits
+from ..runs.predict import predict_logits
 from ..runs.run import Run
 from ..runtime import Model
 from .parts import ExportError

@@ -131,6 +131,10 @@ class Method:
         """Return the loss of a step, a mean over the clips of the batch. Shape: -> []."""
         raise NotImplementedError
 
+    def validated(self, layers: int) -> list[int]:
+        """Return the depths at which validation clips are measured during a training."""
+        return sorted({max(1, round(layers * part / 4)) for part in (1, 2, 3, 4)})
+
     def calibrate(self, run: Run, features: FeatureSet, precision: str = "fp32") -> MeanBudgets:
         """Return the thresholds of its mean budgets on validation clips; none where it has none."""
         return []

@@ -19,6 +19,10 @@ class FullDepth(Method):
     arms = "blind"
     in_demo = True
 
+    def validated(self, layers: int) -> list[int]:
+        """Return the full depth, the only one that is trained."""
+        return [layers]
+
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:
         """Return the loss at full depth. Shape: -> []."""
         return batch_loss(run, batch, run.dynamic(**batch).logits, targets)

@@ -42,6 +42,7 @@ MOST = {  # beyond these is a slip, which would take time or memory without end
     "seed": 2**32 - 1,
     "candidates": 1000,
     "selector_after": 1000,
+    "workers": 1000,
 }
 
 
@@ -102,7 +103,18 @@ class TrainConfig:
             that does not.
         device: "auto" (an accelerator where there is one, else the processor), "cpu", or another
             name of torch's, such as "cuda:1" or "mps". A training goes on on any device.
+        workers: processes that read clips and make their features ahead of time; 0 does it between
+            the steps. The batches are the same with any number of them.
+        cache_gb: how much of what is decoded is kept in RUN/features until the training has ended,
+            so that later epochs need not decode it again; 0 keeps nothing.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
+        validate_epochs: epochs between measurements of the validation clips, at a quarter, half,
+            three quarters and all of the layers where the method trains these depths; the model
+            that is kept is the best by them. 0 measures nothing, and keeps the last.
+        patience: end the training after so many measurements in a row that were no better; 0 takes
+            all steps.
+        ema: decay of a moving average of the trained weights, which is measured and kept in their
+            place; 0 for none. It starts lower, and rises with the steps.
         checkpoint_seconds: time between checkpoints.
     """
 
@@ -141,7 +153,12 @@ class TrainConfig:
     vocabulary: str = "characters"
     precision: str = "auto"
     device: str = AUTO_DEVICE
+    workers: int = 0
+    cache_gb: float = 4.0
     max_seconds: float | None = None
+    validate_epochs: float = 0.0
+    patience: int = 0
+    ema: float = 0.0
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -172,6 +189,10 @@ class TrainConfig:
             "selector_after",
             "gate_penalty",
             "weight_decay",
+            "workers",
+            "cache_gb",
+            "validate_epochs",
+            "patience",
             "checkpoint_seconds",
         ):
             if not getattr(self, name) >= 0:
@@ -179,6 +200,13 @@ class TrainConfig:
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is a share from 0 to 1; got {getattr(self, name)!r}")
+        if self.patience and not self.validate_epochs:
+            raise UsageError(
+                f"patience {self.patience} counts measurements of the validation clips: set "
+                "validate_epochs too, such as 1"
+            )
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema is from 0 to below 1, such as 0.999; got {self.ema!r}")
         if self.speed_change > 0.5:
             raise UsageError(f"speed_change is at most 0.5; got {self.speed_change!r}")
         for name, value in vars(self).items():

@@ -3,9 +3,12 @@
 RUN/config.yaml             the `TrainConfig`
 RUN/run.json                data digest, labels, versions, commit, machine
 RUN/log.csv                 loss per step
+RUN/validation.csv          error and loss of the validation clips, where they were measured
 RUN/model/                  the dynamic model (also loads with plain `from_pretrained`)
 RUN/tokenizer/              of a task that makes one of the training texts
 RUN/checkpoint.safetensors  only while the training is not finished
+RUN/best.safetensors        likewise: the weights that were best on the validation clips
+RUN/features/               likewise: what was decoded of the training clips
 """
 
 from __future__ import annotations
@@ -98,7 +101,8 @@ class Run:
 
     def collate(self, features: Sequence[np.ndarray]) -> Batch:
         """Make a batch as the model takes it, where it is, from features of `load_features`."""
-        batch = self.task.collate(features, self.dynamic, self.extractor)
+        window = self.dynamic.backbone.window(self.dynamic.base)
+        batch = self.task.collate(features, self.extractor, window)
         return {name: value.to(self.dynamic.device) for name, value in batch.items()}
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..budget import Budget, threshold_for
 from ..data.features import FeatureSet
-from ..evaluation.predict import predict_logits
 from ..model.macs import Macs, count_macs
 from ..policies.confidence import stops
 from ..policies.masks import every_mask, first_masks, random_masks
 from ..runs.calibrate import depth_table
 from ..runs.mask_outputs import MaskOutputs, depths, mask_outputs, pooled, study_batches
+from ..runs.predict import predict_logits
 from ..runs.run import Run
 from ..runs.search import best_static, ranked_masks
 from ..tasks.base import Targets

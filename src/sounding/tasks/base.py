@@ -112,9 +112,12 @@ class Task(Imitation, Setup):
         return 0
 
     def collate(
-        self, features: Sequence[NDArray[np.float32]], dynamic: DynamicModel, extractor: Any
+        self, features: Sequence[NDArray[np.float32]], extractor: Any, window: int | None
     ) -> Batch:
         """Return a batch as the model takes it, from the features of clips.
+
+        Args:
+            window: the most frames that the model takes, where it has such a limit.
 
         Shape: features of [frames, bins] or [samples] each.
         """

@@ -99,12 +99,12 @@ class Decoder(WrittenImitation, Texts):
         return next((value for value in known if value), math.inf)
 
     def collate(
-        self, features: Sequence[NDArray[np.float32]], dynamic: DynamicModel, extractor: Any
+        self, features: Sequence[NDArray[np.float32]], extractor: Any, window: int | None
     ) -> Batch:
         """Return a batch as the model takes it; Whisper's decoder knows no padding mask."""
-        if dynamic.backbone.window(dynamic.base):
+        if window:
             features = _with_silence(features)
-        return super().collate(features, dynamic, extractor)
+        return super().collate(features, extractor, window)
 
     def inputs(self, batch: Batch, targets: Targets | None) -> Batch:
         """Return a batch with the tokens before each one; without targets the start only."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -21,6 +21,8 @@ from ..files import (
 )
 from ..runs.precision import precision_on
 from ..runs.run import Run
+from ..runs.validation import Validation
+from .average import Average
 from .decay import matrices
 
 
@@ -37,6 +39,54 @@ class TrainState:
         device = run.dynamic.device
         scaled = precision_on(device, run.config.precision) == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.validations: list[Validation] = []
+        self.enough = False  # whether the validation clips say so
+        self.average = Average(dict(self._trained()), run.config.ema)
+        self.patience = run.config.patience
+
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left, or none is wanted."""
+        return self.enough or self.step >= self.total
+
+    @property
+    def best(self) -> Validation | None:
+        """The best measurement of the validation clips, the first of equals; None before one."""
+        return min(self.validations, key=lambda one: one.rank, default=None)
+
+    @property
+    def waited(self) -> int:
+        """How many measurements there were since the best one."""
+        best = self.best
+        return 0 if best is None else len(self.validations) - 1 - self.validations.index(best)
+
+    def settle(self, best: Path) -> None:
+        """Put the weights that are to be kept in their place, after the last step.
+
+        Args:
+            best: the file of `save_weights`, where validation clips were measured.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        if not self.validations:
+            self.average.exchange()
+            return
+        changing = self._changing()
+        try:
+            kept = load_file(best)
+            for name, value in changing.items():
+                value.copy_(kept[name])
+        except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+            raise UsageError(
+                f"{best} is damaged ({error}): remove the run, and start anew"
+            ) from None
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights of now, all or nothing."""
+        tensors = {name: value.cpu().contiguous() for name, value in self._changing().items()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, all or nothing."""
@@ -48,6 +98,9 @@ class TrainState:
             }
         scale = self.scaler.state_dict()
         tensors |= {f"scaler.{k}": torch.tensor(float(v)) for k, v in scale.items()}
+        tensors |= {f"average.{k}": v.cpu().contiguous() for k, v in self.average.values.items()}
+        if self.validations:
+            tensors["validations"] = torch.tensor(self.validations, dtype=torch.float64)
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"step": str(self.step), SEAL: UNSET})
@@ -81,6 +134,8 @@ class TrainState:
     def _restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Take the tensors of a checkpoint, if all of them fit, whatever their order."""
         losses, changing = tensors.pop("losses"), self._changing()
+        measured = tensors.pop("validations", torch.zeros(0, 3)).tolist()
+        means = {k: tensors.pop(k) for k in list(tensors) if k.startswith("average.")}
         scale = {k: tensors.pop(k) for k in list(tensors) if k.startswith("scaler.")}
         if not 0 <= step <= self.total or losses.shape != (step,):
             raise UsageError(f"step {step} of {self.total} with losses {list(losses.shape)}")
@@ -99,6 +154,10 @@ class TrainState:
                 raise UsageError(f"{name} is {list(saved.shape)}, expected {list(own.shape)}")
         for name, value in changing.items():
             value.copy_(tensors[f"model.{name}"])
+        for name, value in self.average.values.items():
+            value.copy_(means[f"average.{name}"])
+        self.validations = [Validation(int(at), error, loss) for at, error, loss in measured]
+        self.enough = bool(self.patience) and self.waited >= self.patience
         self.losses, self.step = losses.tolist(), step
         if scale and self.scaler.is_enabled():  # else it went on another device
             kinds = self.scaler.state_dict()
@@ -111,7 +170,7 @@ class TrainState:
         """Return the parameters in the order in which the optimizer numbers them."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _trained(self) -> list[tuple[str, Tensor]]:
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.modules.named_parameters() if p.requires_grad]
 
     @torch.no_grad()

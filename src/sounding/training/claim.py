@@ -22,7 +22,10 @@ from ..runs.config import TrainConfig
 from ..runs.run import CONFIG
 from .distributed import Processes
 
-FREE = ("device",)  # what may be another when a training goes on
+FREE = ("device", "workers", "cache_gb")  # what may be another when a training goes on
+CHECKPOINT = "checkpoint.safetensors"  # what to go on from
+BEST = "best.safetensors"  # the weights that were best on the validation clips
+FEATURES = "features"  # what was decoded of the clips
 
 
 @contextmanager
@@ -50,7 +53,7 @@ def _refuse_others(out: Path) -> None:
     ours = {
         name
         for name in names
-        if name in (LOCK, OUTPUTS) or (name[0] == "." and name[-4:] == ".tmp")
+        if name in (LOCK, OUTPUTS, FEATURES) or (name[0] == "." and name[-4:] == ".tmp")
     }
     if CONFIG not in names and names - ours:
         raise UsageError(f"{out} holds other files: choose another directory for the run")
@@ -61,9 +64,9 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
     mark = f"# data {folder.digest}\n"
     path = out / CONFIG
     remove_dead(out)
-    for name in (CONFIG, "run.json", "log.csv", "checkpoint.safetensors", "model", "tokenizer"):
+    for name in (CONFIG, "run.json", "log.csv", CHECKPOINT, BEST, "model", "tokenizer"):
         remove_leftovers(out / name)
-    begun = (out / "checkpoint.safetensors").exists() or (out / "model").is_dir()
+    begun = (out / CHECKPOINT).exists() or (out / "model").is_dir()
     if not path.exists():
         write_text(path, config.to_yaml() + mark)
         return
@@ -76,10 +79,18 @@ def _claim(out: Path, config: TrainConfig, folder: AudioFolder) -> None:
     if not changed and mark not in path.read_text(encoding="utf-8"):
         changed = ["the data"]
     if changed and not begun:  # it was refused or stopped before there was anything to keep
-        shutil.rmtree(out / "tokenizer", ignore_errors=True)
+        for name in ("tokenizer", FEATURES):
+            shutil.rmtree(out / name, ignore_errors=True)
         write_text(path, config.to_yaml() + mark)
     elif changed:
         raise UsageError(
             f"{out} holds a run with other settings ({', '.join(changed)}): choose another "
             "directory, or remove it"
         )
+
+
+def release(out: Path) -> None:
+    """Remove what a run has only while its training goes on."""
+    for name in (CHECKPOINT, BEST):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / FEATURES, ignore_errors=True)

@@ -7,7 +7,7 @@ ends a training in the middle. Such clips are left out of a training, but never 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 
 import torch
@@ -87,10 +87,12 @@ def frames_of(run: Run, length: int) -> int:
     return length if found is None else int(found)
 
 
-def takes(run: Run, length: int) -> bool:
-    """Return whether the model takes features of that length."""
-    window = run.dynamic.backbone.window(run.dynamic.base)
-    return frames_of(run, length) > 0 and (window is None or length <= window)
+def least_length(run: Run) -> int:
+    """Return the least length of features of which the model makes a frame."""
+    most = 1
+    while frames_of(run, most) < 1:
+        most *= 2
+    return bisect_left(range(most), True, lo=1, key=lambda length: frames_of(run, length) > 0)
 
 
 def uncut(config: TrainConfig, folder: AudioFolder, split: str) -> list[Clip]:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
-from torch import Tensor, nn
+from typing import TypeVar
 
 from ..data.features import FeatureSet
 from ..data.folder import AudioFolder, Clip
@@ -21,20 +14,21 @@ from ..files import (
     write_sealed_json,
     write_text,
 )
-from ..methods.base import Method, Step
-from ..progress import Interrupted, progress, stop_signals
+from ..methods.base import Method
 from ..registry import METHODS
 from ..runs.config import TrainConfig
 from ..runs.device import find_device
-from ..runs.precision import autocast, precision_on
+from ..runs.precision import precision_on
 from ..runs.randomness import seeded
 from ..runs.run import CONFIG, Run, load_run, provenance
-from ..tasks.base import Target, Targets
+from ..tasks.base import Target
 from .checkpoint import TrainState
-from .claim import claimed
+from .claim import BEST, FEATURES, claimed, release
 from .distributed import Processes, processes
 from .fitting import Frames, check_words, fitting, uncut
-from .loader import Order, Source, lengths_of
+from .loader import Order
+from .source import Source
+from .steps import Steps
 
 T = TypeVar("T")
 
@@ -78,14 +72,20 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     if method.needs_teacher:
         run.teacher = _teacher(config, run)
         run.teacher.dynamic.to(device)
-    clips, given, source = _training(run, folder)
+    clips, given, source = _training(run, folder, out)
     held_out = _held_out(run, folder) if group.first else None
+    if config.validate_epochs and group.first and not held_out:
+        raise UsageError(
+            "validate_epochs measures validation clips with labels or texts, and there are none: "
+            "leave it out" + ("" if method.labelled else f", as for any method {method.name!r}")
+        )
     targets = _in_turn(group, lambda: method.prepare(run, clips, given, out))
-    order = Order(lengths_of(config, source, clips), config)
+    order = Order(source.seconds, config)
     state = TrainState(run, order.total)
     run.info |= {"device": device.type, "precision": precision_on(device, config.precision)}
-    _fit(run, state, source, order, targets, out, group)
+    Steps(run, state, order, targets, held_out, out, group).take(source)
     if group.first:
+        state.settle(out / BEST)
         if held_out is not None:
             run.method.finish(run, *held_out)
         run.dynamic.cpu()
@@ -104,15 +104,15 @@ def _in_turn(group: Processes, make: Callable[[], T]) -> T:
     return make()
 
 
-def _training(run: Run, folder: AudioFolder) -> tuple[list[Clip], list[Target], Source]:
+def _training(run: Run, folder: AudioFolder, out: Path) -> tuple[list[Clip], list[Target], Source]:
     """Return the training clips that fit the model, their targets and their audio."""
     clips = uncut(run.config, folder, "train")
-    source = Source(run, clips)
+    source = Source(run, clips, out / FEATURES)
     if not run.method.labelled:
-        source.frames().check(folder, clips)
+        source.frames(run).check(folder, clips)
         return clips, [Target((), "", clip.speaker) for clip in clips], source
     targets = run.task.targets(folder, clips)
-    kept = fitting(run, folder, clips, targets, source.frames())
+    kept = fitting(run, folder, clips, targets, source.frames(run))
     source.keep(kept)
     return [clips[index] for index in kept], [targets[index] for index in kept], source
 
@@ -143,122 +143,15 @@ def _teacher(config: TrainConfig, run: Run) -> Run:
     return teacher
 
 
-def _fit(
-    run: Run,
-    state: TrainState,
-    source: Source,
-    order: Order,
-    targets: Targets,
-    out: Path,
-    group: Processes,
-) -> None:
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        state.load(checkpoint)
-    group.wait()  # before anyone writes a new one
-    _train_mode(state.modules)
-    run.dynamic.policy.gather = group.gather
-    saved = time.monotonic()
-    with (
-        _masking(run),
-        stop_signals() as stopped,
-        progress(f"train {run.config.method}", state.total) as show,
-    ):
-        while state.step < state.total:
-            rows, weight = group.share(order[state.step])
-            with seeded(run.config.seed, state.step, group.rank, device=run.dynamic.device):
-                batch = source.batch(rows, state.step)
-                state.losses.append(
-                    _one_step(run, state, batch, [targets[r] for r in rows], weight, group, rows)
-                )
-            state.step += 1
-            show(state.step, f"loss {np.mean(state.losses[-20:]):.3f}")
-            due = time.monotonic() - saved > run.config.checkpoint_seconds
-            stop = group.total(float(stopped())) > 0
-            if group.first and (due or stop) and state.step < state.total:
-                state.save(checkpoint)
-                saved = time.monotonic()
-            if stop and state.step < state.total:
-                raise Interrupted(
-                    f"stopped at step {state.step} of {state.total}; the same command goes on"
-                )
-    state.modules.eval()
-
-
-def _train_mode(modules: nn.Module) -> None:
-    """Put the modules in training mode, but for batch norms, which stay at running statistics.
-
-    Parakeet has such norms. Statistics of a batch would depend on its padding, and on how many
-    processes share it.
-    """
-    modules.train()
-    for module in modules.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-@contextmanager
-def _masking(run: Run) -> Iterator[None]:
-    """Turn the masking of `transformers` off unless asked for; the configuration is put back."""
-    configs: list[Any] = [getattr(m, "config", None) for m in run.dynamic.model.modules()]
-    masking = {id(c): c for c in configs if getattr(c, "apply_spec_augment", False)}
-    off = [] if run.config.backbone_masking else list(masking.values())
-    for config in off:
-        config.apply_spec_augment = False
-    try:
-        yield
-    finally:
-        for config in off:
-            config.apply_spec_augment = True
-
-
-def _one_step(
-    run: Run,
-    state: TrainState,
-    batch: dict[str, Tensor],
-    targets: Targets,
-    weight: float,
-    group: Processes,
-    rows: list[int],
-) -> float:
-    """Take a step with this process's part of a batch, and return the loss of the whole."""
-    config = run.config
-    rng = np.random.default_rng([config.seed, state.step])
-    whole = partial(group.mean, weight=weight)
-    step = Step(state.step, state.total, rng, whole=whole, rows=rows)
-    with autocast(config.precision, run.dynamic.device):
-        loss = run.method.loss(run, run.task.inputs(batch, targets), targets, step)
-        loss = weight * loss
-    value = group.total(float(loss.detach()))
-    if not math.isfinite(value):
-        raise UsageError(f"the loss is {value} at step {state.step}: lower lr_encoder or lr_head")
-    state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
-    group.add_gradients(state.modules.parameters())
-    state.scaler.unscale_(state.optimizer)
-    nn.utils.clip_grad_norm_(state.modules.parameters(), config.clip_norm)
-    rate = _rate(state.step, state.total, config.lr_warmup)
-    for parameters in state.optimizer.param_groups:
-        parameters["lr"] = rate * parameters["peak_lr"]
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    return value
-
-
 def _finish(run: Run, state: TrainState, out: Path) -> None:
     """Write the results; the model comes last, since its presence says that the run is finished."""
     lines = [f"{step},{loss!r}" for step, loss in enumerate(state.losses)]
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
-    run.info |= {"steps": state.total}
+    if state.validations:
+        measured = [f"{step},{error!r},{loss!r}" for step, error, loss in state.validations]
+        write_text(out / "validation.csv", "\n".join(["step,error,loss", *measured]) + "\n")
+    run.info |= {"steps": state.step if state.best is None else state.best.step}
     write_sealed_json(out / "run.json", {**run.info, "sha256": {CONFIG: sha256(out / CONFIG)}})
     companions = [part for part in (run.extractor, run.tokenizer) if part is not None]
     run.dynamic.save_pretrained(out / "model", companions=companions)
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
-
-
-def _rate(step: int, total: int, warmup: float) -> float:
-    """Return the factor of the peak learning rate: linear warm-up, then decay to zero."""
-    rising = max(1, round(total * warmup))
-    if step < rising:
-        return (step + 1) / rising
-    return max(0.0, (total - step) / max(1, total - rising))
+    release(out)

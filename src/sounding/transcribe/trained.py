@@ -14,7 +14,7 @@ from ..data.audio import Seconds
 from ..data.features import LIMIT_SECONDS, extract
 from ..data.text import printable
 from ..errors import UsageError
-from ..evaluation.predict import exact_or_mean, predict
+from ..runs.predict import exact_or_mean, predict
 from ..runs.run import Run
 from .recognizer import Recognition, weights_digest
 from .threads import token_by_token

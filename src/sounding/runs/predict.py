@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..budget import Budget
 from ..policies.masks import random_masks
-from ..runs.run import Batch, Run
 from ..tasks.base import Prediction
+from .run import Batch, Run
 
 
 @torch.inference_mode()
@@ -28,7 +28,7 @@ def predict_logits(
 
     Shape: random [batch, layers] bool -> [batch, labels] float, [batch, layers] bool.
     """
-    out = run.dynamic(**batch, **_choice(run, k, random))
+    out = run.dynamic(**batch, **choice_of(run, k, random))
     return out.logits, out.executed_layers
 
 
@@ -37,11 +37,11 @@ def predict(run: Run, batch: Batch, k: int | Budget, random: Tensor | None = Non
 
     See `Task.predict`.
     """
-    return run.task.predict(run.dynamic, batch, _choice(run, k, random))
+    return run.task.predict(run.dynamic, batch, choice_of(run, k, random))
 
 
-def _choice(run: Run, k: int | Budget, random: Tensor | None) -> dict[str, Any]:
-    """Return the budget, or the mask, for a call of the model."""
+def choice_of(run: Run, k: int | Budget, random: Tensor | None = None) -> dict[str, Any]:
+    """Return the budget, or the mask, for a call of the model; see `predict_logits`."""
     layers = run.dynamic.num_layers
     if isinstance(k, Budget) or not run.method.draws_masks or k == layers:
         return {"budget": k}

@@ -1,0 +1,56 @@
+"""How good a model is on validation clips in the middle of its training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..data.features import FeatureSet
+from ..policies.masks import random_masks
+from ..tasks.base import Targets
+from .mask_outputs import study_batches
+from .predict import choice_of
+from .run import Run
+
+
+class Validation(NamedTuple):
+    """One measurement: the mean over the depths that a method is measured at.
+
+    Attributes:
+        step: steps that were taken before.
+        error: errors as a share of what could be wrong, as `Task.errors` and `Task.weight` say. A
+            decoder is given the right tokens before each.
+        loss: of the task, the mean over the clips.
+    """
+
+    step: int
+    error: float
+    loss: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What is lower for a better one: the errors, and of as many the loss."""
+        return self.error, self.loss
+
+
+def validate(run: Run, features: FeatureSet, targets: Targets, *, step: int) -> Validation:
+    """Measure a run on validation clips; it is in evaluation mode afterwards.
+
+    Methods that draw masks get the same random ones each time.
+    """
+    layers = run.dynamic.num_layers
+    depths = run.method.validated(layers)
+    drawn = {k: random_masks(np.random.default_rng(k), len(targets), layers, k) for k in depths}
+    errors, losses = torch.zeros(2, len(depths), len(targets))
+    for rows, batch in study_batches(run, features):
+        some = [targets[row] for row in rows]
+        inputs = run.task.inputs(batch, some)
+        for place, k in enumerate(depths):
+            logits = run.dynamic(**inputs, **choice_of(run, k, drawn[k][rows])).logits
+            valid = run.frame_mask(batch, logits)
+            losses[place, rows] = run.task.losses(logits[None], valid, some)[0].float().cpu()
+            errors[place, rows] = run.task.errors(logits[None], valid, some)[0].cpu()
+    weight = sum(run.task.weight(target) for target in targets)
+    return Validation(step, float(errors.mean(0).sum()) / max(1, weight), float(losses.mean()))

@@ -1,0 +1,206 @@
+"""The steps of a training: each taken, shown, validated and saved."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..data.audio import AudioError
+from ..data.features import FeatureSet
+from ..errors import UsageError
+from ..methods.base import Step
+from ..progress import Advance, Interrupted, progress, stop_signals
+from ..runs.precision import autocast
+from ..runs.randomness import seeded
+from ..runs.run import Run
+from ..runs.validation import validate
+from ..tasks.base import Batch, Targets
+from .checkpoint import TrainState
+from .claim import BEST, CHECKPOINT
+from .distributed import Processes
+from .loader import Order, Part, parts
+from .source import Source
+
+
+class Steps:
+    """The steps of one training, from the one that its checkpoint names to the last.
+
+    Args:
+        held_out: the validation clips and their targets, in the first process.
+        out: the directory of the run.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        state: TrainState,
+        order: Order,
+        targets: Targets,
+        held_out: tuple[FeatureSet, Targets] | None,
+        out: Path,
+        group: Processes,
+    ) -> None:
+        self.run, self.state, self.order, self.targets = run, state, order, targets
+        self.held_out, self.out, self.group = held_out, out, group
+
+    def take(self, source: Source) -> None:
+        """Take the steps that are left, until the validation clips say that it is enough.
+
+        Raises:
+            AudioError: a clip can no longer be read; there is a checkpoint to go on from.
+            Interrupted: a signal asked to stop; likewise.
+        """
+        run, state, group = self.run, self.state, self.group
+        if (self.out / CHECKPOINT).exists():
+            state.load(self.out / CHECKPOINT)
+        group.wait()  # before anyone writes a new one
+        _train_mode(state.modules)
+        run.dynamic.policy.gather = group.gather
+        made = parts(source, self.order, group.share, state.step, run.dynamic.device)
+        with (
+            closing(made),
+            _masking(run),
+            stop_signals() as stopped,
+            progress(f"train {run.config.method}", state.total) as show,
+        ):
+            self.began = self.saved = time.monotonic()
+            self.heard = 0.0
+            try:
+                while not state.ended:
+                    self._take(next(made))
+                    self._tell(show)
+                    self._validate()
+                    self._keep(group.total(float(stopped())) > 0)
+            except AudioError:
+                self._save()
+                raise
+        state.modules.eval()
+
+    def _take(self, part: Part) -> None:
+        state, device = self.state, self.run.dynamic.device
+        with seeded(self.run.config.seed, state.step, self.group.rank, device=device):
+            targets = [self.targets[row] for row in part.rows]
+            state.losses.append(
+                one_step(self.run, state, part.batch, targets, part.weight, self.group, part.rows)
+            )
+        self.heard += sum(self.order.seconds[row] for row in self.order[state.step])
+        state.step += 1
+        state.average.update(state.step)
+
+    def _tell(self, show: Advance) -> None:
+        """Show how far it is, the loss, and how much audio goes through."""
+        speed = self.heard / (time.monotonic() - self.began)
+        said = f"loss {np.mean(self.state.losses[-20:]):.3f}, {speed:.0f} s of audio/s"
+        if self.state.validations:
+            said += f", validation {self.state.validations[-1].error:.1%}"
+        show(self.state.step, said)
+
+    def _validate(self) -> None:
+        """Measure the validation clips where it is time, and keep the best weights."""
+        state, config = self.state, self.run.config
+        if state.step not in self.order.validated(config.validate_epochs):
+            return
+        if self.group.first:
+            assert self.held_out is not None
+            with state.average.in_place():
+                state.validations.append(validate(self.run, *self.held_out, step=state.step))
+                if state.best is state.validations[-1]:
+                    state.save_weights(self.out / BEST)
+            _train_mode(state.modules)
+            self._save()
+        waited = self.group.total(float(state.waited))
+        state.enough = bool(config.patience) and waited >= config.patience
+
+    def _keep(self, asked: bool) -> None:
+        """Write a checkpoint where it is time, and stop where that was asked for."""
+        state = self.state
+        if state.ended:
+            return
+        due = time.monotonic() - self.saved > self.run.config.checkpoint_seconds
+        if due or asked:
+            self._save()
+        if asked:
+            raise Interrupted(
+                f"stopped at step {state.step} of {state.total}; the same command goes on"
+            )
+
+    def _save(self) -> None:
+        if self.group.first:
+            self.state.save(self.out / CHECKPOINT)
+            self.saved = time.monotonic()
+
+
+def _train_mode(modules: nn.Module) -> None:
+    """Put the modules in training mode, but for batch norms, which stay at running statistics.
+
+    Parakeet has such norms. Statistics of a batch would depend on its padding, and on how many
+    processes share it.
+    """
+    modules.train()
+    for module in modules.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+@contextmanager
+def _masking(run: Run) -> Iterator[None]:
+    """Turn the masking of `transformers` off unless asked for; the configuration is put back."""
+    configs: list[Any] = [getattr(m, "config", None) for m in run.dynamic.model.modules()]
+    masking = {id(c): c for c in configs if getattr(c, "apply_spec_augment", False)}
+    off = [] if run.config.backbone_masking else list(masking.values())
+    for config in off:
+        config.apply_spec_augment = False
+    try:
+        yield
+    finally:
+        for config in off:
+            config.apply_spec_augment = True
+
+
+def one_step(
+    run: Run,
+    state: TrainState,
+    batch: Batch,
+    targets: Targets,
+    weight: float,
+    group: Processes,
+    rows: list[int],
+) -> float:
+    """Take a step with this process's part of a batch, and return the loss of the whole."""
+    config = run.config
+    rng = np.random.default_rng([config.seed, state.step])
+    whole = partial(group.mean, weight=weight)
+    step = Step(state.step, state.total, rng, whole=whole, rows=rows)
+    with autocast(config.precision, run.dynamic.device):
+        loss = run.method.loss(run, run.task.inputs(batch, targets), targets, step)
+        loss = weight * loss
+    value = group.total(float(loss.detach()))
+    if not math.isfinite(value):
+        raise UsageError(f"the loss is {value} at step {state.step}: lower lr_encoder or lr_head")
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss).backward()
+    group.add_gradients(state.modules.parameters())
+    state.scaler.unscale_(state.optimizer)
+    nn.utils.clip_grad_norm_(state.modules.parameters(), config.clip_norm)
+    rate = _rate(state.step, state.total, config.lr_warmup)
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = rate * parameters["peak_lr"]
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return value
+
+
+def _rate(step: int, total: int, warmup: float) -> float:
+    """Return the factor of the peak learning rate: linear warm-up, then decay to zero."""
+    rising = max(1, round(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return max(0.0, (total - step) / max(1, total - rising))
