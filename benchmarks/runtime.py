@@ -53,11 +53,11 @@ from sounding.cli.export import CALIBRATION
 from sounding.data.audio import read_audio
 from sounding.data.features import extract
 from sounding.data.folder import load_folder, subset
-from sounding.runs.predict import predict_logits
 from sounding.export import export, export_parts
 from sounding.export.validate import sound
 from sounding.files import sha256, write_json
 from sounding.progress import progress
+from sounding.runs.predict import predict_logits
 from sounding.runs.run import Run, load_run, provenance
 
 FORMS = {

@@ -106,7 +106,7 @@ class TrainConfig:
         workers: processes that read clips and make their features ahead of time; 0 does it between
             the steps. The batches are the same with any number of them.
         cache_gb: how much of what is decoded is kept in RUN/features until the training has ended,
-            so that later epochs need not decode it again; 0 keeps nothing.
+            so that its steps need not decode it again; 0 keeps nothing.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
         validate_epochs: epochs between measurements of the validation clips, at a quarter, half,
             three quarters and all of the layers where the method trains these depths; the model

@@ -1,15 +1,14 @@
-"""The clips of a training, read anew for each batch, so that memory does not grow with the corpus.
+"""The clips of a training, in files and not in memory, which does not grow with the corpus.
 
-What has to be decoded is kept in files of the run, as far as there is room, for the next epochs.
+All are decoded once before the first step. As far as there is room what comes of it is kept in
+files of the run; other clips are decoded anew for each batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,7 +21,6 @@ from ..data.folder import Clip
 from ..data.noise import add_noise
 from ..errors import SoundingError
 from ..progress import progress, say
-from ..runs.config import TrainConfig
 from ..runs.run import Run
 from ..tasks.base import Batch
 from .fitting import Frames, least_length
@@ -30,7 +28,7 @@ from .workers import in_order
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
 GB = 10**9
-VALUES = "values"  # of a file: its only tensor
+SAMPLES, VALUES = "samples", "values"  # of a file
 
 
 class Source:
@@ -41,9 +39,9 @@ class Source:
 
     Args:
         run: that is trained.
-        clips: all are read once, so that those that cannot be used are told of before the first
-            step and not after hours.
-        kept: a directory for what was decoded; None keeps nothing.
+        clips: all are read, so that those that cannot be used are told of before the first step
+            and not after hours.
+        kept: a directory for what is decoded; None keeps nothing.
 
     Attributes:
         samples: of each clip. Shape: [clips] int64.
@@ -57,9 +55,9 @@ class Source:
         self.rate: int = run.extractor.sampling_rate
         self.window = run.dynamic.backbone.window(run.dynamic.base)
         self.least = least_length(run) if run.config.speed_change else 1
-        self.numbers = np.arange(len(clips))  # of the files in `kept`
-        self.clips, self.kept = list(clips), kept
-        self.samples = _samples(self.clips, self.rate, run.config)
+        self.numbers = np.arange(len(clips))  # of their files
+        self.clips, self.kept, self.workers = list(clips), kept, run.config.workers
+        self.samples = self._read_all()
 
     @property
     def seconds(self) -> list[float]:
@@ -114,75 +112,79 @@ class Source:
 
     def _as_they_are(self, row: int) -> np.ndarray:
         """Return the features of a clip, without noise or another speed."""
-        if self._keeps_audio:
-            return extract(self._decoded(row), self.extractor)
-        return self._remembered(row, lambda: extract(self._read(row), self.extractor))
+        found = self._decoded(row)
+        return extract(found, self.extractor) if self._keeps_audio else found
 
     def _decoded(self, row: int) -> np.ndarray:
-        """Return the audio of a clip. Shape: -> [samples]."""
-        return self._remembered(row, lambda: self._read(row))
-
-    def _read(self, row: int) -> np.ndarray:
-        return load_audio(self.clips[row], self.rate, self.config.max_seconds)
+        """Return what is kept of a clip: its features, or its audio where that is changed."""
+        found = self._stored(int(self.numbers[row]))
+        return self._made(self.clips[row])[1] if found is None else found[1]
 
     @property
     def _keeps_audio(self) -> bool:
         """Whether audio is kept and not features, which then differ from epoch to epoch."""
         return bool(self.config.noise_share or self.config.speed_change)
 
-    def _remembered(self, row: int, make: Any) -> np.ndarray:
-        """Return what is in the file of a clip, or make and write it where it is to be kept."""
-        if self.kept is None or row >= self._room:
-            made: np.ndarray = make()
-            return made
-        path = self.kept / f"{int(self.numbers[row])}.safetensors"
-        with suppress(OSError, SafetensorError, KeyError):  # none, or one that was cut off
-            found: np.ndarray = load_file(path)[VALUES]
-            return found
-        made = make()
-        try:
-            path.parent.mkdir(exist_ok=True)
-            save_file({VALUES: np.ascontiguousarray(made)}, path)
-        except (OSError, SafetensorError) as error:
-            say(f"what is decoded is not kept for the next epochs: {error}")
-            self.kept = None
-        return made
+    def _made(self, clip: Clip) -> tuple[int, np.ndarray]:
+        """Decode a clip, and return its samples and what is kept of it."""
+        audio = load_audio(clip, self.rate, self.config.max_seconds)
+        return len(audio), audio if self._keeps_audio else extract(audio, self.extractor)
 
-    @cached_property
-    def _room(self) -> int:
-        """How many of the clips, from the first one on, `cache_gb` has room for."""
-        if not len(self.samples) or self.config.epochs <= 1:
-            return 0  # nothing is read twice
-        first = self._read(0)
-        kept = first if self._keeps_audio else extract(first, self.extractor)
-        sizes = np.cumsum(self.samples) * (kept.nbytes / len(first))
-        return int(np.searchsorted(sizes, self.config.cache_gb * GB, side="right"))
+    def _path(self, number: int) -> Path:
+        assert self.kept is not None
+        return self.kept / f"{number}.safetensors"
+
+    def _stored(self, number: int) -> tuple[int, np.ndarray] | None:
+        """Return what the file of a clip holds; None without one, or where it was cut off."""
+        if self.kept is None:
+            return None
+        with suppress(OSError, SafetensorError, KeyError):
+            found = load_file(self._path(number))
+            return int(found[SAMPLES]), found[VALUES]
+        return None
+
+    def _read_all(self) -> np.ndarray:
+        """Read each clip, and return how many samples it has. Shape: -> [clips] int64.
+
+        What is kept depends on how many processes read; what comes of it does not.
+        """
+        samples, bad = np.zeros(len(self.clips), np.int64), []
+        with progress("read clips", len(self.clips)) as show:
+            clips = range(len(self.clips))
+            for index, (count, wrong) in enumerate(in_order(_Reading(self), clips, self.workers)):
+                samples[index] = count
+                bad += [wrong] if wrong else []
+                show(index + 1, "")
+        refuse(bad, len(self.clips))
+        return samples
 
 
-class _Lengths(Dataset[tuple[int, str]]):
-    """How many samples each clip has, or what is wrong with it."""
+class _Reading(Dataset[tuple[int, str]]):
+    """How many samples each clip has, or what is wrong with it; what there is room for is kept."""
 
-    def __init__(self, clips: Sequence[Clip], rate: int, config: TrainConfig) -> None:
-        self.clips, self.rate, self.config = clips, rate, config
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.room = source.config.cache_gb * GB / max(1, source.workers)  # of each process
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.source.clips)
 
     def __getitem__(self, index: int) -> tuple[int, str]:
+        source = self.source
+        stored = source._stored(index)
         try:
-            return len(load_audio(self.clips[index], self.rate, self.config.max_seconds)), ""
+            samples, values = stored or source._made(source.clips[index])
         except SoundingError as error:
             return 0, str(error)
+        self.room -= values.nbytes
+        if self.room >= 0 and source.kept is not None and stored is None:
+            self._keep(source._path(index), samples, values)
+        return samples, ""
 
-
-def _samples(clips: Sequence[Clip], rate: int, config: TrainConfig) -> np.ndarray:
-    """Read each clip once, and return how many samples it has. Shape: -> [clips] int64."""
-    samples, bad = np.zeros(len(clips), np.int64), []
-    with progress("read clips", len(clips)) as show:
-        lengths = in_order(_Lengths(clips, rate, config), range(len(clips)), config.workers)
-        for index, (count, wrong) in enumerate(lengths):
-            samples[index] = count
-            bad += [wrong] if wrong else []
-            show(index + 1, "")
-    refuse(bad, len(clips))
-    return samples
+    def _keep(self, path: Path, samples: int, values: np.ndarray) -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            save_file({SAMPLES: np.array(samples), VALUES: np.ascontiguousarray(values)}, path)
+        except (OSError, SafetensorError) as error:
+            say(f"no more is kept of what is decoded: {error}")
+            self.room = 0
