@@ -25,7 +25,7 @@ from sounding.data.unlabelled import unlabelled
 from sounding.errors import SoundingError, UsageError
 from sounding.files import write_json
 from sounding.methods import OUTPUTS
-from sounding.methods.distill import decoder_distance
+from sounding.methods.distill import decoder_distance, taught
 from sounding.methods.teaching import TeacherOutputs, teacher_outputs
 from sounding.progress import progress
 from sounding.runs.precision import autocast
@@ -71,7 +71,8 @@ class Trial:
         audio = {self.run.dynamic.main_input_name: torch.zeros(len(rows), 1)}  # nobody hears it
         with autocast(self.run.config.precision, self.run.dynamic.device):
             batch = self.run.task.inputs(audio, targets)
-            return decoder_distance(self.run, batch, lessons, targets, kept)
+            heard = taught(self.run, lessons)
+            return decoder_distance(self.run, batch, heard, lessons, targets, kept)
 
     @torch.no_grad()
     def validation(self, kept: Tensor) -> float:

@@ -90,6 +90,8 @@ def main() -> None:
         parts.append(rivals(json.loads(result("rivals").read_text(encoding="utf-8"))))
     if result("timing").exists():
         parts.append(timing(json.loads(result("timing").read_text(encoding="utf-8"))))
+    if result("training").exists():
+        parts.append(training(json.loads(result("training").read_text(encoding="utf-8"))))
     if result("skip_path").exists():
         parts.append(skip_path(json.loads(result("skip_path").read_text(encoding="utf-8"))))
     write_text(HERE / "README.md", "\n".join(parts))
@@ -287,6 +289,37 @@ def timing(read: dict[str, Any]) -> str:
 sides of a ratio are timed in turn; the ratio is the median over the rounds.
 
 {rows}
+"""
+
+
+def training(read: dict[str, Any]) -> str:
+    """What a training costs, part by part."""
+    lines = ["| what | ratio | 95 % interval | at most | |", "|---|---:|---:|---:|---|"]
+    commands = []
+    for part, found in read.items():
+        settings, machine = found["settings"], found["machine"]
+        data = "" if settings["data"] == "None" else f" --data DATA/{Path(settings['data']).name}"
+        task = "" if settings["task"] == "auto" else f" --task {settings['task']}"
+        commands.append(
+            f"`python benchmarks/training.py {part}{data}{task}` ({settings['backbone']}, batches "
+            f"of {settings['batch_size']}, {settings['rounds']} rounds, commit "
+            f"{str(found['commit'])[:12]}, {machine['cpu']}, {settings['threads']} threads)"
+        )
+        for row in found["rows"]:
+            interval = f"{row['low']:.3f} to {row['high']:.3f}" if "low" in row else "-"
+            size = f" ({row['mb']:.0f} MB)" if "mb" in row else ""
+            verdict = "yes" if row["ratio"] <= row["most"] else "**no**"
+            lines.append(
+                f"| {row['what']}{size} | {row['ratio']:.3f} | {interval} | {row['most']:.2f} | "
+                f"{verdict} |"
+            )
+    return f"""## What a training costs
+
+{"; ".join(commands)}. A step against one of plain `transformers` with the same batch, parameters
+and precision; a step with its loading against the same one with the batch in hand; the peak of the
+memory against that of the smallest corpus. The median of paired ratios, taken in turn.
+
+{chr(10).join(lines)}
 """
 
 

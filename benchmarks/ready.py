@@ -2,12 +2,14 @@
 
   python benchmarks/ready.py runs/whisper-base --name whisper-base
   python benchmarks/ready.py runs/encoder --decoder runs/decoder --name whisper-base
+  python benchmarks/ready.py runs/encoder --decoder runs/decoder --run runs/joined
 
 Writes what was trained beside the pretrained model, without that model and in half precision, to
 src/sounding/weights/parts/NAME, and there what it was made with: made.json has the settings, the
 data, the losses, the commit and the machine of the run, behind those that it went on from. What is
 of the decoder may come from another run, since a decoder that is trained alone learns from what the
-teacher heard (`--set distilled=decoder`). They must not take more than 10 MB.
+teacher heard (`--set distilled=decoder`). They must not take more than 10 MB. With --run the two
+become one run, for `sounding distill` to go on from.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from typing import Any
 import numpy as np
 
 from sounding.errors import SoundingError, UsageError
-from sounding.files import write_json
+from sounding.files import sha256, write_json, write_sealed_json, write_text
 from sounding.model.dynamic import DynamicModel
 from sounding.model.saving import save_parts
-from sounding.runs.run import load_run, trained_with
+from sounding.runs.run import CONFIG, Run, load_run, trained_with
 from sounding.weights.ready import READY
 
 MOST = 10e6  # bytes
 AVERAGED = 50  # steps
+TRAININGS, DECODERS = "trainings", "decoder_trainings"  # in made.json, and in a joined run
 
 
 def main() -> int:
@@ -39,10 +42,15 @@ def main() -> int:
     )
     parser.add_argument("run", type=Path, help="of `sounding distill`")
     parser.add_argument("--decoder", type=Path, help="the run whose decoder is taken")
-    parser.add_argument("--name", required=True, help="of the pretrained model")
+    into = parser.add_mutually_exclusive_group(required=True)
+    into.add_argument("--name", help="of the pretrained model, for the package")
+    into.add_argument("--run", dest="joined", type=Path, metavar="RUN", help="a new directory")
     options = parser.parse_args()
     try:
-        ready(options.run, options.name, options.decoder)
+        if options.joined is not None:
+            join(options.run, options.decoder, options.joined)
+        else:
+            ready(options.run, options.name, options.decoder)
     except (SoundingError, OSError) as error:
         print(f"ready.py: {error}", file=sys.stderr)
         return 2
@@ -55,13 +63,11 @@ def ready(directory: Path, name: str, decoder: Path | None = None) -> None:
     Raises:
         UsageError: a run without updates, of another model, or with too many of them.
     """
-    dynamic = distilled(directory, name)
-    made = {"trainings": list(trainings(directory))}
-    if decoder is not None:
-        take_decoder(dynamic, distilled(decoder, name))
-        made["decoder_trainings"] = list(trainings(decoder))
+    run, made = taken(directory, decoder)
+    if run.config.backbone != name:
+        raise UsageError(f"{directory} is of {run.config.backbone}, and not of {name}")
     out = READY / name
-    save_parts(dynamic, out)
+    save_parts(run.dynamic, out)
     write_json(out / "made.json", made)
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB")
@@ -69,16 +75,52 @@ def ready(directory: Path, name: str, decoder: Path | None = None) -> None:
         raise UsageError(f"{out} has {size / 1e6:.1f} MB, above {MOST / 1e6:g}: lower the rank")
 
 
-def distilled(directory: Path, name: str) -> DynamicModel:
-    """Return the model of a distilled run.
+def join(directory: Path, decoder: Path | None, out: Path) -> None:
+    """Write a run with the encoder of one run and the decoder of another.
 
     Raises:
-        UsageError: a run without updates, or of another model.
+        UsageError: a run without updates, or `out` is there.
+    """
+    run, made = taken(directory, decoder)
+    if out.exists():
+        raise UsageError(f"{out} is there: give a new directory")
+    write_text(out / CONFIG, run.config.to_yaml())
+    write_sealed_json(
+        out / "run.json", {**run.info, **made, "sha256": {CONFIG: sha256(out / CONFIG)}}
+    )
+    companions = [part for part in (run.extractor, run.tokenizer) if part is not None]
+    run.dynamic.save_pretrained(out / "model", companions=companions)
+
+
+def taken(directory: Path, decoder: Path | None) -> tuple[Run, dict[str, Any]]:
+    """Return a run, with the decoder of another one if it is given, and what both were made with.
+
+    Raises:
+        UsageError: a run without updates, or two of different models.
+    """
+    run = distilled(directory)
+    made = {TRAININGS: list(trainings(directory))}
+    if DECODERS in run.info:  # it went on from two runs in one
+        made[DECODERS] = run.info[DECODERS]
+    if decoder is not None:
+        other = distilled(decoder)
+        if other.config.backbone != run.config.backbone:
+            raise UsageError(f"{directory} and {decoder} are of different models")
+        take_decoder(run.dynamic, other.dynamic)
+        made[DECODERS] = list(trainings(decoder))
+    return run, made
+
+
+def distilled(directory: Path) -> Run:
+    """Return a distilled run.
+
+    Raises:
+        UsageError: a run without updates.
     """
     run = load_run(directory)
-    if run.dynamic.updates is None or run.config.backbone != name:
-        raise UsageError(f"{directory} is no distilled run of {name}")
-    return run.dynamic
+    if run.dynamic.updates is None:
+        raise UsageError(f"{directory} is no distilled run")
+    return run
 
 
 def take_decoder(dynamic: DynamicModel, other: DynamicModel) -> None:
@@ -95,6 +137,9 @@ def take_decoder(dynamic: DynamicModel, other: DynamicModel) -> None:
 def trainings(directory: Path) -> Iterator[dict[str, Any]]:
     """Yield what a run was made with, those that it went on from before it."""
     run = load_run(directory)
+    if not (directory / "log.csv").exists():  # two runs in one
+        yield from run.info[TRAININGS]
+        return
     if run.config.teacher:
         yield from trainings(Path(run.config.teacher))
     with (directory / "log.csv").open() as file:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
 import corpora
+import numpy as np
 import pytest
 import tiny
 import transformers as t
@@ -189,6 +193,33 @@ def test_a_recipe_for_the_test_sweeps_a_run_of_another(name, backbones, tmp_path
     folder = recipe.open(tiny_corpus(recipe, tmp_path / "tested"))
     result = sweep([load_run(tmp_path / "run")], folder, rounds=0)
     assert {row.metric for row in result.rows} == {"wer"}
+
+
+@pytest.mark.parametrize("name", ["librispeech100-wavlm-base", "tedlium3-wavlm-base"])
+def test_a_recipe_of_speech_runs_in_two_processes_of_two_workers(name, backbones, tmp_path):
+    recipe = load_recipe(name)
+    corpus = tiny_corpus(recipe, tmp_path / "corpus")
+    data = ["--recipe", name, "--data", str(corpus)]
+    command = ["train", *data, "--backbone", backbone_of(recipe.settings, backbones)]
+    command += ["--epochs", "2", "--set", "precision=fp32", "--set", "batch_size=2"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    code = "import sys; from sounding.cli import main; sys.exit(main(sys.argv[1:]))"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    start += ["--no-python", sys.executable, "-c", code]
+    done = subprocess.run(
+        [*start, *command, "--set", "workers=2", "--out", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    logs = [
+        np.loadtxt(tmp_path / run / "log.csv", delimiter=",", skiprows=1) for run in ("one", "two")
+    ]
+    assert len(logs[0]) > 2
+    np.testing.assert_allclose(*logs, rtol=1e-3)
+    sweep = ["sweep", str(tmp_path / "two"), *data, "--rounds", "0"]
+    assert main([*sweep, "--json", str(tmp_path / "sweep.json")]) == 0
+    rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
+    assert {row["metric"] for row in rows} == {"wer"}
 
 
 # --- the commands ---------------------------------------------------------------------------

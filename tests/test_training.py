@@ -712,3 +712,63 @@ def test_a_backbone_whose_encoder_lacks_weights_is_refused(damage, whisper, tone
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 of \d+ weights of its encoder, such as .*fc1"):
         train(TrainConfig(backbone=str(path)), load_folder(tones), tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["full", "input"])
+def test_layers_that_run_again_in_the_backward_pass_give_the_same_weights(
+    config, tones, tmp_path, masking, method
+):
+    """Also where they draw random numbers, as wav2vec 2.0 in training does."""
+    config = replace(config, backbone=str(masking), method=method, epochs=0.5)
+    folder = load_folder(tones)
+    passes = {}
+    for again in (False, True):
+        seen = []
+        with torch.nn.modules.module.register_module_forward_hook(
+            lambda module, *_, seen=seen: seen.append(type(module).__name__)
+        ):
+            one = replace(config, gradient_checkpointing=again)
+            run = train(one, folder, tmp_path / str(again))
+        passes[again] = sum("EncoderLayer" in name for name in seen)
+    assert passes[True] > passes[False] > 0
+    assert weights(tmp_path / "True") == weights(tmp_path / "False")
+    assert not run.dynamic.base.is_gradient_checkpointing
+
+
+def test_compiled_layers_train_as_others_do_and_are_none_afterwards(
+    config, tones, tmp_path, monkeypatch
+):
+    compiled = []
+
+    def eager(layer):
+        compiled.append(layer)
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", eager)
+    config = replace(config, precision="fp32", epochs=0.5)
+    folder = load_folder(tones)
+    plain = train(config, folder, tmp_path / "plain").dynamic
+    assert compiled == []
+    run = train(replace(config, compile=True), folder, tmp_path / "compiled").dynamic
+    assert len(compiled) == 4
+    assert all(layer._compiled_call_impl is None for layer in compiled)
+    ours = dict(plain.named_parameters())
+    for name, value in run.named_parameters():
+        torch.testing.assert_close(value, ours[name], rtol=1e-3, atol=1e-5)
+
+
+def test_tf32_is_on_in_the_steps_alone(config, tones, tmp_path, monkeypatch):
+    seen = []
+    step = steps.one_step
+
+    def noting(*args):
+        seen.append(torch.get_float32_matmul_precision())
+        return step(*args)
+
+    monkeypatch.setattr(steps, "one_step", noting)
+    before = torch.get_float32_matmul_precision()
+    for tf32 in (False, True):
+        config = replace(config, tf32=tf32, epochs=1e-9)
+        train(config, load_folder(tones), tmp_path / str(tf32))
+    assert seen == [before, "high"]
+    assert torch.get_float32_matmul_precision() == before

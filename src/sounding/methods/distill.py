@@ -38,6 +38,7 @@ from .teaching import TeacherOutput, teacher_outputs
 STATE_WEIGHT = 0.5  # of the encoder's output, beside the answers
 SILENCE = (20, 200)  # feature frames behind the longest clip of a batch: 0.2 to 2 s
 DECODER_SHARE = 2 / 3  # its least depth, as a share of `least_depth`
+STUDENT_SHARE = 0.5  # of the steps in which a decoder alone hears what a reduced encoder makes
 SEARCHED = 24  # clips by which the layers to keep are found
 
 
@@ -160,9 +161,10 @@ def _decoder_loss(
     targets: Targets,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Return the distance of the decoder's answers to what the teacher heard, at two depths.
+    """Return the distance of the decoder's answers from the teacher's, at two depths.
 
-    No encoder runs, so that a step takes a fourth of the time.
+    It hears what the teacher heard, and no encoder runs; or, where the encoder was distilled, in
+    half of the steps what that makes of the clips at a random depth and their own length.
 
     Raises:
         UsageError: the model has no decoder that drops layers, or knows padding.
@@ -171,29 +173,44 @@ def _decoder_loss(
     depths = _decoder_depths(run, rng, 2)
     if not depths or not dynamic.updates.own_length:
         raise UsageError('distilled is "decoder" for a Whisper with two decoder layers or more')
+    encoded = taught(run, lessons)
+    if not _are_new(dynamic.updates.layers["encoder"]) and rng.random() < STUDENT_SHARE:
+        batch = with_silence(run, batch, int(rng.integers(*SILENCE)))
+        depth = int(rng.choice(_depths(dynamic.num_layers, run.config.least_depth)))
+        with torch.no_grad():
+            encoded = _encode(dynamic, batch, depth, None)
+    masks = [decoder_mask(run, k) for k in depths]
     return torch.stack(
-        [decoder_distance(run, batch, lessons, targets, decoder_mask(run, k)) for k in depths]
+        [decoder_distance(run, batch, encoded, lessons, targets, mask) for mask in masks]
     ).mean()
 
 
 def decoder_distance(
     run: Run,
     batch: Batch,
+    encoded: BaseModelOutput,
     lessons: Sequence[TeacherOutput],
     targets: Targets,
     kept: Tensor,
 ) -> Tensor:
-    """Return the distance of the answers of some decoder layers to what the teacher heard.
+    """Return the distance of the answers of some decoder layers from the teacher's.
+
+    Args:
+        encoded: what the decoder hears.
 
     Shape: kept [layers] bool -> [], the mean over the clips, in nats a position.
     """
     dynamic: Any = run.dynamic
-    longest = max(len(one.states) for one in lessons)
-    heard = torch.stack([_lasting(one.states.float(), longest) for one in lessons])
-    encoded = BaseModelOutput(last_hidden_state=heard.to(dynamic.device))
     with running(dynamic.decoder_stack, kept, dynamic.updates, dynamic.decoder_norm):
         logits = _decode(dynamic, batch, encoded)
     return _answer_distance(run, batch, logits, lessons, targets)
+
+
+def taught(run: Run, lessons: Sequence[TeacherOutput]) -> BaseModelOutput:
+    """Return what the teacher's decoder heard of some clips. Shape: [batch, frames, width]."""
+    longest = max(len(one.states) for one in lessons)
+    heard = torch.stack([_lasting(one.states.float(), longest) for one in lessons])
+    return BaseModelOutput(last_hidden_state=heard.to(run.dynamic.device))
 
 
 def _lasting(states: Tensor, frames: int) -> Tensor:

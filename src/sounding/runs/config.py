@@ -19,6 +19,7 @@ SKIP = ("auto", "identity", "norm", "adapter")
 GATES = ("global", "local")
 HEADS = ("auto", "own", "shared")
 STACKS = ("both", "encoder", "decoder")
+LOG_TO = ("", "tensorboard", "wandb")
 PRECISION = ("auto", "bf16", "fp32")
 AUTO_DEVICE = "auto"
 SHARES = (
@@ -77,7 +78,8 @@ class TrainConfig:
             that leave the pretrained weights as they are).
         least_depth: the smallest share of the layers that is trained (the same methods).
         distilled: whose updates are trained (the same methods): "both", "encoder" or "decoder". A
-            decoder alone learns from what the teacher heard, which is quick.
+            decoder alone learns from what the teacher heard, which is quick, and in half of the
+            steps from what an encoder that was distilled before makes of the clips.
         padded_share: share of the steps in which a model with a fixed window hears some clips
             padded to it, in place of their own length (the same methods).
         noise_share: share of the training clips that get noise, from 0 to 20 dB, anew each epoch.
@@ -101,6 +103,10 @@ class TrainConfig:
         precision: of the forward pass in training: "fp32", "bf16" (autocast; weights stay fp32), or
             "auto": bf16 where the device computes with it natively, and fp16 on an accelerator
             that does not.
+        tf32: whether products in fp32 may be computed in TF32, on an accelerator that has it.
+        compile: whether `torch.compile` compiles the layers for the training.
+        gradient_checkpointing: whether the layers are run again in the backward pass, in place of
+            keeping what is in them: a longer step, and less memory.
         device: "auto" (an accelerator where there is one, else the processor), "cpu", or another
             name of torch's, such as "cuda:1" or "mps". A training goes on on any device.
         workers: processes that read clips and make their features ahead of time; 0 does it between
@@ -115,6 +121,8 @@ class TrainConfig:
             all steps.
         ema: decay of a moving average of the trained weights, which is measured and kept in their
             place; 0 for none. It starts lower, and rises with the steps.
+        log_to: "tensorboard" (into RUN/tensorboard) or "wandb", which has to be installed: where
+            losses, rates and validation are shown meanwhile. "" for nowhere.
         checkpoint_seconds: time between checkpoints.
     """
 
@@ -152,6 +160,9 @@ class TrainConfig:
     language: str = "en"
     vocabulary: str = "characters"
     precision: str = "auto"
+    tf32: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
     device: str = AUTO_DEVICE
     workers: int = 0
     cache_gb: float = 4.0
@@ -159,6 +170,7 @@ class TrainConfig:
     validate_epochs: float = 0.0
     patience: int = 0
     ema: float = 0.0
+    log_to: str = ""
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -170,6 +182,7 @@ class TrainConfig:
             ("task", (AUTO, *TASKS)),
             ("precision", PRECISION),
             ("distilled", STACKS),
+            ("log_to", LOG_TO),
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(

@@ -22,7 +22,7 @@ from ..runs.config import TrainConfig
 from ..runs.run import CONFIG
 from .distributed import Processes
 
-FREE = ("device", "workers", "cache_gb")  # what may be another when a training goes on
+FREE = ("device", "workers", "cache_gb", "log_to")  # what may be another when a training goes on
 CHECKPOINT = "checkpoint.safetensors"  # what to go on from
 BEST = "best.safetensors"  # the weights that were best on the validation clips
 FEATURES = "features"  # what was decoded of the clips

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..data.features import FeatureSet
 from ..errors import UsageError
 from ..methods.base import Step
 from ..progress import Advance, Interrupted, progress, stop_signals
+from ..runs.config import TrainConfig
 from ..runs.precision import autocast
 from ..runs.randomness import seeded
 from ..runs.run import Run
@@ -28,6 +30,8 @@ from .claim import BEST, CHECKPOINT
 from .distributed import Processes
 from .loader import Order, Part, parts
 from .source import Source
+from .speed import as_set
+from .tracking import tracking
 
 
 class Steps:
@@ -67,7 +71,9 @@ class Steps:
         made = parts(source, self.order, group.share, state.step, run.dynamic.device)
         with (
             closing(made),
+            as_set(run),
             _masking(run),
+            tracking(self._tracked(), self.out, state.step) as self.track,
             stop_signals() as stopped,
             progress(f"train {run.config.method}", state.total) as show,
         ):
@@ -84,6 +90,11 @@ class Steps:
                 raise
         state.modules.eval()
 
+    def _tracked(self) -> TrainConfig:
+        """Return the settings by which one process of several shows the losses."""
+        config = self.run.config
+        return config if self.group.first else replace(config, log_to="")
+
     def _take(self, part: Part) -> None:
         state, device = self.state, self.run.dynamic.device
         with seeded(self.run.config.seed, state.step, self.group.rank, device=device):
@@ -92,6 +103,8 @@ class Steps:
                 one_step(self.run, state, part.batch, targets, part.weight, self.group, part.rows)
             )
         self.heard += sum(self.order.seconds[row] for row in self.order[state.step])
+        rate = state.optimizer.param_groups[0]["lr"]
+        self.track(state.step, {"train/loss": state.losses[-1], "train/lr": rate})
         state.step += 1
         state.average.update(state.step)
 
@@ -112,8 +125,11 @@ class Steps:
             assert self.held_out is not None
             with state.average.in_place():
                 state.validations.append(validate(self.run, *self.held_out, step=state.step))
-                if state.best is state.validations[-1]:
+                found = state.validations[-1]
+                if state.best is found:
                     state.save_weights(self.out / BEST)
+            shown = {"validation/error": found.error, "validation/loss": found.loss}
+            self.track(state.step - 1, shown)
             _train_mode(state.modules)
             self._save()
         waited = self.group.total(float(state.waited))

@@ -1,0 +1,38 @@
+"""What makes the steps of a training faster, or smaller, while it lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..model.layer import uncompiled
+from ..runs.run import Run
+
+TF32 = "high"  # for torch: the precision of products in fp32
+
+
+@contextmanager
+def as_set(run: Run) -> Iterator[None]:
+    """Compile the layers, save memory for gradients and use TF32 as the settings of a run say.
+
+    Afterwards everything is as it was before.
+    """
+    config, model = run.config, run.dynamic
+    before = torch.get_float32_matmul_precision()
+    layers = [uncompiled(layer) for layer in run.dynamic.stack.layers] if config.compile else []
+    if config.tf32:
+        torch.set_float32_matmul_precision(TF32)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.compile()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        for layer in layers:
+            layer._compiled_call_impl = None
