@@ -94,7 +94,7 @@ def assert_same_losses(root, rtol=1e-4):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "i3d"])  # it draws noise
 def test_two_processes_train_as_one_with_the_same_batch(method, whisper, tones, tmp_path):
-    config = replace(CONFIG, backbone=str(whisper), method=method, workers=method == "input")
+    config = replace(CONFIG, backbone=str(whisper), method=method, workers=int(method == "input"))
     if method == "dld":
         teacher = replace(CONFIG, backbone=str(whisper), method="full")
         train(teacher, load_folder(tones), tmp_path / "teacher")

@@ -724,7 +724,7 @@ def test_layers_that_run_again_in_the_backward_pass_give_the_same_weights(
     passes = {}
     for again in (False, True):
         seen = []
-        with torch.nn.modules.module.register_module_forward_hook(
+        with torch.nn.modules.module.register_module_forward_pre_hook(
             lambda module, *_, seen=seen: seen.append(type(module).__name__)
         ):
             one = replace(config, gradient_checkpointing=again)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Layout: TypeAlias = Literal["time_first", "bins_first"]
 Progress: TypeAlias = Callable[[int, int], None]
 Change: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
-FeatureSet: TypeAlias = list[np.ndarray]  # float32, one [frames, bins] or [samples] a clip
+FeatureSet: TypeAlias = Sequence[np.ndarray]  # float32, [frames, bins] or [samples] of a clip
 
 LIMIT_SECONDS: Seconds = 30.0  # of a clip, unless cut by max_seconds: the window of Whisper
 PADDING_SECONDS: Seconds = 0.1
@@ -124,7 +124,7 @@ class _Kept:
     """Features in memory, and in a file without a name where they are too many for it."""
 
     def __init__(self) -> None:
-        self.bytes, self.inside = 0, FeatureSet()
+        self.bytes, self.inside = 0, list[np.ndarray]()
         self.file: Any = None
         self.shapes: list[tuple[int, ...]] = []
 

@@ -25,7 +25,7 @@ from ..tasks.base import Target
 from .checkpoint import TrainState
 from .claim import BEST, FEATURES, claimed, release
 from .distributed import Processes, processes
-from .fitting import Frames, check_words, fitting, uncut
+from .fitting import check_words, fitting, uncut
 from .loader import Order
 from .source import Source
 from .steps import Steps
@@ -73,7 +73,7 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
         run.teacher = _teacher(config, run)
         run.teacher.dynamic.to(device)
     clips, given, source = _training(run, folder, out)
-    held_out = _held_out(run, folder) if group.first else None
+    held_out = _held_out(run, folder, out) if group.first else None
     if config.validate_epochs and group.first and not held_out:
         raise UsageError(
             "validate_epochs measures validation clips with labels or texts, and there are none: "
@@ -117,7 +117,7 @@ def _training(run: Run, folder: AudioFolder, out: Path) -> tuple[list[Clip], lis
     return [clips[index] for index in kept], [targets[index] for index in kept], source
 
 
-def _held_out(run: Run, folder: AudioFolder) -> tuple[FeatureSet, list[Target]] | None:
+def _held_out(run: Run, folder: AudioFolder, out: Path) -> tuple[FeatureSet, list[Target]] | None:
     """Return the validation clips that fit; None without any.
 
     They are read before the training, lest one of them stops its end.
@@ -127,9 +127,10 @@ def _held_out(run: Run, folder: AudioFolder) -> tuple[FeatureSet, list[Target]] 
         return None
     clips = uncut(run.config, folder, "validation")
     targets = run.task.targets(folder, clips)
-    features = run.read(clips, "read validation clips")
-    kept = fitting(run, folder, clips, targets, Frames.of(run, features))
-    return [features[index] for index in kept], [targets[index] for index in kept]
+    source = Source(run, clips, out / FEATURES / "validation", title="validation clips")
+    kept = fitting(run, folder, clips, targets, source.frames(run))
+    source.keep(kept)
+    return source.features(), [targets[index] for index in kept]
 
 
 def _teacher(config: TrainConfig, run: Run) -> Run:

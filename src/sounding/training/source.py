@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import overload
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import Dataset
 
 from ..data.augment import SPAN_SECONDS, change_speed, mask_spans
-from ..data.features import extract, load_audio, refuse
+from ..data.features import FeatureSet, extract, load_audio, refuse
 from ..data.folder import Clip
 from ..data.noise import add_noise
 from ..errors import SoundingError
@@ -42,6 +44,7 @@ class Source:
         clips: all are read, so that those that cannot be used are told of before the first step
             and not after hours.
         kept: a directory for what is decoded; None keeps nothing.
+        title: of the clips, in the progress.
 
     Attributes:
         samples: of each clip. Shape: [clips] int64.
@@ -50,11 +53,14 @@ class Source:
         AudioError: clips that cannot be used; the text names them, all in one.
     """
 
-    def __init__(self, run: Run, clips: Sequence[Clip], kept: Path | None = None) -> None:
+    def __init__(
+        self, run: Run, clips: Sequence[Clip], kept: Path | None = None, *, title: str = "clips"
+    ) -> None:
         self.config, self.extractor, self.task = run.config, run.extractor, run.task
         self.rate: int = run.extractor.sampling_rate
         self.window = run.dynamic.backbone.window(run.dynamic.base)
         self.least = least_length(run) if run.config.speed_change else 1
+        self.title = title
         self.numbers = np.arange(len(clips))  # of their files
         self.clips, self.kept, self.workers = list(clips), kept, run.config.workers
         self.samples = self._read_all()
@@ -64,6 +70,10 @@ class Source:
         """The length of each clip."""
         lengths: list[float] = (self.samples / self.rate).tolist()
         return lengths
+
+    def features(self) -> FeatureSet:
+        """Return the features of the clips as they are, each read when it is asked for."""
+        return _Features(self)
 
     def frames(self, run: Run) -> Frames:
         """Return how many frames the clips have as they are."""
@@ -105,15 +115,15 @@ class Source:
         most = self.config.speed_change
         if most:
             changed = change_speed(audio, 1 + rng.uniform(-most, most), self.rate)
-            features = extract(changed, self.extractor)
+            features = self._extract(changed)
             if self.least <= len(features) <= (self.window or len(features)):
                 return len(changed), features
-        return len(audio), extract(audio, self.extractor)
+        return len(audio), self._extract(audio)
 
     def _as_they_are(self, row: int) -> np.ndarray:
         """Return the features of a clip, without noise or another speed."""
         found = self._decoded(row)
-        return extract(found, self.extractor) if self._keeps_audio else found
+        return self._extract(found) if self._keeps_audio else found
 
     def _decoded(self, row: int) -> np.ndarray:
         """Return what is kept of a clip: its features, or its audio where that is changed."""
@@ -128,7 +138,12 @@ class Source:
     def _made(self, clip: Clip) -> tuple[int, np.ndarray]:
         """Decode a clip, and return its samples and what is kept of it."""
         audio = load_audio(clip, self.rate, self.config.max_seconds)
-        return len(audio), audio if self._keeps_audio else extract(audio, self.extractor)
+        return len(audio), audio if self._keeps_audio else self._extract(audio)
+
+    def _extract(self, audio: np.ndarray) -> np.ndarray:
+        """Return features in fp32, also where they are asked for in the middle of a measurement."""
+        with torch.autocast("cpu", enabled=False):
+            return extract(audio, self.extractor)
 
     def _path(self, number: int) -> Path:
         assert self.kept is not None
@@ -149,7 +164,7 @@ class Source:
         What is kept depends on how many processes read; what comes of it does not.
         """
         samples, bad = np.zeros(len(self.clips), np.int64), []
-        with progress("read clips", len(self.clips)) as show:
+        with progress(f"read {self.title}", len(self.clips)) as show:
             clips = range(len(self.clips))
             for index, (count, wrong) in enumerate(in_order(_Reading(self), clips, self.workers)):
                 samples[index] = count
@@ -157,6 +172,27 @@ class Source:
                 show(index + 1, "")
         refuse(bad, len(self.clips))
         return samples
+
+
+class _Features(Sequence[np.ndarray]):
+    """The features of a source, in files and not in memory."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source.clips)
+
+    @overload
+    def __getitem__(self, row: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, row: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        return self.source._as_they_are(range(len(self))[row])
 
 
 class _Reading(Dataset[tuple[int, str]]):
@@ -183,7 +219,7 @@ class _Reading(Dataset[tuple[int, str]]):
 
     def _keep(self, path: Path, samples: int, values: np.ndarray) -> None:
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file({SAMPLES: np.array(samples), VALUES: np.ascontiguousarray(values)}, path)
         except (OSError, SafetensorError) as error:
             say(f"no more is kept of what is decoded: {error}")

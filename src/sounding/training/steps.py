@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..data.audio import AudioError
+from ..data.audio import AudioError, Seconds
 from ..data.features import FeatureSet
 from ..errors import UsageError
 from ..methods.base import Step
@@ -31,7 +31,7 @@ from .distributed import Processes
 from .loader import Order, Part, parts
 from .source import Source
 from .speed import as_set
-from .tracking import tracking
+from .tracking import Track, tracking
 
 
 class Steps:
@@ -54,6 +54,9 @@ class Steps:
     ) -> None:
         self.run, self.state, self.order, self.targets = run, state, order, targets
         self.held_out, self.out, self.group = held_out, out, group
+        self.began = self.saved = 0.0  # when
+        self.heard: Seconds = 0.0  # of audio, since it began
+        self.track: Track = lambda step, values: None
 
     def take(self, source: Source) -> None:
         """Take the steps that are left, until the validation clips say that it is enough.
@@ -78,7 +81,6 @@ class Steps:
             progress(f"train {run.config.method}", state.total) as show,
         ):
             self.began = self.saved = time.monotonic()
-            self.heard = 0.0
             try:
                 while not state.ended:
                     self._take(next(made))
@@ -86,7 +88,8 @@ class Steps:
                     self._validate()
                     self._keep(group.total(float(stopped())) > 0)
             except AudioError:
-                self._save()
+                if state.step:
+                    self._save()
                 raise
         state.modules.eval()
 
@@ -132,7 +135,7 @@ class Steps:
             self.track(state.step - 1, shown)
             _train_mode(state.modules)
             self._save()
-        waited = self.group.total(float(state.waited))
+        waited = self.group.total(float(state.waited) if self.group.first else 0.0)
         state.enough = bool(config.patience) and waited >= config.patience
 
     def _keep(self, asked: bool) -> None:
