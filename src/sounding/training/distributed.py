@@ -1,6 +1,6 @@
-"""Several processes, each with a part of every batch, as `torchrun` starts them.
+"""Several processes, each with a part of every batch, as `torchrun` and `accelerate` start them.
 
-`accelerate launch --cpu` starts only one, unless with MPI.
+`accelerate launch --cpu` starts only one, unless with MPI; `--multi_gpu` starts as many as asked.
 
 Every process has the whole model and takes the same step: the gradients of its part of the batch
 are added up over all of them, so the result is that of one process, within float noise, and a
