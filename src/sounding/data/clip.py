@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .audio import Seconds
-from .rows import split_tags
-
-NO_EXTRA: Mapping[str, str] = {}
+from .paths import PathAsText
+from .rows import NO_EXTRA, split_tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +38,4 @@ class Clip:
         return split_tags(self.target)
 
 
-class _PathAsText:
-    """Keeps a path as text, which takes a fifth of its memory: corpora have many clips.
-
-    Args:
-        slot: of the clip, that it is kept in.
-    """
-
-    def __init__(self, slot: Any) -> None:
-        self.slot = slot
-
-    def __get__(self, clip: Clip | None, owner: type) -> Any:
-        return self if clip is None else Path(self.slot.__get__(clip, owner))
-
-    def __set__(self, clip: Clip, path: Path) -> None:
-        self.slot.__set__(clip, str(path))
-
-
-Clip.path = _PathAsText(Clip.path)  # type: ignore[misc, assignment]
+Clip.path = PathAsText(Clip.path)  # type: ignore[misc, assignment]

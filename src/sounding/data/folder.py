@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..files import sha256
 from .audio import check_segment, segment_name
-from .clip import NO_EXTRA, Clip
+from .clip import Clip
 from .errors import DataError
 from .names import Places, escapes, folded, name_in, normal, some
 from .rows import (
@@ -134,8 +134,7 @@ def load_folder(root: Path | str, *, hash_audio: bool = True) -> AudioFolder:
     labels = _labels(path, rows, splits, task)
     rows.sort(key=lambda row: row.name)
     clips = tuple(
-        Clip(row.path, row.target, splits[row.name], row.speaker, row.extra or NO_EXTRA)
-        for row in rows
+        Clip(row.path, row.target, splits[row.name], row.speaker, row.extra) for row in rows
     )
     sizes = None if hash_audio else _sizes(clips)
     digest = _digest(zip((row.name for row in rows), clips, strict=True), sizes)

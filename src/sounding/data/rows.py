@@ -16,14 +16,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from sys import intern
 from typing import Literal, TypeAlias
 
 from .audio import SUFFIXES
 from .errors import DataError
 from .names import Places, escapes, folded, lines, normal, plain_name, some
+from .paths import PathAsText
 from .tables import Row, read_csv, read_json_lines
 
 Task: TypeAlias = Literal["classification", "tags", "text"]
@@ -36,7 +38,10 @@ SPLITS = ("train", "validation", "test")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
 
 
-@dataclass(frozen=True)
+NO_EXTRA: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
 class ClipRow:
     """One clip, as a folder describes it.
 
@@ -55,7 +60,10 @@ class ClipRow:
     target: str
     split: str
     speaker: str = ""
-    extra: dict[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=lambda: NO_EXTRA)
+
+
+ClipRow.path = PathAsText(ClipRow.path)  # type: ignore[misc, assignment]
 
 
 @dataclass(frozen=True)
@@ -185,10 +193,10 @@ def _read_table(path: Path, root: Path, places: Places) -> Listing:
             number,
             places.name(file),
             file,
-            row[COLUMNS[task]],
-            split,
-            row.get("speaker", ""),
-            {column: value for column, value in row.items() if column not in used},
+            intern(row[COLUMNS[task]]),  # which many clips share, as the two below
+            intern(split),
+            intern(row.get("speaker", "")),
+            {column: value for column, value in row.items() if column not in used} or NO_EXTRA,
         )
         for (number, row), split, file in zip(rows, splits, files, strict=True)
     ]

@@ -97,7 +97,11 @@ class Task(Imitation, Setup):
 
     def targets(self, folder: AudioFolder, clips: Sequence[Clip]) -> list[Target]:
         """Return what each clip is to be answered with."""
-        return [Target((folder.label_index(clip),), clip.target) for clip in clips]
+        known: dict[str, Target] = {}
+        for clip in clips:
+            if clip.target not in known:
+                known[clip.target] = Target((folder.label_index(clip),), clip.target)
+        return [known[clip.target] for clip in clips]
 
     def weight(self, target: Target) -> int:
         """Return how much of a target can be wrong: one class, or so many words."""
