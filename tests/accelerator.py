@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sounding.training import workers
+
 NAME = "lazy"
 CROSSING = ("copy_", "_to_copy", "_local_scalar_dense")
 CROSSING += ("_ctc_loss", "_ctc_loss_backward")  # whose lengths may be anywhere
@@ -125,5 +127,6 @@ def accelerator(count=1):
         current_accelerator=lambda check_available=False: torch.device(NAME),
         device_count=lambda: count,
     )
-    with there, Functions(), Dispatch(crossed):
+    unpinned = mock.patch.object(workers, "UNPINNED", (*workers.UNPINNED, NAME))
+    with there, unpinned, Functions(), Dispatch(crossed):
         yield crossed

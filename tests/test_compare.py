@@ -19,6 +19,7 @@ from sounding.evaluation.report import check_outputs
 from sounding.evaluation.sweep import sweep
 from sounding.policies import StaticScores
 from sounding.policies.masks import every_mask
+from sounding.progress import Interrupted
 from sounding.runs.mask_outputs import mask_outputs
 from sounding.runs.run import load_run
 from sounding.runs.search import best_static, choose_fallbacks
@@ -29,7 +30,7 @@ from sounding.study.measure_run import measure_run
 from sounding.study.measured import FILE
 from sounding.study.study import load_study
 from sounding.study.variants import bases, variants
-from sounding.training.loop import Interrupted, train
+from sounding.training.loop import train
 
 SETS = ("validation", "test")
 

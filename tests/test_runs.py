@@ -169,7 +169,7 @@ def test_a_checkpoint_on_a_full_disk_says_where_and_keeps_the_old_one(
     assert "make room" in told[0]
     assert "the same command goes on" in told[0]
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in out.iterdir()) == [LOCK, "config.yaml"]
+    assert sorted(path.name for path in out.iterdir()) == [LOCK, "config.yaml", "features"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     train(config, load_folder(tones), out)
 

@@ -729,7 +729,7 @@ def test_layers_that_run_again_in_the_backward_pass_give_the_same_weights(
         ):
             one = replace(config, gradient_checkpointing=again)
             run = train(one, folder, tmp_path / str(again))
-        passes[again] = sum("EncoderLayer" in name for name in seen)
+        passes[again] = seen.count("Linear")  # of those that layers are made of, above all
     assert passes[True] > passes[False] > 0
     assert weights(tmp_path / "True") == weights(tmp_path / "False")
     assert not run.dynamic.base.is_gradient_checkpointing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,13 +20,13 @@ def as_set(run: Run) -> Iterator[None]:
 
     Afterwards everything is as it was before.
     """
-    config, model = run.config, run.dynamic
+    config = run.config
     before = torch.get_float32_matmul_precision()
     layers = [uncompiled(layer) for layer in run.dynamic.stack.layers] if config.compile else []
     if config.tf32:
         torch.set_float32_matmul_precision(TF32)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint(run, on=True)
     for layer in layers:
         layer.compile()
     try:
@@ -33,6 +34,15 @@ def as_set(run: Run) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            _checkpoint(run, on=False)
         for layer in layers:
             layer._compiled_call_impl = None
+
+
+def _checkpoint(run: Run, *, on: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it has another name from transformers 6 on
+        if on:
+            run.dynamic.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            run.dynamic.gradient_checkpointing_disable()
