@@ -14,15 +14,15 @@ import torch
 import sounding
 from sounding.data.folder import load_folder
 from sounding.policies import gates
+from sounding.policies.noise import gumbel_like, whole_batch
 from sounding.registry import METHODS
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run
 from sounding.training.distributed import Processes
 from sounding.training.loop import train
 
-NOISY = ("i3d", "idld")  # methods whose gates draw noise, which each process does for itself
 CONFIG = TrainConfig(epochs=1, batch_size=7, precision="fp32", noise_share=0.5)  # 40 clips: 5 left
-# gates that differ from clip to clip, and draw no noise, which each process does for itself
+# gates that differ from clip to clip, and draw no noise
 GATES = """
 import torch
 from sounding.policies import gates
@@ -104,7 +104,7 @@ def assert_same_losses(root, rtol=1e-4):
     np.testing.assert_allclose(one, two, rtol=rtol)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in NOISY])
+@pytest.mark.parametrize("method", METHODS)
 def test_two_processes_train_as_one_with_the_same_batch(method, whisper, tones, tmp_path):
     config = replace(CONFIG, backbone=str(whisper), workers=int(method == "input"))
     teacher = str(tmp_path / "teacher") if method == "dld" else ""
@@ -154,6 +154,23 @@ def test_a_training_goes_on_with_another_number_of_processes(whisper, tones, tmp
     assert (out / "checkpoint.safetensors").exists(), done.stderr
     assert "stopped at step 3 of 6" in done.stderr
     assert_same(one, train(config, load_folder(tones), out))
+
+
+def test_the_noise_of_a_clip_is_the_same_in_whatever_process():
+    def drawn(places, step=0):
+        with whole_batch((0, step), 5, places):
+            return [gumbel_like(torch.zeros(len(places), 3)) for _ in range(2)]
+
+    whole = drawn(range(5))
+    for places in ([0, 2, 4], [1, 3]):
+        for one, other in zip(drawn(places), whole, strict=True):
+            assert torch.equal(one, other[places])
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(whole[0], drawn(range(5), step=1)[0])
+    torch.manual_seed(0)
+    free = gumbel_like(torch.zeros(5, 3))  # outside of a batch by the generator of torch
+    torch.manual_seed(0)
+    assert torch.equal(free, gumbel_like(torch.zeros(5, 3)))
 
 
 def test_shares_of_a_batch_add_up():

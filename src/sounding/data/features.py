@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .audio import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Layout: TypeAlias = Literal["time_first", "bins_first"]
 Progress: TypeAlias = Callable[[int, int], None]
 Change: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
+Lengths: TypeAlias = "Sequence[float] | NDArray[np.float64] | NDArray[np.int64]"
 FeatureSet: TypeAlias = Sequence[np.ndarray]  # float32, [frames, bins] or [samples] of a clip
 
 LIMIT_SECONDS: Seconds = 30.0  # of a clip, unless cut by max_seconds: the window of Whisper
@@ -263,7 +265,7 @@ def collate(
 
 
 def batches(
-    lengths: Sequence[float],
+    lengths: Lengths,
     batch_size: int,
     *,
     seed: int,
@@ -296,7 +298,7 @@ def batches(
 
 
 def _cut(
-    indexes: list[int], size: int, lengths: Sequence[float] = (), most: float = math.inf
+    indexes: list[int], size: int, lengths: Lengths = (), most: float = math.inf
 ) -> list[list[int]]:
     if most == math.inf:
         return [indexes[start : start + size] for start in range(0, len(indexes), size)]

@@ -12,8 +12,9 @@ from ..budget import Budget, threshold_for
 from ..errors import UsageError
 from .base import Context, Policy
 from .masks import top_k_mask
+from .noise import gumbel_like
 from .plans import EveryLayer, Gates, Plan, UpFront, for_rows
-from .pooling import float_dtype, gumbel_like, hidden_width, no_autocast, pool
+from .pooling import float_dtype, hidden_width, no_autocast, pool
 from .traced import highest
 
 SCOPES = ("global", "local")

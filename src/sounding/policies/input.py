@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from .base import Policy
 from .masks import top_k_mask
+from .noise import gumbel_like
 from .plans import Gates
-from .pooling import float_dtype, gumbel_like, hidden_width, no_autocast, pool
+from .pooling import float_dtype, hidden_width, no_autocast, pool
 from .static import depth_prior
 from .traced import highest
 

@@ -41,11 +41,6 @@ def hidden_width(width: int) -> int:
     return max(4, min(64, width // 8))
 
 
-def gumbel_like(values: Tensor) -> Tensor:
-    """Draw Gumbel noise in the shape of `values`."""
-    return -torch.log(-torch.log(torch.rand_like(values).clamp_(1e-9, 1 - 1e-7)))
-
-
 def float_dtype(module: nn.Module) -> torch.dtype:
     """Return the dtype that a module computes in; a quantized linear layer takes float32."""
     values = (*module.parameters(), *module.buffers())

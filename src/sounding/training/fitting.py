@@ -10,7 +10,9 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..data.audio import AudioError
 from ..data.features import FeatureSet, clip_seconds
@@ -37,7 +39,9 @@ class Frames:
         length: of the features of the clip with an index.
     """
 
-    def __init__(self, run: Run, sizes: Sequence[int], length: Callable[[int], int]) -> None:
+    def __init__(
+        self, run: Run, sizes: Sequence[int] | NDArray[np.int64], length: Callable[[int], int]
+    ) -> None:
         self.run, self.sizes, self.length = run, sizes, length
         self._known: list[tuple[int, int]] = []  # size, frames
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..data.features import batches
+from ..data.features import Lengths, batches
 from ..errors import SoundingError
 from ..runs.config import TrainConfig
 from ..tasks.base import Batch
@@ -27,7 +27,7 @@ class Order:
         seconds: the length of each clip.
     """
 
-    def __init__(self, seconds: Sequence[float], config: TrainConfig) -> None:
+    def __init__(self, seconds: Lengths, config: TrainConfig) -> None:
         self.seconds, self.config = seconds, config
         self._made: tuple[int, list[list[int]]] = (-1, [])
         part = config.epochs % 1

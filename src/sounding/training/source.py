@@ -13,6 +13,7 @@ from typing import overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import Dataset
@@ -66,9 +67,9 @@ class Source:
         self.samples = self._read_all()
 
     @property
-    def seconds(self) -> list[float]:
-        """The length of each clip."""
-        lengths: list[float] = (self.samples / self.rate).tolist()
+    def seconds(self) -> NDArray[np.float64]:
+        """The length of each clip. Shape: [clips]."""
+        lengths: NDArray[np.float64] = self.samples / self.rate
         return lengths
 
     def features(self) -> FeatureSet:
@@ -77,7 +78,7 @@ class Source:
 
     def frames(self, run: Run) -> Frames:
         """Return how many frames the clips have as they are."""
-        return Frames(run, self.samples.tolist(), lambda row: len(self._as_they_are(row)))
+        return Frames(run, self.samples, lambda row: len(self._as_they_are(row)))
 
     def keep(self, rows: list[int]) -> None:
         """Forget all clips but these."""

@@ -18,6 +18,7 @@ from ..data.audio import AudioError, Seconds
 from ..data.features import FeatureSet
 from ..errors import UsageError
 from ..methods.base import Step
+from ..policies.noise import whole_batch
 from ..progress import Advance, Interrupted, progress, stop_signals
 from ..runs.config import TrainConfig
 from ..runs.precision import autocast
@@ -99,13 +100,18 @@ class Steps:
         return config if self.group.first else replace(config, log_to="")
 
     def _take(self, part: Part) -> None:
-        state, device = self.state, self.run.dynamic.device
-        with seeded(self.run.config.seed, state.step, self.group.rank, device=device):
+        state, device, seed = self.state, self.run.dynamic.device, self.run.config.seed
+        rows = self.order[state.step]
+        places = [rows.index(row) for row in part.rows]
+        with (
+            seeded(seed, state.step, self.group.rank, device=device),
+            whole_batch((seed, state.step, 2), len(rows), places),
+        ):
             targets = [self.targets[row] for row in part.rows]
             state.losses.append(
                 one_step(self.run, state, part.batch, targets, part.weight, self.group, part.rows)
             )
-        self.heard += sum(self.order.seconds[row] for row in self.order[state.step])
+        self.heard += float(sum(self.order.seconds[row] for row in rows))
         rate = state.optimizer.param_groups[0]["lr"]
         self.track(state.step, {"train/loss": state.losses[-1], "train/lr": rate})
         state.step += 1
