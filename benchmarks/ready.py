@@ -7,9 +7,9 @@
 Writes what was trained beside the pretrained model, without that model and in half precision, to
 src/sounding/weights/parts/NAME, and there what it was made with: made.json has the settings, the
 data, the losses, the commit and the machine of the run, behind those that it went on from. What is
-of the decoder may come from another run, since a decoder that is trained alone learns from what the
-teacher heard (`--set distilled=decoder`). They must not take more than 10 MB. With --run the two
-become one run, for `sounding distill` to go on from.
+of the decoder may come from another run, that trained it alone (`--set distilled=decoder`). They
+must not take more than 10 MB. With --run the two become one run, for `sounding distill` to go on
+from.
 """
 
 from __future__ import annotations
@@ -88,8 +88,7 @@ def join(directory: Path, decoder: Path | None, out: Path) -> None:
     write_sealed_json(
         out / "run.json", {**run.info, **made, "sha256": {CONFIG: sha256(out / CONFIG)}}
     )
-    companions = [part for part in (run.extractor, run.tokenizer) if part is not None]
-    run.dynamic.save_pretrained(out / "model", companions=companions)
+    run.dynamic.save_pretrained(out / "model", companions=run.companions)
 
 
 def taken(directory: Path, decoder: Path | None) -> tuple[Run, dict[str, Any]]:

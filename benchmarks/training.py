@@ -244,7 +244,7 @@ def measure_loading(options: argparse.Namespace) -> list[dict[str, Any]]:
             ("that decodes its clips", None, 0),
             ("that decodes its clips, 1 worker", None, 1),
         ):
-            source.workers, source.kept = workers, kept
+            source.config, source.kept = replace(config, workers=workers), kept
             loading = Loading(run, state, source, targets, options.steps)
             found = ratio(loading.loaded, loading.in_hand, options, loading.prepare)
             rows.append({"what": f"a step {name}", "most": 1.05, **found})

@@ -4,8 +4,8 @@ python examples/train_with_trainer.py
 python examples/train_with_trainer.py --backbone facebook/wav2vec2-base --data DIR --steps 2000
 
 Needs `pip install accelerate`, as `Trainer` does. Without `--backbone` the model is tiny and begins
-with random weights, and the clips are tones. `sounding train` does more: methods that learn whom to
-ask at which budget, and trainings that go on bit for bit.
+with random weights, and the clips are tones. `sounding train` does more: methods that learn which
+layers to keep for an input, and trainings that go on bit for bit.
 """
 
 from __future__ import annotations

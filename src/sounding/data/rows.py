@@ -36,8 +36,6 @@ METADATA = "metadata.csv"
 TABLES = (METADATA, "metadata.jsonl", "metadata.parquet")
 SPLITS = ("train", "validation", "test")
 ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "validation"}
-
-
 NO_EXTRA: Mapping[str, str] = {}
 
 

@@ -120,8 +120,7 @@ def predict_depths(run: Run, folder: AudioFolder, directory: Path, limit: int) -
         "rows": _rows(policy, predicted, held_out.costs),
         **provenance(),
     }
-    companions = [part for part in (run.extractor, run.tokenizer) if part is not None]
-    run.dynamic.save_pretrained(directory / "model", companions=companions)
+    run.dynamic.save_pretrained(directory / "model", companions=run.companions)
     write_json(directory / REPORT, report)
     return report
 

@@ -100,7 +100,9 @@ class Distillation(Method):
         rows = np.random.default_rng(run.config.seed).permutation(len(clips))[:SEARCHED].tolist()
         heard = torch.cat([run.lessons[row].states.float() for row in rows])
         run.lessons.deviation = heard.std(0).clamp(min=1e-3)
-        if _are_new(run.dynamic.updates):
+        updates: Any = run.dynamic.updates
+        run.lessons.student_heard = not _are_new(updates.layers["encoder"])
+        if _are_new(updates):
             _choose_layers(run, [clips[row] for row in rows], [targets[row] for row in rows], rows)
         run.dynamic.decoder_trained = run.dynamic.decoder_stack is not None
         return targets
@@ -173,12 +175,13 @@ def _decoder_loss(
     depths = _decoder_depths(run, rng, 2)
     if not depths or not dynamic.updates.own_length:
         raise UsageError('distilled is "decoder" for a Whisper with two decoder layers or more')
-    encoded = taught(run, lessons)
-    if not _are_new(dynamic.updates.layers["encoder"]) and rng.random() < STUDENT_SHARE:
+    if run.lessons.student_heard and rng.random() < STUDENT_SHARE:
         batch = with_silence(run, batch, int(rng.integers(*SILENCE)))
         depth = int(rng.choice(_depths(dynamic.num_layers, run.config.least_depth)))
         with torch.no_grad():
             encoded = _encode(dynamic, batch, depth, None)
+    else:
+        encoded = taught(run, lessons)
     masks = [decoder_mask(run, k) for k in depths]
     return torch.stack(
         [decoder_distance(run, batch, encoded, lessons, targets, mask) for mask in masks]
@@ -337,11 +340,7 @@ def answer_distances(
 
 @torch.no_grad()
 def _choose_layers(run: Run, clips: Sequence[Clip], targets: Targets, rows: Sequence[int]) -> None:
-    """Find the layers to keep.
-
-    Of the encoder the one is left out again and again that is missed least: by the error of its
-    output, before anything is trained.
-    """
+    """Find the layers to keep: of the encoder by the error of its output without each one."""
     dynamic = run.dynamic
     dynamic.eval()
     features = load_features(clips, run.extractor, max_seconds=run.config.max_seconds)

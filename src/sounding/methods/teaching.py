@@ -57,9 +57,11 @@ class TeacherOutputs:
 
     Attributes:
         deviation: of each channel of the encoder's output over some of the clips. Shape: [width].
+        student_heard: whether a decoder that is trained alone also hears the student's encoder.
     """
 
     deviation: Tensor
+    student_heard: bool = False
 
     def __init__(self, directory: Path, keys: Sequence[str]) -> None:
         self.directory, self.keys = directory, list(keys)

@@ -111,8 +111,9 @@ class TrainConfig:
             name of torch's, such as "cuda:1" or "mps". A training goes on on any device.
         workers: processes that read clips and make their features ahead of time; 0 does it between
             the steps. The batches are the same with any number of them.
-        cache_gb: how much of what is decoded is kept in RUN/features until the training has ended,
-            so that its steps need not decode it again; 0 keeps nothing.
+        cache_gb: how much is kept of the decoded training clips, and how much of those of
+            validation, in RUN/features until the training has ended: what is kept is not decoded
+            again. 0 keeps nothing.
         max_seconds: use only the start of longer clips; None refuses clips over 30 s.
         validate_epochs: epochs between measurements of the validation clips, at a quarter, half,
             three quarters and all of the layers where the method trains these depths; the model

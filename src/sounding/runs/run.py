@@ -81,6 +81,11 @@ class Run:
         """The `Method` that it is trained by."""
         return METHODS[self.config.method]
 
+    @property
+    def companions(self) -> list[Any]:
+        """What is saved beside the model: its feature extractor, and a tokenizer if it has one."""
+        return [part for part in (self.extractor, self.tokenizer) if part is not None]
+
     def frame_mask(self, batch: Batch, logits: Tensor) -> Tensor | None:
         """Return which frames of the logits are no padding, as `Task.frame_mask` does."""
         return self.task.frame_mask(self.dynamic, batch, logits)

@@ -125,7 +125,7 @@ def parts(
     """
     dataset = Parts(source, order, share)
     steps = range(start, order.total)
-    for part in in_order(dataset, steps, source.workers, device=device):
+    for part in in_order(dataset, steps, source.config.workers, device=device):
         if part.error is not None:
             raise part.error
         moved = {name: value.to(device, non_blocking=True) for name, value in part.batch.items()}

@@ -64,6 +64,11 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     if (out / "model").is_dir():
         return load_run(out)
     method: Method = METHODS[config.method]
+    if config.validate_epochs and not _has_held_out(method, folder):
+        raise UsageError(
+            "validate_epochs measures validation clips with labels or texts, and there are none: "
+            "leave it out" + ("" if method.labelled else f", as for any method {method.name!r}")
+        )
     data = {"digest": folder.digest, "name": folder.root.name}
     info = {"data": data, "task": folder.task, **provenance()}
     run = _in_turn(group, lambda: method.start(config, folder, info, out))  # writes a tokenizer
@@ -74,11 +79,6 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
         run.teacher.dynamic.to(device)
     clips, given, source = _training(run, folder, out)
     held_out = _held_out(run, folder, out) if group.first else None
-    if config.validate_epochs and group.first and not held_out:
-        raise UsageError(
-            "validate_epochs measures validation clips with labels or texts, and there are none: "
-            "leave it out" + ("" if method.labelled else f", as for any method {method.name!r}")
-        )
     targets = _in_turn(group, lambda: method.prepare(run, clips, given, out))
     order = Order(source.seconds, config)
     state = TrainState(run, order.total)
@@ -117,13 +117,17 @@ def _training(run: Run, folder: AudioFolder, out: Path) -> tuple[list[Clip], lis
     return [clips[index] for index in kept], [targets[index] for index in kept], source
 
 
+def _has_held_out(method: Method, folder: AudioFolder) -> bool:
+    """Return whether there are validation clips from whose targets a method is judged."""
+    return method.labelled and any(clip.split == "validation" for clip in folder.clips)
+
+
 def _held_out(run: Run, folder: AudioFolder, out: Path) -> tuple[FeatureSet, list[Target]] | None:
     """Return the validation clips that fit; None without any.
 
     They are read before the training, lest one of them stops its end.
     """
-    there = any(clip.split == "validation" for clip in folder.clips)
-    if not there or not run.method.labelled:
+    if not _has_held_out(run.method, folder):
         return None
     clips = uncut(run.config, folder, "validation")
     targets = run.task.targets(folder, clips)
@@ -153,6 +157,5 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
         write_text(out / "validation.csv", "\n".join(["step,error,loss", *measured]) + "\n")
     run.info |= {"steps": state.step if state.best is None else state.best.step}
     write_sealed_json(out / "run.json", {**run.info, "sha256": {CONFIG: sha256(out / CONFIG)}})
-    companions = [part for part in (run.extractor, run.tokenizer) if part is not None]
-    run.dynamic.save_pretrained(out / "model", companions=companions)
+    run.dynamic.save_pretrained(out / "model", companions=run.companions)
     release(out)

@@ -1,4 +1,4 @@
-"""The clips of a training, in files and not in memory, which does not grow with the corpus.
+"""The clips of a training, in files; in memory is an index of them alone.
 
 All are decoded once before the first step. As far as there is room what comes of it is kept in
 files of the run; other clips are decoded anew for each batch.
@@ -63,7 +63,7 @@ class Source:
         self.least = least_length(run) if run.config.speed_change else 1
         self.title = title
         self.numbers = np.arange(len(clips))  # of their files
-        self.clips, self.kept, self.workers = list(clips), kept, run.config.workers
+        self.clips, self.kept = list(clips), kept
         self.samples = self._read_all()
 
     @property
@@ -95,14 +95,13 @@ class Source:
         config = self.config
         rng = np.random.default_rng([config.seed, epoch, 1, int(self.numbers[row])])
         noisy = rng.random() < config.noise_share
-        samples, features = int(self.samples[row]), None
         if noisy or config.speed_change:
             audio = self._decoded(row)
             if noisy:
                 audio = add_noise(audio, rng.uniform(*SNR_DB), self.rate, rng)
             samples, features = self._played(audio, rng)
-        if features is None:
-            features = self._as_they_are(row)
+        else:
+            samples, features = int(self.samples[row]), self._as_they_are(row)
         if config.mask_share:
             span = round(SPAN_SECONDS * self.rate * len(features) / samples)
             features = mask_spans(features, config.mask_share, span, rng)
@@ -167,7 +166,8 @@ class Source:
         samples, bad = np.zeros(len(self.clips), np.int64), []
         with progress(f"read {self.title}", len(self.clips)) as show:
             clips = range(len(self.clips))
-            for index, (count, wrong) in enumerate(in_order(_Reading(self), clips, self.workers)):
+            found = in_order(_Reading(self), clips, self.config.workers)
+            for index, (count, wrong) in enumerate(found):
                 samples[index] = count
                 bad += [wrong] if wrong else []
                 show(index + 1, "")
@@ -201,7 +201,7 @@ class _Reading(Dataset[tuple[int, str]]):
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.room = source.config.cache_gb * GB / max(1, source.workers)  # of each process
+        self.room = source.config.cache_gb * GB / max(1, source.config.workers)  # of each process
 
     def __len__(self) -> int:
         return len(self.source.clips)

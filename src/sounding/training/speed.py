@@ -23,13 +23,13 @@ def as_set(run: Run) -> Iterator[None]:
     config = run.config
     before = torch.get_float32_matmul_precision()
     layers = [uncompiled(layer) for layer in run.dynamic.stack.layers] if config.compile else []
-    if config.tf32:
-        torch.set_float32_matmul_precision(TF32)
-    if config.gradient_checkpointing:
-        _checkpoint(run, on=True)
-    for layer in layers:
-        layer.compile()
     try:
+        if config.tf32:
+            torch.set_float32_matmul_precision(TF32)
+        if config.gradient_checkpointing:
+            _checkpoint(run, on=True)
+        for layer in layers:
+            layer.compile()
         yield
     finally:
         torch.set_float32_matmul_precision(before)

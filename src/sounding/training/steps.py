@@ -55,6 +55,7 @@ class Steps:
     ) -> None:
         self.run, self.state, self.order, self.targets = run, state, order, targets
         self.held_out, self.out, self.group = held_out, out, group
+        self.validated = order.validated(run.config.validate_epochs)
         self.began = self.saved = 0.0  # when
         self.heard: Seconds = 0.0  # of audio, since it began
         self.track: Track = lambda step, values: None
@@ -128,7 +129,7 @@ class Steps:
     def _validate(self) -> None:
         """Measure the validation clips where it is time, and keep the best weights."""
         state, config = self.state, self.run.config
-        if state.step not in self.order.validated(config.validate_epochs):
+        if state.step not in self.validated:
             return
         if self.group.first:
             assert self.held_out is not None

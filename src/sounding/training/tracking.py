@@ -20,7 +20,8 @@ def tracking(config: TrainConfig, out: Path, first_step: int) -> Iterator[Track]
     """Yield a function that is called with a step and its values by name.
 
     Args:
-        first_step: of this start: what an interrupted one has shown from here on is replaced.
+        first_step: of this start: TensorBoard replaces what an interrupted one has shown from
+            here on; Weights & Biases begin a new run.
 
     Raises:
         UsageError: the library that `log_to` names is not installed.
