@@ -15,7 +15,8 @@ from sounding.errors import UsageError
 from sounding.registry import METHODS
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run, new_run
-from sounding.runs.validation import Validation, validate
+from sounding.runs.validation import validate
+from sounding.runs.validations import Validation
 from sounding.training import loader, steps
 from sounding.training.average import Average
 from sounding.training.loop import train

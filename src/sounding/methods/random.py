@@ -19,6 +19,7 @@ class RandomDropping(Method):
     draws_masks = True
     arms = "blind"
     best_static = True
+    ablations = {"heads": {"heads": "own"}}  # noqa: RUF012
     in_demo = True
 
     def loss(self, run: Run, batch: Batch, targets: Targets, step: Step) -> Tensor:

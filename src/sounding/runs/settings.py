@@ -10,6 +10,7 @@ from ..typed import named, nearest
 from .config import FORMER_NAMES, TrainConfig
 
 TOGETHER = ("method", "teacher")  # which say only together whether they are right
+COMPANY = {"patience": {"validate_epochs": 1.0}}  # without which a setting is refused
 
 
 def check_settings(values: dict[str, Any], where: str) -> None:
@@ -28,6 +29,6 @@ def check_settings(values: dict[str, Any], where: str) -> None:
         if name in TOGETHER and isinstance(value, str):
             continue
         try:
-            TrainConfig.from_values({name: value})
+            TrainConfig.from_values({**COMPANY.get(name, {}), name: value})
         except ValueError as error:
             raise UsageError(f"{where}.{error}") from None

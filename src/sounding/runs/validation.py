@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
@@ -13,26 +11,7 @@ from ..tasks.base import Targets
 from .mask_outputs import study_batches
 from .predict import choice_of
 from .run import Run
-
-
-class Validation(NamedTuple):
-    """One measurement: the mean over the depths that a method is measured at.
-
-    Attributes:
-        step: steps that were taken before.
-        error: errors as a share of what could be wrong, as `Task.errors` and `Task.weight` say. A
-            decoder is given the right tokens before each.
-        loss: of the task, the mean over the clips.
-    """
-
-    step: int
-    error: float
-    loss: float
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """What is lower for a better one: the errors, and of as many the loss."""
-        return self.error, self.loss
+from .validations import Validation
 
 
 def validate(run: Run, features: FeatureSet, targets: Targets, *, step: int) -> Validation:

@@ -2,6 +2,7 @@
 
 OUT/DATA/VARIANT-SEED/   a run, and its measured.json
 OUT/DATA/start/          where all runs of a data set begin, if the study has such a thing
+OUT/DATA/search/         what values of settings came to, if the study looks for the best; see there
 OUT/report.html          with verdict.json and table.md beside it
 """
 
@@ -32,13 +33,15 @@ from ..registry import unknown_name
 from ..runs.config import TrainConfig
 from ..runs.device import find_device
 from ..runs.settings import check_settings
+from ..runs.validations import read_validations
 from ..tasks import find_task
 from ..training.fitting import check_words
 from ..training.loop import train
 from ..typed import named, read_yaml
 from .html import write_report
 from .measure_run import measure_run
-from .measured import FILE
+from .measured import FILE, Search
+from .search import SEARCH, combinations, hand_over, search
 from .variants import bases, teacher_of, variants
 
 START = "start"
@@ -58,6 +61,8 @@ class StudyConfig:
         start: further settings of a training at full depth that comes first; the runs of all
             methods and seeds go on from its weights. Empty: they begin with the backbone's own.
         data: name of a data set -> settings that differ for it.
+        search: setting -> values to try it with. All combinations are trained of each variant, with
+            the first of the seeds, and the best on validation clips is taken for all seeds.
         variants: names of `variants`.
         ablation_seeds: how many of the seeds an ablation gets.
         seeds: of the trainings.
@@ -72,6 +77,7 @@ class StudyConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    search: dict[str, list[Any]] = field(default_factory=dict)
     variants: tuple[str, ...] = field(default_factory=lambda: tuple(bases()))
     ablation_seeds: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -100,6 +106,11 @@ class StudyConfig:
         check_settings(self.start, "start")
         for name, values in self.data.items():
             check_settings(values, f"data.{named(name)}")
+        for name, tried in self.search.items():
+            if not tried:
+                raise UsageError(f"search.{named(name)} has no values to try")
+            for value in tried:
+                check_settings({name: value}, "search")
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> StudyConfig:
@@ -110,12 +121,18 @@ class StudyConfig:
         """
         return read_yaml(path, cls, what="is not the YAML of a study")
 
-    def train_config(self, data: str, variant: str, seed: int, out: Path) -> TrainConfig:
-        """Return the configuration of one run, or for the variant `START` of the start of all."""
+    def train_config(
+        self, data: str, variant: str, seed: int, out: Path, found: dict[str, Any] | None = None
+    ) -> TrainConfig:
+        """Return the configuration of one run, or for the variant `START` of the start of all.
+
+        Args:
+            found: settings that a search has chosen for it, or tries.
+        """
         values = {**self.settings, **self.data.get(data, {}), "seed": seed}
         if variant == START:
             return TrainConfig.from_values({**values, "method": FULL_DEPTH, **self.start})
-        values |= variants()[variant]
+        values |= {**(found or {}), **variants()[variant]}
         if self.start:
             values["backbone"] = str(out / data / START / "model")
         if teacher := teacher_of(variant):
@@ -153,7 +170,13 @@ def compare(
     _check_names(config, names)
     cells = list(_cells(config, loaded))
     for folder, variant, seed in cells:  # wrong settings fail before hours of work
-        settings = config.train_config(folder.root.name, variant, seed, out)
+        for tried in combinations(config.search):
+            settings = config.train_config(folder.root.name, variant, seed, out, tried)
+        if config.search and not settings.validate_epochs:
+            raise UsageError(
+                "search is judged by validation clips: set validate_epochs in the settings, such "
+                "as 1"
+            )
         if not find_task(settings.task, folder.task).by_mask:
             raise UsageError(
                 f"compare needs logits under every mask, which task {settings.task!r} does not "
@@ -241,9 +264,14 @@ def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out:
     directory = place(out, name, variant, seed)
     if config.start:
         train(config.train_config(name, START, 0, out), folder, out / name / START)
+    found = _search(config, folder, variant, out) if config.search else None
+    best = found.trials[found.chosen] if found else None
+    settings = config.train_config(name, variant, seed, out, best.settings if best else None)
     start = monotonic()
-    run = train(config.train_config(name, variant, seed, out), folder, directory)
+    run = train(settings, folder, directory)
     trained = monotonic() - start
+    if best and seed == config.seeds[0]:
+        trained = best.seconds
     run.dynamic.to(find_device(run.config.device))
     measured = measure_run(
         run,
@@ -253,8 +281,24 @@ def _one(config: StudyConfig, folder: AudioFolder, variant: str, seed: int, out:
         trained_seconds=trained,
         ceilings=config.ceilings and variant in bases(),
         draws=config.draws,
+        validations=read_validations(directory),
+        found=found,
     )
     write_text(directory / FILE, json.dumps(measured, ensure_ascii=False) + "\n")
+
+
+def _search(config: StudyConfig, folder: AudioFolder, variant: str, out: Path) -> Search:
+    """Find the settings of a variant; the training with them is that of the first seed."""
+    name, seed = folder.root.name, config.seeds[0]
+    file = out / name / SEARCH / f"{variant}.json"
+    found = search(
+        file,
+        combinations(config.search),
+        folder,
+        lambda settings: config.train_config(name, variant, seed, out, settings),
+    )
+    hand_over(file, found, place(out, name, variant, seed))
+    return found
 
 
 def _drop_models(config: StudyConfig, data: str, variant: str, seed: int, out: Path) -> None:

@@ -18,7 +18,14 @@ from . import tables
 from .diagnostics import layer_use
 from .pack import check_pack, write_pack
 from .study import Study, each_run, load_study
-from .study_plots import plot_controls, plot_gains, plot_layer_use, plot_noise, plot_pareto
+from .study_plots import (
+    plot_controls,
+    plot_gains,
+    plot_layer_use,
+    plot_noise,
+    plot_pareto,
+    plot_trainings,
+)
 from .verdict import INPUT, SEEDS, in_words, judge, verdict_line
 
 Json = dict[str, Any]
@@ -141,6 +148,8 @@ def _sections(
 ) -> Iterator[tuple[str, tables.Table, Callable[[], Figure] | None]]:
     """Yield tables with their titles, and what draws the figure above a table."""
     yield "Input method against the others", tables.over_methods(study, verdict), None
+    curves = partial(_drawn, plot_trainings, study)
+    yield "When the trainings stopped getting better", tables.trainings(study), curves
     yield "Area under accuracy over MACs", tables.area_table(verdict), None
     yield "Mean budgets", tables.means(study, verdict), None
     yield "Ablations", tables.ablations(study), None

@@ -15,9 +15,10 @@ from ..policies.masks import every_mask
 from ..runs.mask_outputs import mask_outputs
 from ..runs.precision import precision_on
 from ..runs.run import Run, provenance
+from ..runs.validations import Validation
 from ..training.fitting import check_words, tell_test
 from .arms import Arms, Json, MaskTable, check
-from .measured import FORMAT
+from .measured import FORMAT, Search
 
 CEILING_CLIPS = 240  # at most, for the ceiling
 CEILING_SNR_DB = 20.0  # of its two copies
@@ -33,6 +34,8 @@ def measure_run(
     trained_seconds: float | None = None,
     ceilings: bool = True,
     draws: int = 6,
+    validations: Sequence[Validation] = (),
+    found: Search | None = None,
 ) -> Json:
     """Measure all rows of a run on validation and test clips, as a `measured.json`; see `study`.
 
@@ -42,6 +45,8 @@ def measure_run(
         seed: of the noise, the random masks and the shuffling; the same for all runs of a study.
         ceilings: whether to look for the best mask of each test clip (where the input chooses).
         draws: random masks of each size (methods that drop at random).
+        validations: how good it was meanwhile, on validation clips.
+        found: what a search of its settings came to.
 
     Raises:
         DataError, AudioError, ValueError: clips that cannot be used.
@@ -77,6 +82,8 @@ def measure_run(
         "metric": run.task.metric,
         "config": asdict(run.config),
         "steps": run.info.get("steps"),
+        "validations": [list(one) for one in validations],
+        "search": found and asdict(found),
         "seconds": {"train": trained_seconds, "measure": monotonic() - start},
         "precision": precision_on(run.dynamic.device, run.config.precision),
         "checked": checked,

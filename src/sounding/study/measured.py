@@ -6,7 +6,7 @@ their arm, that is variant and rule (see `study`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pydantic import FailFast, Field
 
 from ..errors import UsageError
+from ..runs.validations import Validation
 from ..typed import check, read_json
 
 FORMAT = 2  # and 1, which has "correct" as texts of digits in place of "errors"
 FILE = "measured.json"
-HEADER = ("config", "seconds", "versions", "machine", "steps", "commit", "labels")
+HEADER = ("config", "seconds", "versions", "machine", "steps", "commit", "labels", "search")
 MEGABYTES = 1000  # of a file at most: every clip under every rule
 
 Json = dict[str, Any]
@@ -77,6 +78,29 @@ class ClipSet:
     rows: dict[tuple[str, float], Row]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, and the best measurement of validation clips with them.
+
+    Attributes:
+        seconds: of the training, since it last began to go on.
+    """
+
+    settings: dict[str, Any]
+    step: int
+    error: float
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that was tried for a variant, and the place of what was chosen."""
+
+    trials: list[Trial]
+    chosen: int
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """One trained run and all that was measured of it.
@@ -85,6 +109,7 @@ class Measured:
         variant: the name in the comparison: the method's, or "input-NAME" for an ablation.
         macs: of a median clip at full depth.
         metric: "accuracy", or "wer" for texts.
+        validations: how good it was on validation clips in the middle of its training.
         info: where the numbers come from: config, steps, seconds, versions, commit, ...
     """
 
@@ -98,7 +123,17 @@ class Measured:
     macs: float
     metric: str
     sets: dict[str, ClipSet]
+    validations: list[Validation]
     info: dict[str, Any]
+
+    @property
+    def stopped_rising(self) -> bool | None:
+        """Whether its patience ended the training; None where nothing was measured meanwhile."""
+        if not self.validations:
+            return None
+        best = min(self.validations, key=lambda one: one.rank)
+        since = len(self.validations) - 1 - self.validations.index(best)
+        return since >= max(1, self.info["config"].get("patience", 0))
 
     @classmethod
     def from_json(cls, path: Path | str) -> Measured:
@@ -135,6 +170,7 @@ class Measured:
             macs=read.macs.full,
             metric=read.metric,
             sets=sets,
+            validations=[Validation(*one) for one in read.validations],
             info={key: getattr(read, key) for key in HEADER},
         )
 
@@ -210,6 +246,8 @@ class _File:
     metric: str = "accuracy"
     precision: str | None = None
     checked: dict[str, Any] | None = None
+    validations: list[tuple[int, float, float]] = field(default_factory=list)
+    search: Search | None = None
 
 
 def _clip_set(read: _Set, layers: int, name: str) -> ClipSet:

@@ -16,6 +16,7 @@ from .names import color_of, label_of
 from .study import Arm, Study
 
 SHUFFLED = "#d98c1f"
+PANELS = 5  # in a line of figures
 CONTROLS = {  # rules of the input method, beside its best blind mask
     "exact": ("its own choice", "#c2255c", "o-"),
     "shuffled": ("another clip's features", SHUFFLED, "s--"),
@@ -105,6 +106,29 @@ def plot_controls(study: Study, where: str) -> str:
     axis.set_xlabel("kept layers")
     _finish(axis, _accuracy(study))
     axis.legend(frameon=False)
+    return _svg(figure)
+
+
+def plot_trainings(study: Study) -> str:
+    """Plot the errors on validation clips over the steps: a line a run, a panel a variant."""
+    measured = [run for run in study.runs if run.validations]
+    shown = [v for v in study.variants if any(run.variant == v for run in measured)]
+    columns, rows = min(len(shown), PANELS), -(-len(shown) // PANELS)
+    figure, axes = subplots(rows, columns, (1.5 + 2.1 * columns, 0.5 + 2 * rows))
+    panels = dict(zip(shown, axes.flat, strict=False))
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for run in measured:
+        steps, errors, _ = zip(*run.validations, strict=True)
+        best = min(run.validations, key=lambda one: one.rank)
+        axis, color = panels[run.variant], color_of(run.method)
+        axis.plot(steps, [100 * error for error in errors], color=color, lw=1)
+        axis.plot(best.step, 100 * best.error, "o", color=color)
+    for variant, axis in panels.items():
+        axis.sharey(axes[0, 0])
+        axis.set_title(in_plot(variant))
+        axis.set_xlabel("steps")
+        _finish(axis, "errors (%)" if axis in axes[:, 0] else "")
     return _svg(figure)
 
 

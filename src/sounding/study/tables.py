@@ -9,6 +9,7 @@ from ..evaluation.shown import in_markdown
 from ..methods import FULL_DEPTH, OURS
 from ..statistics import Interval
 from .diagnostics import areas, mask_variety, regret, varying_arms, worst_group
+from .measured import Search
 from .names import label_of
 from .study import Arm, Study
 from .study_plots import CONTROLS
@@ -89,7 +90,7 @@ def gains(result: dict[str, Any]) -> Table:
 
 def over_methods(study: Study, verdict: dict[str, Any]) -> Table:
     """Return what the input method gains over each other method at as many layers."""
-    others = [v for v, method in study.variants.items() if v == method != OURS]
+    others = [v for v, method in study.variants.items() if method != OURS]
     rows: Rows = []
     for where, result in verdict["sets"].items():
         for k, b in result["budgets"].items():
@@ -98,7 +99,7 @@ def over_methods(study: Study, verdict: dict[str, Any]) -> Table:
             cells = [_gain(full) if v == FULL_DEPTH else "" for v in others]
             rows.append([where, study.layers, *cells])
     note = "Gain of the input method in points; the last line of a set is full depth."
-    head = ["set", "k", *(f"over {label_of(v)}" for v in others)]
+    head = ["set", "k", *(f"over {_name(study, v)}" for v in others)]
     return Table(head, rows if others else [], note)
 
 
@@ -109,6 +110,43 @@ def _gain(gain: dict[str, Any] | None, *, corrected: bool = False) -> str:
     if corrected:
         text += f" [{gain['low_corrected']:+.1f} to {gain['high_corrected']:+.1f}]"
     return text if gain["spread"] is None else f"{text} ±{gain['spread']:.1f}"
+
+
+def trainings(study: Study) -> Table:
+    """Return when the validation clips stopped getting better, and what a search chose before."""
+    rows: Rows = []
+    for variant in study.variants:
+        runs = [run for run in study.runs if run.variant == variant and run.validations]
+        if not runs:
+            continue
+        found = runs[0].info["search"]
+        best = [min(run.validations, key=lambda one: one.rank) for run in runs]
+        rows.append([
+            _name(study, variant),
+            _searched(found) if found else "-",
+            ", ".join(f"{run.validations[-1].step}" for run in runs),
+            ", ".join(f"{one.step}" for one in best),
+            ", ".join(f"{100 * one.error:.1f}" for one in best),
+            f"{sum(bool(run.stopped_rising) for run in runs)} of {len(runs)}",
+        ])  # fmt: skip
+    note = (
+        "By seed. Validation errors are the mean over depths, at masks drawn at random where a "
+        "method trains with such. Stopped rising: patience ended the training before its steps "
+        "were used up."
+    )
+    head = ["method", "searched", "steps", "best step", "its validation errors (%)",
+            "stopped rising"]  # fmt: skip
+    return Table(head, rows, note)
+
+
+def _searched(found: Search) -> str:
+    """Return what was tried, with the validation errors, and what was chosen."""
+    texts = []
+    for place, trial in enumerate(found.trials):
+        text = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
+        chosen = ", chosen" if place == found.chosen else ""
+        texts.append(f"{text}: {100 * trial.error:.1f} %{chosen}")
+    return "; ".join(texts)
 
 
 def area_table(verdict: dict[str, Any]) -> Table:

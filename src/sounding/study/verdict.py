@@ -115,7 +115,7 @@ def _exact(study: Study, where: str, k: float, level: float) -> dict[str, Any]:
         "blind": blind,
         "shuffled": shuffled,
         "constant": against((OURS, "constant")),
-        "methods": {v: against((v, "exact")) for v, m in study.variants.items() if v == m != OURS},
+        "methods": {v: against((v, "exact")) for v, m in study.variants.items() if m != OURS},
         **_matters(blind, shuffled),
     }
 

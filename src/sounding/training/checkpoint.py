@@ -21,7 +21,7 @@ from ..files import (
 )
 from ..runs.precision import precision_on
 from ..runs.run import Run
-from ..runs.validation import Validation
+from ..runs.validations import Validation
 from .average import Average
 from .decay import matrices
 

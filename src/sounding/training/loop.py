@@ -21,6 +21,7 @@ from ..runs.device import find_device
 from ..runs.precision import precision_on
 from ..runs.randomness import seeded
 from ..runs.run import CONFIG, Run, load_run, provenance
+from ..runs.validations import write_validations
 from ..tasks.base import Target
 from .checkpoint import TrainState
 from .claim import BEST, FEATURES, claimed, release
@@ -153,8 +154,7 @@ def _finish(run: Run, state: TrainState, out: Path) -> None:
     lines = [f"{step},{loss!r}" for step, loss in enumerate(state.losses)]
     write_text(out / "log.csv", "\n".join(["step,loss", *lines]) + "\n")
     if state.validations:
-        measured = [f"{step},{error!r},{loss!r}" for step, error, loss in state.validations]
-        write_text(out / "validation.csv", "\n".join(["step,error,loss", *measured]) + "\n")
+        write_validations(out, state.validations)
     run.info |= {"steps": state.step if state.best is None else state.best.step}
     write_sealed_json(out / "run.json", {**run.info, "sha256": {CONFIG: sha256(out / CONFIG)}})
     run.dynamic.save_pretrained(out / "model", companions=run.companions)
