@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from sounding.data.folder import load_folder
 from sounding.errors import UsageError
 from sounding.progress import Interrupted
 from sounding.study import compare as module
@@ -140,11 +139,11 @@ def test_other_values_than_were_tried_are_refused(config, out, tones):
 
 
 def test_a_search_needs_values_that_a_setting_takes_and_something_to_judge_by(config, tones):
-    with pytest.raises(UsageError, match="search.lr_encoder has no values"):
+    with pytest.raises(UsageError, match=r"search\.lr_encoder has no values"):
         replace(config, search={"lr_encoder": []})
-    with pytest.raises(UsageError, match="search.lr_encoder"):
+    with pytest.raises(UsageError, match=r"search\.lr_encoder"):
         replace(config, search={"lr_encoder": ["fast"]})
-    with pytest.raises(UsageError, match="search.lr_rate is not known"):
+    with pytest.raises(UsageError, match=r"search\.lr_rate is not known"):
         replace(config, search={"lr_rate": [1]})
     blind = {k: v for k, v in config.settings.items() if k not in ("validate_epochs", "patience")}
     with pytest.raises(UsageError, match="set validate_epochs"):

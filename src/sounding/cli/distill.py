@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import UsageError
 from .process import quiet_transformers
-from .support import add_training, training_options
+from .support import add_replay, add_training, replay_option, training_options
 
 INHERITED = ("backbone", "task", "language", "vocabulary", "heads", "skip")  # of a run
 
@@ -33,13 +32,7 @@ settings for --config and --set are the attributes of sounding.runs.config.Train
     parser.add_argument("model", help="whisper-base, a path or hub id of a recognizer, or a run")
     parser.add_argument("--data", required=True, nargs="+", help="directories of audio, or corpora")
     parser.add_argument("--out", required=True, help="directory of the run")
-    parser.add_argument(
-        "--replay",
-        action="append",
-        default=[],
-        metavar="DIR:SHARE",
-        help="further audio, with its share of the training clips; may repeat",
-    )
+    add_replay(parser)
     add_training(parser)
     parser.add_argument("--config", help="YAML file of settings")
     parser.set_defaults(command=command)
@@ -59,7 +52,7 @@ def command(arguments: argparse.Namespace) -> None:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:
         config = TrainConfig.from_values(changes)
-    folder = unlabelled(arguments.data, _shares(arguments.replay))
+    folder = unlabelled(arguments.data, replay_option(arguments.replay))
     run = train(config, folder, arguments.out)
     budget = max(1, 2 * run.dynamic.num_layers // 3)
     model = f"--run {arguments.out}"
@@ -79,17 +72,3 @@ def _start(model: str) -> dict[str, Any]:
         return {"backbone": model, "task": "decoder"}
     config = TrainConfig.from_yaml(Path(model) / CONFIG)
     return {"teacher": model, **{name: getattr(config, name) for name in INHERITED}}
-
-
-def _shares(given: list[str]) -> dict[str, float]:
-    """Return the shares of `--replay`, by directory."""
-    shares = {}
-    for one in given:
-        directory, _, share = one.rpartition(":")
-        try:
-            shares[directory] = float(share)
-        except ValueError:
-            directory = ""
-        if not directory:
-            raise UsageError(f"--replay takes DIR:SHARE, such as speech/:0.3; got {one!r}")
-    return shares

@@ -73,6 +73,35 @@ def training_options(arguments: argparse.Namespace, *more: str) -> dict[str, str
     return given | settings_option(arguments.set)
 
 
+def add_replay(parser: Any) -> None:
+    """Add the option of audio beside that of `--data`, which `replay_option` reads."""
+    parser.add_argument(
+        "--replay",
+        action="append",
+        default=[],
+        metavar="DIR:SHARE",
+        help="further audio, with its share of the training clips; may repeat",
+    )
+
+
+def replay_option(given: Sequence[str]) -> dict[str, float]:
+    """Return the shares that `--replay DIR:SHARE` names, by directory.
+
+    Raises:
+        UsageError: a share is missing, or no number.
+    """
+    shares = {}
+    for one in given:
+        directory, _, share = one.rpartition(":")
+        try:
+            shares[directory] = float(share)
+        except ValueError:
+            directory = ""
+        if not directory:
+            raise UsageError(f"--replay takes DIR:SHARE, such as speech/:0.3; got {one!r}")
+    return shares
+
+
 def numbers_option(text: str | None, name: str, kind: type) -> list[Any]:
     """Return numbers above 0 that stand with commas between them; none for no text.
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..registry import METHODS
 from .process import quiet_transformers
-from .support import RECIPE, add_training, training_options
+from .support import RECIPE, add_replay, add_training, replay_option, training_options
+
+if TYPE_CHECKING:
+    from ..data.folder import AudioFolder
+    from ..runs.config import TrainConfig
 
 
 def add(commands: Any) -> None:
@@ -22,16 +27,25 @@ def add(commands: Any) -> None:
   sounding train --backbone facebook/wav2vec2-base --data DIR --out RUN --epochs 10
   sounding train --config train.yaml --data DIR --out RUN --set lr_encoder=3e-5
   sounding train --recipe esc50-ast --data ESC-50-master --out RUN --epochs 5
+  sounding train --texts-by whisper-base --data recordings/ more/ --out RUN
 
 settings for --config and --set are the attributes of sounding.runs.config.TrainConfig.""",
     )
-    parser.add_argument("--data", required=True, help="folder of clips, a corpus or a hub id")
+    parser.add_argument(
+        "--data", required=True, nargs="+", help="folder of clips, a corpus or a hub id"
+    )
     parser.add_argument("--out", required=True, help="directory of the run")
     parser.add_argument(
         "--backbone", help="whisper-base, moonshine-base, whisper-tiny.en, a path or a hub id"
     )
     known = ", ".join(METHODS)
     parser.add_argument("--method", help=f"{known}; default: {METHODS.default}")
+    parser.add_argument(
+        "--texts-by",
+        metavar="MODEL",
+        help="a recognizer that writes the texts: then --data are directories of audio, or corpora",
+    )
+    add_replay(parser)
     add_training(parser)
     base = parser.add_mutually_exclusive_group()
     base.add_argument("--recipe", help=RECIPE)
@@ -56,8 +70,31 @@ def command(arguments: argparse.Namespace) -> None:
         config = TrainConfig.from_yaml(arguments.config, **changes)
     else:
         config = TrainConfig.from_values(changes)
-    folder = recipe.open(arguments.data) if recipe else open_corpus(arguments.data)
+    first, *others = arguments.data
+    if arguments.texts_by is not None:
+        folder = _written(arguments, config)
+    elif others or arguments.replay:
+        raise UsageError("--replay and more than one folder of --data go with --texts-by alone")
+    else:
+        folder = recipe.open(first) if recipe else open_corpus(first)
     run = train(config, folder, arguments.out)
     print(summary(run.dynamic))
-    again = f"--data {arguments.data}" + (f" --recipe {arguments.recipe}" if recipe else "")
+    again = "--data " + ("DIR" if arguments.texts_by is not None else first)
+    again += f" --recipe {arguments.recipe}" if recipe else ""
     print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} {again}")
+
+
+def _written(arguments: argparse.Namespace, config: TrainConfig) -> AudioFolder:
+    """Return the clips of the directories, with the texts that a recognizer writes."""
+    from pathlib import Path
+
+    from ..data.unlabelled import unlabelled
+    from ..files import locked
+    from ..methods.texts import with_texts
+    from ..tasks import find_task
+
+    folder = unlabelled(arguments.data, replay_option(arguments.replay))
+    find_task(config.task, folder.task)  # now, and not after hours of writing
+    out = Path(arguments.out)
+    with locked(out):
+        return with_texts(arguments.texts_by, folder, config, out)

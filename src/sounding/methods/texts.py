@@ -1,0 +1,62 @@
+"""Texts that a pretrained recognizer writes of clips, to train another model on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..data.folder import AudioFolder
+from ..data.text import normalize_text
+from ..errors import UsageError
+from ..model.io import state_digest
+from ..progress import say
+from ..registry import METHODS
+from ..runs.config import TrainConfig
+from ..runs.device import find_device
+from . import FULL_DEPTH, OUTPUTS
+from .teaching import teacher_outputs
+
+LIKE = ("language", "max_seconds", "precision", "device", "seed")  # settings of the training
+
+
+def with_texts(model: str, folder: AudioFolder, config: TrainConfig, out: Path) -> AudioFolder:
+    """Return a folder whose texts are those that a recognizer with a decoder writes of its clips.
+
+    What it writes is kept with all else that a teacher makes of a clip, as for `distill`. Clips of
+    which it writes nothing are left out, and counted.
+
+    Args:
+        model: a name of `sounding.weights`, a local path or a hub id.
+        folder: such as `data.unlabelled.unlabelled` makes of directories.
+        config: of the training.
+        out: its run.
+
+    Raises:
+        UsageError: a model without a decoder, or one that writes nothing of any clip.
+        Interrupted: on SIGINT or SIGTERM; what was written is kept.
+    """
+    like = {name: getattr(config, name) for name in LIKE}
+    settings = TrainConfig(backbone=model, task="decoder", method=FULL_DEPTH, **like)
+    teacher = METHODS[FULL_DEPTH].start(settings, folder, {"task": folder.task}, out)
+    teacher.dynamic.to(find_device(config.device))
+    lessons = teacher_outputs(teacher, folder.clips, out / OUTPUTS)
+    tokenizer: Any = teacher.task.tokenizer
+    texts = tokenizer.batch_decode(
+        [lessons.written(index) for index in range(len(folder.clips))], skip_special_tokens=True
+    )
+    clips = tuple(
+        replace(clip, target=text)
+        for clip, text in zip(folder.clips, texts, strict=True)
+        if normalize_text(text)
+    )
+    if not clips:
+        raise UsageError(
+            f"{model} writes nothing of any clip: look whether there is speech in them"
+        )
+    if silent := len(folder.clips) - len(clips):
+        say(f"{silent} of {len(folder.clips)} clips are left out: {model} writes nothing of them")
+    by = f"{folder.digest} {state_digest(teacher.dynamic.model)} {config.language}"
+    digest = hashlib.sha256(by.encode()).hexdigest()
+    return AudioFolder(folder.root, "text", clips, (), digest)
