@@ -155,7 +155,10 @@ class Steps:
         self.run.dynamic.train()
         for batch in self.made:
             self.state.step += 1  # random masks follow from it
-            one_step(self.run, self.state, batch, self.targets, 1.0, Processes(), [])
+            rows = list(range(len(self.targets)))
+            one_step(
+                self.run, self.state, [Part(rows, 1.0, batch)], self.targets, Processes(), rows
+            )
 
     def plain(self) -> None:
         """Take plain steps."""
@@ -276,12 +279,12 @@ class Loading:
 
     def in_hand(self) -> None:
         """Take the same steps with the batches that are there."""
-        for part in self.held:
-            self._step(part)
+        for made in self.held:
+            self._step(made)
 
-    def _step(self, part: Part) -> None:
-        some = [self.targets[row] for row in part.rows]
-        one_step(self.run, self.state, part.batch, some, 1.0, Processes(), part.rows)
+    def _step(self, made: list[Part]) -> None:
+        (part,) = made
+        one_step(self.run, self.state, made, self.targets, Processes(), part.rows)
 
 
 # --- memory ---------------------------------------------------------------------------------

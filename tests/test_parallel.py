@@ -13,6 +13,7 @@ import torch
 
 import sounding
 from sounding.data.folder import load_folder
+from sounding.evaluation.sweep import Sweep
 from sounding.policies import gates
 from sounding.policies.noise import gumbel_like, whole_batch
 from sounding.registry import METHODS
@@ -120,6 +121,86 @@ def test_two_processes_train_as_one_with_the_same_batch(method, whisper, tones, 
     assert not list((tmp_path / "two").glob("*checkpoint*"))
 
 
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("dld", "i3d", "input", "idld")])
+def test_a_batch_in_parts_is_a_batch_and_takes_less_at_once(
+    method, whisper, tones, tmp_path, monkeypatch
+):
+    """The others learn from the mean of a part, or keep statistics of each."""
+    config = replace(CONFIG, backbone=str(whisper), method=method, workers=int(method == "full"))
+    one = train(replace(config, batch_size=9), load_folder(tones), tmp_path / "one")
+    loss, at_once = METHODS[method].loss, []
+
+    def noting(run, batch, *rest):
+        at_once.append(len(batch[run.dynamic.main_input_name]))
+        return loss(run, batch, *rest)
+
+    monkeypatch.setattr(type(METHODS[method]), "loss", lambda self, *given: noting(*given))
+    config = replace(config, batch_size=3, accumulate=3)
+    two = train(config, load_folder(tones), tmp_path / "two")
+    assert sorted(at_once) == [1, 1, 2] + [3] * 12
+    assert_same_losses(tmp_path)
+    assert_same(one, two)
+
+
+@pytest.mark.parametrize("method", ["full", "i3d"])
+def test_two_processes_with_batches_in_parts_train_as_one(method, whisper, tones, tmp_path):
+    config = replace(CONFIG, backbone=str(whisper), method=method, batch_size=3)
+    one = train(replace(config, batch_size=6), load_folder(tones), tmp_path / "one")
+    done = launch(2, replace(config, accumulate=2), tones, tmp_path / "two", tmp_path)
+    assert done.returncode == 0, done.stderr
+    if method == "full":  # of i3d it is the mean gate of a part that is held at a half
+        assert_same_losses(tmp_path)
+        assert_same(one, load_run(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+def test_every_clip_of_a_batch_weighs_alike_however_it_is_shared(count, pieces, size):
+    rows = list(range(100, 100 + size))
+    shares = [Processes(rank, count).share(rows, pieces) for rank in range(count)]
+    assert len({len(parts) for parts in shares}) == 1  # all take part in each sum
+    weights = dict.fromkeys(rows, 0.0)
+    for part, weight in (one for parts in shares for one in parts):
+        assert part
+        for row in part:
+            weights[row] += weight / len(part)
+    np.testing.assert_allclose(list(weights.values()), 1 / size)
+    if size >= count:
+        taken = [row for parts in shares for part, _ in parts for row in part]
+        assert sorted(taken) == rows
+
+
+def test_two_processes_sweep_as_one_and_one_of_them_writes(whisper, tones, tmp_path):
+    config = replace(CONFIG, backbone=str(whisper))
+    runs = []
+    for method in ("random", "input"):
+        runs.append(str(tmp_path / method))
+        train(replace(config, method=method), load_folder(tones), runs[-1])
+    options = ["sweep", *runs, "--data", str(tones), "--rounds", "1"]
+    script = tmp_path / "worker.py"
+    script.write_text("import sys\nfrom sounding.cli import main\nsys.exit(main(sys.argv[1:]))\n")
+    found, printed = [], []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        by = [part.format(count) for part in TORCHRUN]
+        command = [sys.executable, "-m", *by, str(script), *options, "--json", str(out)]
+        done = subprocess.run(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(len(done.stdout.splitlines()))
+        found.append(Sweep.from_json(out))
+    assert printed[0] == printed[1] > len(found[0].rows)
+    one, two = found
+    assert one.masks == two.masks
+    for ours, theirs in zip(one.rows, two.rows, strict=True):
+        assert replace(ours, latency_ms=0, latency_share=0) == replace(
+            theirs, latency_ms=0, latency_share=0
+        )
+        assert (theirs.latency_ms is None) == (ours.latency_ms is None)
+
+
 def test_accelerate_launch_starts_processes_that_train_as_one(whisper, tones, tmp_path):
     pytest.importorskip("accelerate")
     config = replace(CONFIG, backbone=str(whisper), method="full", device="cpu")
@@ -171,19 +252,6 @@ def test_the_noise_of_a_clip_is_the_same_in_whatever_process():
     free = gumbel_like(torch.zeros(5, 3))  # outside of a batch by the generator of torch
     torch.manual_seed(0)
     assert torch.equal(free, gumbel_like(torch.zeros(5, 3)))
-
-
-def test_shares_of_a_batch_add_up():
-    for count in (1, 2, 3):
-        for size in (1, 2, 3, 7, 16):
-            rows = list(range(100, 100 + size))
-            shares = [Processes(rank, count).share(rows) for rank in range(count)]
-            assert sum(weight for _, weight in shares) == pytest.approx(1)
-            if size >= count:
-                assert sorted(row for own, _ in shares for row in own) == rows
-                assert all(weight == len(own) / size for own, weight in shares)
-            else:
-                assert all(own == rows for own, _ in shares)
 
 
 def test_layers_that_a_step_dropped_hold_nothing_up_with_gradient_checkpointing(whisper, tones):

@@ -46,17 +46,20 @@ def command(arguments: argparse.Namespace) -> None:
     from ..evaluation.table import rich_table
     from ..recipes import load_recipe
     from ..runs.run import load_run
+    from ..training.distributed import processes
 
     files = (arguments.json, arguments.csv, arguments.table, arguments.card)
     check_outputs(files=files, plots=arguments.plots)
     read = open_corpus if arguments.recipe is None else load_recipe(arguments.recipe).open
     folder = read(arguments.data)
-    runs = [load_run(directory, arguments.device) for directory in arguments.runs]
-    for run in runs:
-        run.beam = beam_option(arguments, run)
-    result = sweep(
-        runs, folder, split=arguments.split, rounds=arguments.rounds, seed=arguments.seed
-    )
+    with processes(arguments.device) as group:
+        runs = [load_run(directory, arguments.device) for directory in arguments.runs]
+        for run in runs:
+            run.beam = beam_option(arguments, run)
+        how = {"split": arguments.split, "rounds": arguments.rounds, "seed": arguments.seed}
+        result = sweep(runs, folder, **how, group=group)
+    if not group.first:
+        return
     try:
         write_sweep(
             result,

@@ -90,8 +90,8 @@ def _written(arguments: argparse.Namespace, config: TrainConfig) -> AudioFolder:
 
     from ..data.unlabelled import unlabelled
     from ..files import locked
-    from ..methods.texts import with_texts
     from ..tasks import find_task
+    from ..training.texts import with_texts
 
     folder = unlabelled(arguments.data, replay_option(arguments.replay))
     find_task(config.task, folder.task)  # now, and not after hours of writing

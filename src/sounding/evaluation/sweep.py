@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ..progress import progress
 from ..runs.predict import predict
 from ..runs.run import Run, provenance, trained_with
 from ..tasks.base import Targets
+from ..training.distributed import ALONE, Processes
 from ..training.fitting import check_words, tell_test, writes
 from ..typed import read_json
 
@@ -107,10 +108,13 @@ def sweep(
     batch_size: int = 32,
     rounds: int = 15,
     seed: int = 0,
+    group: Processes = ALONE,
 ) -> Sweep:
     """Measure each run at every budget on the clips of a split.
 
     Args:
+        group: the processes that share the clips; each returns the same, but for timings, which
+            are those of the first one.
         rounds: timings of each row; in a round all rows are timed once, in random order. 0: none.
         seed: of the random masks and of the order of the timings.
 
@@ -142,7 +146,7 @@ def sweep(
         asked = range(max(2, math.ceil(known[0][0])), layers) if known else range(0)
         with progress(f"sweep {run.config.method}", layers + len(asked)) as show:
             for k in range(1, layers + 1):
-                found = _measured(run, features, targets, k, batch_size, seed)
+                found = _measured(run, features, targets, k, batch_size, seed, group)
                 row = _row(run, k, found, targets, macs)
                 rows.append(row)
                 timed.append((run, k, median))
@@ -151,11 +155,14 @@ def sweep(
                 show(k, f"{row.method} k={k} {row.value:.3f}")
             for done, mean in enumerate(asked, layers + 1):
                 budget = Budget.mean(mean)
-                found = _measured(run, features, targets, budget, batch_size, seed)
+                found = _measured(run, features, targets, budget, batch_size, seed, group)
                 means.append(_mean_row(run, mean, found, targets, macs))
                 masks[f"{means[-1].method}/{mean}"] = _texts(found.executed[0])
                 show(done, f"{run.config.method} {budget} {means[-1].value:.3f}")
-    rows = _with_latency(rows, timed, rounds, seed) + means  # whose time depends on the clip
+    if group.first:
+        rows = _with_latency(rows, timed, rounds, seed)
+    group.wait()
+    rows += means  # whose time depends on the clip
     header = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {"name": folder.root.name, "digest": folder.digest, "split": split},
@@ -202,8 +209,23 @@ class BudgetResult:
     details: np.ndarray | None
 
 
+class _Answered(NamedTuple):
+    """The answers to the clips of one process, as in `BudgetResult`; details by clip."""
+
+    rows: list[int]
+    errors: np.ndarray
+    executed: Tensor
+    details: dict[int, np.ndarray]
+
+
 def _measured(
-    run: Run, features: FeatureSet, targets: Targets, k: int | Budget, batch_size: int, seed: int
+    run: Run,
+    features: FeatureSet,
+    targets: Targets,
+    k: int | Budget,
+    batch_size: int,
+    seed: int,
+    group: Processes,
 ) -> BudgetResult:
     layers = run.dynamic.num_layers
     masks: Tensor | None = None
@@ -217,8 +239,9 @@ def _measured(
     details: dict[int, np.ndarray] = {}
     order = sorted(range(len(features)), key=lambda i: len(features[i]))
     size = batch_size if run.task.batches else 1
+    made = batches(order, size, seed=0, epoch=0, shuffle=False)[group.rank :: group.count]
     for draw in range(draws):
-        for rows in batches(order, size, seed=0, epoch=0, shuffle=False):
+        for rows in made:
             index = [order[i] for i in rows]
             batch = run.collate([features[i] for i in index])
             predicted = predict(run, batch, k, None if masks is None else masks[draw, index])
@@ -228,6 +251,10 @@ def _measured(
             found = run.task.details(predicted, some) if draw == 0 else None
             if found is not None:
                 details |= dict(zip(index, found, strict=True))
+    own = [order[i] for rows in made for i in rows]
+    for part in group.every(_Answered(own, errors[:, own], executed[:, own], details)):
+        errors[:, part.rows], executed[:, part.rows] = part.errors, part.executed
+        details |= part.details
     in_order = np.array([details[i] for i in sorted(details)]) if details else None
     return BudgetResult(errors, executed, in_order)
 

@@ -33,6 +33,7 @@ SHARES = (
     "mask_share",
 )
 
+POSITIVE = ("epochs", "batch_size", "accumulate", "lr_encoder", "lr_selector", "clip_norm", "rank")
 MAY_BE_NONE = ("batch_seconds", "lr_head", "max_seconds")
 MAY_BE_NUMBERS = ("vocabulary",)  # texts that a number says as well
 FORMER = {"selector_fit": "joint"}  # a selector fitted after the training was no better
@@ -40,6 +41,7 @@ FORMER_NAMES = (*FORMER, "recognition")  # of settings: files of before have the
 MOST = {  # beyond these is a slip, which would take time or memory without end
     "epochs": 10_000,
     "batch_size": 1_000_000,
+    "accumulate": 10_000,
     "seed": 2**32 - 1,
     "candidates": 1000,
     "selector_after": 1000,
@@ -57,6 +59,8 @@ class TrainConfig:
         epochs: passes over the training clips; may be a fraction.
         batch_size: clips a step, at most.
         batch_seconds: seconds of audio a step, at most, padding counted; None for no limit.
+        accumulate: a step takes so many times what these two allow, and computes it in as many
+            parts, one after the other, whose gradients are added up.
         seed: of the data order, the budgets, the noise and the new weights.
         lr_encoder, lr_selector, lr_head: peak learning rates (AdamW, linear warm-up and decay).
             None for `lr_head` is the rate of the task: 1e-2 for CTC, whose model predicts blanks
@@ -132,6 +136,7 @@ class TrainConfig:
     epochs: float = 5.0
     batch_size: int = 16
     batch_seconds: float | None = None
+    accumulate: int = 1
     seed: int = 0
     lr_encoder: float = 1e-4
     lr_selector: float = 3e-3
@@ -189,7 +194,15 @@ class TrainConfig:
                 raise UsageError(
                     f"{name} is one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 )
-        for name in ("epochs", "batch_size", "lr_encoder", "lr_selector", "clip_norm", "rank"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "lr_encoder",
+            "lr_selector",
+            "clip_norm",
+            "rank",
+            "accumulate",
+        ):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be above 0; got {getattr(self, name)!r}")
         for name in MAY_BE_NONE:

@@ -55,17 +55,22 @@ class WrittenImitation(Imitation):
         lengths = torch.tensor([len(one) for one in features])
         frames: Any = dynamic.backbone.frame_lengths(dynamic.base, lengths)
         ends: Tensor = frames + TAIL_FRAMES
-        limit = TOKENS_AT_LEAST + int(ends.max()) // FRAMES_A_TOKEN
+        room = self.room(dynamic.model) - self.prompt - 1
+        limits = [int(min(room, TOKENS_AT_LEAST + end // FRAMES_A_TOKEN)) for end in ends.tolist()]
         mask = {name: value for name, value in batch.items() if name == "attention_mask"}
         written = dynamic.model.generate(
             encoder_outputs=encoded,
             do_sample=False,
             num_beams=1,
-            max_new_tokens=int(min(limit, self.room(dynamic.model) - self.prompt - 1)),
+            max_new_tokens=max(limits),
             **mask,
             **self.spoken(dynamic),
         )
-        ids = [self._whole(one) for one in written.tolist()]
+        padding = dynamic.model.generation_config.pad_token_id
+        ids = [
+            self._whole(one, padding, limit)
+            for one, limit in zip(written.tolist(), limits, strict=True)
+        ]
         targets = [Target(tuple(one), "") for one in ids]
         before = self.inputs({"": written}, targets)["decoder_input_ids"]
         logits = dynamic.model(encoder_outputs=encoded, decoder_input_ids=before, **mask).logits
@@ -84,11 +89,18 @@ class WrittenImitation(Imitation):
         weights[-1] = END_WEIGHT
         return weights / weights.sum()
 
-    def _whole(self, written: Sequence[int]) -> list[int]:
-        """Return what was written with its prompt in front and one end behind."""
-        end = self.tokenizer.eos_token_id
-        said = [token for token in written if token not in self.tokenizer.all_special_ids]
-        return [*self.start, *said, end]
+    def _whole(self, written: Sequence[int], padding: int | None, limit: int) -> list[int]:
+        """Return what was written with its prompt in front and one end behind.
+
+        Args:
+            padding: the token that fills up a batch, which may be one that a text has too.
+            limit: the most tokens of the clip by itself, whatever its batch has room for.
+        """
+        end, last = self.tokenizer.eos_token_id, len(written)
+        while last and written[last - 1] == padding:
+            last -= 1
+        said = [token for token in written[:last] if token not in self.tokenizer.all_special_ids]
+        return [*self.start, *said[:limit], end]
 
 
 def pad_with_silence(inputs: Tensor, frames: int) -> Tensor:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch import distributed as dist
 
 from ..runs.device import PROCESSOR, find_device
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=24)  # while the first process calibrates
 
 
@@ -37,15 +39,19 @@ class Processes:
         """Whether this one writes the files."""
         return self.rank == 0
 
-    def share(self, rows: list[int]) -> tuple[list[int], float]:
+    def share(self, rows: list[int], pieces: int = 1) -> list[tuple[list[int], float]]:
         """Return which clips of a batch this process takes, and the weight of their mean loss.
 
         Where clips are fewer than processes, each process takes all of them.
+
+        Args:
+            pieces: the most that it takes them in; the same number in every process.
         """
-        if len(rows) < self.count:
-            return rows, 1 / self.count
-        own = rows[self.rank :: self.count]
-        return own, len(own) / len(rows)
+        own = rows if len(rows) < self.count else rows[self.rank :: self.count]
+        whole = self.count * len(rows) if own is rows else len(rows)
+        pieces = min(pieces, len(own) if own is rows else len(rows) // self.count)
+        parts = [own[piece::pieces] for piece in range(pieces)]
+        return [(part, len(part) / whole) for part in parts]
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Put the sum over all processes in the place of each gradient."""
@@ -73,7 +79,7 @@ class Processes:
         return float(summed)
 
     def mean(self, value: Tensor, weight: float) -> Tensor:
-        """Return the mean over the whole batch from that of this process's part, `value`.
+        """Return the mean over the parts of all processes from that of this one, `value`.
 
         Its gradient is that of the part, so that a loss of the mean has the gradient of one
         process once the gradients of all are added, each times its weight.
@@ -85,7 +91,8 @@ class Processes:
         """
         if self.count == 1:
             return value
-        return value + (self.total(weight * float(value.detach())) - value.detach())
+        mean = self.total(weight * float(value.detach())) / self.total(weight)
+        return value + (mean - value.detach())
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the values of all processes, without gradients.
@@ -103,10 +110,21 @@ class Processes:
         dist.all_gather(parts, padded)
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
+    def every(self, own: T) -> list[T]:
+        """Return what each process has, in the order of their ranks."""
+        if self.count == 1:
+            return [own]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, own)
+        return found
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+ALONE = Processes()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ..tasks.base import Batch
 from .source import Source
 from .workers import in_order
 
-Share = Callable[[list[int]], tuple[list[int], float]]
+Share = Callable[[list[int], int], list[tuple[list[int], float]]]
 
 
 class Order:
@@ -68,22 +68,22 @@ class Order:
             config = self.config
             made = batches(
                 self.seconds,
-                config.batch_size,
+                config.batch_size * config.accumulate,
                 seed=config.seed,
                 epoch=epoch,
                 shuffle=True,
-                most=config.batch_seconds or math.inf,
+                most=(config.batch_seconds or math.inf) * config.accumulate,
             )
             self._made = (epoch, made)
         return self._made[1]
 
 
 class Part(NamedTuple):
-    """What one process takes of the batch of a step.
+    """What is computed at once of the batch of a step: of many, one after the other.
 
     Attributes:
         rows: the clips.
-        weight: of their mean loss, of all processes 1.
+        weight: of their mean loss, of all parts 1.
         batch: on the processor; empty where a clip could not be read.
         error: why it could not.
     """
@@ -91,14 +91,14 @@ class Part(NamedTuple):
     rows: list[int]
     weight: float
     batch: Batch
-    error: SoundingError | None
+    error: SoundingError | None = None
 
 
-class Parts(Dataset[Part]):
-    """The part of each step, which follows from the step alone.
+class Parts(Dataset[list[Part]]):
+    """The parts of each step in this process, which follow from the step alone.
 
     Args:
-        share: which clips of a batch are this process's, and their weight; see `Processes.share`.
+        share: which clips of a batch are this process's, part by part; see `Processes.share`.
     """
 
     def __init__(self, source: Source, order: Order, share: Share) -> None:
@@ -107,17 +107,21 @@ class Parts(Dataset[Part]):
     def __len__(self) -> int:
         return self.order.total
 
-    def __getitem__(self, step: int) -> Part:
-        rows, weight = self.share(self.order[step])
+    def __getitem__(self, step: int) -> list[Part]:
+        epoch = self.order.epoch(step)
+        shares = self.share(self.order[step], self.order.config.accumulate)
+        return [self._part(rows, weight, epoch) for rows, weight in shares]
+
+    def _part(self, rows: list[int], weight: float, epoch: int) -> Part:
         try:
-            return Part(rows, weight, self.source.batch(rows, self.order.epoch(step)), None)
+            return Part(rows, weight, self.source.batch(rows, epoch))
         except SoundingError as error:  # torch would wrap it in a traceback of a worker
             return Part(rows, weight, {}, error)
 
 
 def parts(
     source: Source, order: Order, share: Share, start: int, device: torch.device
-) -> Generator[Part]:
+) -> Generator[list[Part]]:
     """Yield the parts of the steps from `start` on, their batches on the device.
 
     Raises:
@@ -125,8 +129,12 @@ def parts(
     """
     dataset = Parts(source, order, share)
     steps = range(start, order.total)
-    for part in in_order(dataset, steps, source.config.workers, device=device):
-        if part.error is not None:
-            raise part.error
-        moved = {name: value.to(device, non_blocking=True) for name, value in part.batch.items()}
-        yield part._replace(batch=moved)
+    for made in in_order(dataset, steps, source.config.workers, device=device):
+        yield [_on(part, device) for part in made]
+
+
+def _on(part: Part, device: torch.device) -> Part:
+    if part.error is not None:
+        raise part.error
+    moved = {name: value.to(device, non_blocking=True) for name, value in part.batch.items()}
+    return part._replace(batch=moved)

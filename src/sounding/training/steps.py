@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from ..runs.precision import autocast
 from ..runs.randomness import seeded
 from ..runs.run import Run
 from ..runs.validation import validate
-from ..tasks.base import Batch, Targets
+from ..tasks.base import Targets
 from .checkpoint import TrainState
 from .claim import BEST, CHECKPOINT
 from .distributed import Processes
@@ -100,18 +100,11 @@ class Steps:
         config = self.run.config
         return config if self.group.first else replace(config, log_to="")
 
-    def _take(self, part: Part) -> None:
+    def _take(self, made: list[Part]) -> None:
         state, device, seed = self.state, self.run.dynamic.device, self.run.config.seed
         rows = self.order[state.step]
-        places = [rows.index(row) for row in part.rows]
-        with (
-            seeded(seed, state.step, self.group.rank, device=device),
-            whole_batch((seed, state.step, 2), len(rows), places),
-        ):
-            targets = [self.targets[row] for row in part.rows]
-            state.losses.append(
-                one_step(self.run, state, part.batch, targets, part.weight, self.group, part.rows)
-            )
+        with seeded(seed, state.step, self.group.rank, device=device):
+            state.losses.append(one_step(self.run, state, made, self.targets, self.group, rows))
         self.heard += float(sum(self.order.seconds[row] for row in rows))
         rate = state.optimizer.param_groups[0]["lr"]
         self.track(state.step, {"train/loss": state.losses[-1], "train/lr": rate})
@@ -194,34 +187,48 @@ def _masking(run: Run) -> Iterator[None]:
 def one_step(
     run: Run,
     state: TrainState,
-    batch: Batch,
+    made: Sequence[Part],
     targets: Targets,
-    weight: float,
     group: Processes,
     rows: list[int],
 ) -> float:
-    """Take a step with this process's part of a batch, and return the loss of the whole."""
-    config = run.config
-    rng = np.random.default_rng([config.seed, state.step])
-    whole = partial(group.mean, weight=weight)
-    step = Step(state.step, state.total, rng, whole=whole, rows=rows)
-    with autocast(config.precision, run.dynamic.device):
-        loss = run.method.loss(run, run.task.inputs(batch, targets), targets, step)
-        loss = weight * loss
-    value = group.total(float(loss.detach()))
+    """Take a step with what this process computes of a batch, and return the loss of the whole.
+
+    Args:
+        targets: of all clips.
+        rows: the clips of the whole batch, in all processes.
+    """
+    state.optimizer.zero_grad(set_to_none=True)
+    value = group.total(sum(_add_gradient(run, state, part, targets, group, rows) for part in made))
     if not math.isfinite(value):
         raise UsageError(f"the loss is {value} at step {state.step}: lower lr_encoder or lr_head")
-    state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
     group.add_gradients(state.modules.parameters())
     state.scaler.unscale_(state.optimizer)
-    nn.utils.clip_grad_norm_(state.modules.parameters(), config.clip_norm)
-    rate = _rate(state.step, state.total, config.lr_warmup)
+    nn.utils.clip_grad_norm_(state.modules.parameters(), run.config.clip_norm)
+    rate = _rate(state.step, state.total, run.config.lr_warmup)
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = rate * parameters["peak_lr"]
     state.scaler.step(state.optimizer)
     state.scaler.update()
     return value
+
+
+def _add_gradient(
+    run: Run, state: TrainState, part: Part, targets: Targets, group: Processes, rows: list[int]
+) -> float:
+    """Add the gradient of a part of a batch to those that are there, and return its loss."""
+    config = run.config
+    some = [targets[row] for row in part.rows]
+    places = [rows.index(row) for row in part.rows]
+    rng = np.random.default_rng([config.seed, state.step])  # all parts draw the same masks
+    whole = partial(group.mean, weight=part.weight)
+    step = Step(state.step, state.total, rng, whole=whole, rows=part.rows)
+    with whole_batch((config.seed, state.step, 2), len(rows), places):
+        with autocast(config.precision, run.dynamic.device):
+            loss = run.method.loss(run, run.task.inputs(part.batch, some), some, step)
+            loss = part.weight * loss
+        state.scaler.scale(loss).backward()
+    return float(loss.detach())
 
 
 def _rate(step: int, total: int, warmup: float) -> float:

@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data.features import clip_seconds, load_features
 from ..data.folder import AudioFolder
 from ..data.text import normalize_text
 from ..errors import UsageError
+from ..methods import FULL_DEPTH, OUTPUTS
+from ..methods.teaching import teacher_outputs
 from ..model.io import state_digest
 from ..progress import say
 from ..registry import METHODS
 from ..runs.config import TrainConfig
 from ..runs.device import find_device
-from . import FULL_DEPTH, OUTPUTS
-from .teaching import teacher_outputs
+from ..runs.run import Run
+from .fitting import Frames
 
 LIKE = ("language", "max_seconds", "precision", "device", "seed")  # settings of the training
 
@@ -34,12 +37,14 @@ def with_texts(model: str, folder: AudioFolder, config: TrainConfig, out: Path) 
         out: its run.
 
     Raises:
-        UsageError: a model without a decoder, or one that writes nothing of any clip.
+        UsageError: a model without a decoder, or one that writes nothing of any clip; clips that
+            are longer than its window.
         Interrupted: on SIGINT or SIGTERM; what was written is kept.
     """
     like = {name: getattr(config, name) for name in LIKE}
     settings = TrainConfig(backbone=model, task="decoder", method=FULL_DEPTH, **like)
     teacher = METHODS[FULL_DEPTH].start(settings, folder, {"task": folder.task}, out)
+    _check_lengths(teacher, folder)
     teacher.dynamic.to(find_device(config.device))
     lessons = teacher_outputs(teacher, folder.clips, out / OUTPUTS)
     tokenizer: Any = teacher.task.tokenizer
@@ -60,3 +65,15 @@ def with_texts(model: str, folder: AudioFolder, config: TrainConfig, out: Path) 
     by = f"{folder.digest} {state_digest(teacher.dynamic.model)} {config.language}"
     digest = hashlib.sha256(by.encode()).hexdigest()
     return AudioFolder(folder.root, "text", clips, (), digest)
+
+
+def _check_lengths(teacher: Run, folder: AudioFolder) -> None:
+    """Refuse clips that the recognizer does not take whole."""
+    clips, extractor = folder.clips, teacher.extractor
+    samples = [round(clip_seconds(clip) * extractor.sampling_rate) for clip in clips]
+
+    def length(index: int) -> int:
+        most = teacher.config.max_seconds
+        return len(load_features([clips[index]], extractor, max_seconds=most)[0])
+
+    Frames(teacher, samples, length).check(folder, clips)
