@@ -48,7 +48,8 @@ MEANS = (3.5, 4.0, 4.5, 5.0)
 
 def main() -> int:
     """Measure each folder; the exit code is 2 after an error."""
-    return work(parse())
+    options = parse()
+    return work(options, lambda path: measure(Bench(options, path)))
 
 
 def parse() -> argparse.Namespace:
@@ -63,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of subsets and bootstrap")
-    parser.set_defaults(command=measure, processor=None, plain=False, settings=None)
+    parser.set_defaults(processor=None, plain=False, settings=None)
     return parser.parse_args()
 
 

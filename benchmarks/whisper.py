@@ -90,18 +90,19 @@ class Setting:
 
 def main() -> int:
     """Run a command; the exit code is 2 after an error."""
-    return work(parse())
+    options = parse()
+    return work(options, lambda path: options.command(Bench(options, path)))
 
 
-def work(options: argparse.Namespace) -> int:
-    """Run the command of the options on each folder; return the exit code."""
+def work(options: argparse.Namespace, command: Callable[[Path], None]) -> int:
+    """Run a command on each folder of the options; return the exit code."""
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         with torch.inference_mode():
             for path in options.data:
-                options.command(Bench(options, path))
+                command(path)
     except (ValueError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
@@ -143,9 +144,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, path: Path) -> None:
         self.options = options
-        folder = load_folder(path)
-        if folder.root.name == RAVDESS:
-            folder = spoken(folder)
+        folder = with_texts(path)
         self.data = folder.root.name
         self.clips = test_clips(folder, options)
         directory = Path(resolve(options.model))
@@ -254,8 +253,11 @@ def trainings(run: Path) -> list[dict[str, Any]]:
     return [trained_with(TrainConfig.from_yaml(run / "config.yaml"), info)]
 
 
-def spoken(folder: AudioFolder) -> AudioFolder:
-    """RAVDESS with the sentences that its file names say, as test clips: nothing is trained on."""
+def with_texts(path: Path) -> AudioFolder:
+    """A folder; RAVDESS with the sentences that its file names say, all as test clips."""
+    folder = load_folder(path)
+    if folder.root.name != RAVDESS:
+        return folder
     said = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
     clips = [
         replace(clip, target=said[clip.path.stem.split("-")[4]], split="test")
@@ -411,21 +413,28 @@ def errors(bench: Bench, dynamic: DynamicModel, setting: Setting) -> dict[str, A
             count = int((tokens != dynamic.model.generation_config.pad_token_id).sum())
             by_clip[clip.path.name] = {"text": bench.text(tokens), "tokens": count}
     by_clip = bench.done(name)
+    tokens = [by_clip[clip.path.name]["tokens"] for clip in bench.clips]
+    return {
+        **word_error_rate(bench, {name: one["text"] for name, one in by_clip.items()}),
+        "tokens": float(np.mean(tokens)),
+        "at_limit": sum(count >= options.max_new_tokens for count in tokens),
+    }
+
+
+def word_error_rate(bench: Bench, texts: dict[str, str]) -> dict[str, Any]:
+    """The errors of a text for each clip, by the name of its file."""
     said = [whisper_plain(clip.target) for clip in bench.clips]
-    heard = [whisper_plain(by_clip[clip.path.name]["text"]) for clip in bench.clips]
+    heard = [whisper_plain(texts[clip.path.name]) for clip in bench.clips]
     errors = np.array([word_errors(a, b) for a, b in zip(said, heard, strict=True)])
     words = np.array([len(text.split()) for text in said])
     groups = speaker_groups([clip.speaker for clip in bench.clips])
-    rate = ratio_bootstrap(errors, words, groups=groups, seed=options.seed)
-    tokens = [by_clip[clip.path.name]["tokens"] for clip in bench.clips]
+    rate = ratio_bootstrap(errors, words, groups=groups, seed=bench.options.seed)
     return {
         "wer": rate.mean,
         "low": rate.low,
         "high": rate.high,
         "errors": int(errors.sum()),
         "words": int(words.sum()),
-        "tokens": float(np.mean(tokens)),
-        "at_limit": sum(count >= options.max_new_tokens for count in tokens),
     }
 
 
