@@ -1,11 +1,11 @@
-"""Words against time: recognizers and their depths, the smaller sibling, and a CTC run.
+"""Words against time: recognizers and their depths, the smaller sibling, and runs of other kinds.
 
   python benchmarks/contest.py whisper-base:e6-d6-padded whisper-base:e6-d4-short \\
       whisper-tiny.en:e4-d4-padded RUN:6 RUN:3 --data DATA/ljspeech_part --out runs/contest
 
 A contestant is MODEL:SETTING, as `benchmarks/whisper.py sweep` names settings (a whisper-base comes
-with its ready-made parts), or RUN:BUDGET, a run of `sounding train` that recognizes by CTC and how
-many layers it keeps. The first one is what the times of the others are compared with.
+with its ready-made parts), or RUN:BUDGET, a run that recognizes texts, such as one by CTC, and how
+many layers of its encoder it keeps. The times of the others are compared with those of the first.
 
 Each writes down all clips: texts are compared after Whisper's own normalizer, with intervals over
 speakers where ten or more are known. Then, on a few clips from the shortest to the longest, one at
@@ -77,7 +77,7 @@ def parse() -> Namespace:
     return parser.parse_args()
 
 
-class ByTokens:
+class OfWhisper:
     """A Whisper at one setting.
 
     Args:
@@ -119,14 +119,12 @@ class RunBench(Bench):
         }
 
 
-class ByFrames:
-    """A run that recognizes by CTC, at one budget."""
+class OfRun:
+    """A run that recognizes texts, at one budget of its encoder."""
 
     def __init__(self, options: Namespace, path: Path, run: str, budget: str) -> None:
         self.bench = RunBench(options, path, Path(run))
         self.run, self.budget = load_run(run, "cpu"), int(budget)
-        if not self.run.task.by_frame:
-            raise ValueError(f"{run} does not recognize by CTC")
 
     def errors(self) -> dict[str, Any]:
         """What it writes of all clips, counted."""
@@ -146,7 +144,7 @@ class ByFrames:
         return text
 
 
-Contestant = ByTokens | ByFrames
+Contestant = OfWhisper | OfRun
 
 
 def contest(options: Namespace, path: Path) -> None:
@@ -154,7 +152,7 @@ def contest(options: Namespace, path: Path) -> None:
     contestants: dict[str, Contestant] = {}
     for name in options.contestants:
         model, _, setting = name.rpartition(":")
-        kind = ByFrames if setting.isdecimal() else ByTokens
+        kind = OfRun if setting.isdecimal() else OfWhisper
         contestants[name] = kind(options, path, model, setting)
     rows = [{"contestant": name, **one.errors()} for name, one in contestants.items()]
     bench = next(iter(contestants.values())).bench

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from device_page import rivals, runtime
-from whisper_page import origin, whisper
+from whisper_page import contests, depths, origin, whisper
 
 from sounding.evaluation.sweep import Row, Sweep
 from sounding.evaluation.table import markdown
@@ -34,6 +34,10 @@ STUDIES = {  # directory of the results -> title, and the arguments of `sounding
     "study": (
         "Does the input matter? Whisper-base, three data sets, three seeds",
         f"--methods all --config benchmarks/study.yaml --data {THREE}",
+    ),
+    "converged": (
+        "Every method until it is no better, Whisper-base, three seeds",
+        f"--config benchmarks/converged.yaml --data {THREE}",
     ),
     "moonshine": (
         "Moonshine-base, three data sets, one seed",
@@ -84,7 +88,7 @@ def main() -> None:
     parts += [study(name) for name in STUDIES if (RESULTS / name).exists()]
     parts += [real_data(name, what) for name, what in DATA.items() if result(name).exists()]
     parts += [recipe(path) for path in sorted((RESULTS / "recipes").glob("*.json"))]
-    parts += whisper(RESULTS)
+    parts += [*whisper(RESULTS), *contests(RESULTS), *depths(RESULTS)]
     parts += [runtime(path) for path in sorted((RESULTS / "runtime").glob("*/runtime.json"))]
     if result("rivals").exists():
         parts.append(rivals(json.loads(result("rivals").read_text(encoding="utf-8"))))

@@ -75,6 +75,80 @@ paired timings.
 """
 
 
+def contests(results: Path) -> list[str]:
+    """Recognizers against one another, by the files of benchmarks/contest.py."""
+    return [contest(path) for path in sorted((results / "contest").glob("contest-*.json"))]
+
+
+def contest(path: Path) -> str:
+    """Of one file of benchmarks/contest.py."""
+    read = json.loads(path.read_text(encoding="utf-8"))
+    rows = read["rows"]
+    lines = ["| contestant | WER | 95 % | RTF | ratio | 95 % |", "|---" + "|---:" * 5 + "|"]
+    for row in rows:
+        speed = ["-"] * 3
+        if "rtf" in row:
+            middle, low, high = row["ratio"]
+            speed = [f"{row['rtf']:.3f}", f"{middle:.2f}", f"{low:.2f}-{high:.2f}"]
+        rate = [f"{row['wer']:.1%}", f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"]
+        lines.append("| " + " | ".join([shown(row["contestant"]), *rate, *speed]) + " |")
+    return f"""## Recognizers in turn, {read["data"]}
+
+`python benchmarks/{said(read["command"], "contest.py")}` ({origin(read | of_data(read))})
+
+{read["clips"]} test clips, {rows[0].get("timed_clips", 0)} of them timed, one clip at a time and
+all in turn; texts by Whisper's normalizer. `ratio` is the median of the paired ratios of the times to
+that of the first.
+
+{chr(10).join(lines)}
+"""
+
+
+def depths(results: Path) -> list[str]:
+    """Predicted depths against one for all, by the files of benchmarks/depth.py."""
+    return [depth(path) for path in sorted((results / "depth").glob("depth-*.json"))]
+
+
+def depth(path: Path) -> str:
+    """Of one file of benchmarks/depth.py."""
+    read = json.loads(path.read_text(encoding="utf-8"))
+    names = ("predicted", "static", "shuffled", "oracle")
+    heads = ["budget", "kept", *names, "to static", "95 %", "to shuffled", "95 %"]
+    lines = ["| " + " | ".join(heads) + " |", "|---:" * len(heads) + "|"]
+    for row in read["rows"]:
+        cells = [f"mean:{row['mean']:g}", f"{row['kept']:.2f}"]
+        cells += [f"{row['wer'][name][0]:.1%}" for name in names]
+        for name in ("static", "shuffled"):
+            mean, low, high = (100 * value for value in row["difference"][name])
+            cells += [f"{mean:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    every = ", ".join(f"{k}: {rate[0]:.1%}" for k, rate in read["depths"].items())
+    return f"""## Predicted depths of Whisper-base, {read["data"]}
+
+`python benchmarks/{said(read["command"], "depth.py")}` ({origin(read | of_data(read))})
+
+{read["clips"]} test clips; word error rates by Whisper's normalizer. By encoder layers, the same
+for all clips: {every}. Differences in points, paired, over speakers where there are ten.
+
+{chr(10).join(lines)}
+"""
+
+
+def said(command: list[Any], script: str) -> str:
+    """A command as it is given, with the data sets below DATA and runs by their names."""
+    return " ".join([script, *(shown(str(word)) for word in command[1:])])
+
+
+def shown(word: str) -> str:
+    """A word of a command without the directories of the machine."""
+    return re.sub(r"/work/", "", re.sub(r".*shared/data\b", "DATA", word))
+
+
+def of_data(read: dict[str, Any]) -> dict[str, Any]:
+    """What `origin` reads of the data."""
+    return {"data": {"digest": read["data_digest"]}}
+
+
 def origin(header: dict[str, Any]) -> str:
     """Commit, data and machine."""
     machine = header["machine"]
