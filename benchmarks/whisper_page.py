@@ -97,8 +97,8 @@ def contest(path: Path) -> str:
 `python benchmarks/{said(read["command"], "contest.py")}` ({origin(read | of_data(read))})
 
 {read["clips"]} test clips, {rows[0].get("timed_clips", 0)} of them timed, one clip at a time and
-all in turn; texts by Whisper's normalizer. `ratio` is the median of the paired ratios of the times to
-that of the first.
+all in turn; texts by Whisper's normalizer. `ratio` is the median of the paired ratios of the times
+to that of the first.
 
 {chr(10).join(lines)}
 """
