@@ -8,13 +8,15 @@ layers an input needs. Each clip is by itself, at its own length with half a sec
 in `sounding transcribe`. It is written down once at every number of encoder layers that a mean
 budget may choose (greedy, the whole decoder), and its encoder runs at every mean budget, which says
 what was chosen. From these come the word error rates of the choice and of its controls at the same
-mean: one depth for all ("static": for each clip either of the two around the mean, in expectation),
-the choice of another clip ("shuffled", in expectation), and the best choice by the errors
-themselves ("oracle", which nothing can reach). Differences are paired; intervals are 95 %, over the
-speakers where ten or more are known, and not corrected for the number of budgets.
+mean: one depth for all ("static": for each clip either of two depths, in expectation, those that do
+best on these very clips), the choice of another clip ("shuffled", in expectation), and the best
+choice by the errors themselves ("oracle", which nothing can reach). Differences are paired;
+intervals are 95 %, over the speakers where ten or more are known, and not corrected for the number
+of budgets.
 
-Clips and texts are those of `benchmarks/whisper.py`. Results are in OUT/depth-DATA.json. Killed,
-the same command goes on where it stopped.
+Clips and texts are those of `benchmarks/whisper.py`. Results are in OUT/depth-DATA.json, and those
+of the clips of all folders together in OUT/depth-together.json. Killed, the same command goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,10 +38,11 @@ from whisper import RATE, WINDOW_SECONDS, Bench, Setting, by_length, each, gener
 from sounding.data.features import clip_seconds, load_audio
 from sounding.data.folder import Clip
 from sounding.data.text import whisper_plain, word_errors
-from sounding.files import sha256
+from sounding.files import sha256, write_json
 from sounding.methods.depths import compared
 from sounding.model.dynamic import DynamicModel
 from sounding.model.io import CONFIG, UPDATES, file_of
+from sounding.runs.run import provenance
 from sounding.statistics import ratio_bootstrap, speaker_groups
 from sounding.transcribe.whisper import LEARNED_TAIL_SECONDS
 
@@ -49,7 +52,14 @@ MEANS = (3.5, 4.0, 4.5, 5.0)
 def main() -> int:
     """Measure each folder; the exit code is 2 after an error."""
     options = parse()
-    return work(options, lambda path: measure(Bench(options, path)))
+    counted: list[Counted] = []
+
+    def command(path: Path) -> None:
+        counted.append(measure(Bench(options, path)))
+        if len(counted) == len(options.data) > 1:
+            together(options, counted)
+
+    return work(options, command)
 
 
 def parse() -> argparse.Namespace:
@@ -68,7 +78,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(bench: Bench) -> None:
+class Counted(NamedTuple):
+    """What was counted of the clips of one folder.
+
+    Attributes:
+        chosen: layers by mean budget, of each clip.
+        groups: what is drawn together: the speakers where ten or more are known, else the clips.
+        made: which clips these are, for the result.
+
+    Shape: errors [clips, depths], of `least`, `least` + 1, ... layers; words and seconds [clips].
+    """
+
+    errors: np.ndarray
+    chosen: dict[float, list[int]]
+    least: int
+    words: np.ndarray
+    seconds: np.ndarray
+    groups: list[str]
+    made: dict[str, Any]
+
+
+def measure(bench: Bench) -> Counted:
     """Write clips down at every depth, ask what a mean budget chooses, and compare."""
     dynamic = bench.dynamic()
     policy: Any = dynamic.policy
@@ -84,19 +114,48 @@ def measure(bench: Bench) -> None:
         [word_errors(text, whisper_plain(one[clip.path.name])) for one in heard]
         for text, clip in zip(said, bench.clips, strict=True)
     ]
-    result = summary(
+    speakers = speaker_groups([clip.speaker for clip in bench.clips])
+    counted = Counted(
         np.array(errors, dtype=float),
         {m: [chosen[clip.path.name][str(m)] for clip in bench.clips] for m in MEANS},
         policy.least,
         words=np.array([len(text.split()) for text in said], dtype=float),
         seconds=np.array([clip_seconds(clip) for clip in bench.clips]),
-        groups=speaker_groups([clip.speaker for clip in bench.clips]),
-        seed=bench.options.seed,
+        groups=[f"{bench.data}/{name}" for name in speakers or map(_name, bench.clips)],
+        made={name: bench.made_with[name] for name in ("data", "data_digest", "clips")},
     )
+    result = summary(counted, bench.options.seed)
     policy_sha256 = sha256(bench.directory / CONFIG)
     command = ["depth", *sys.argv[1:]]
     bench.write("depth", {"command": command, "sounding_json_sha256": policy_sha256, **result})
     Console(width=100).print(table(result["rows"], f"{bench.data}, {len(bench.clips)} clips: WER"))
+    return counted
+
+
+def _name(clip: Clip) -> str:
+    return clip.path.name
+
+
+def together(options: argparse.Namespace, counted: Sequence[Counted]) -> None:
+    """Compare on the clips of all folders, so that a mean is that over easy and hard ones."""
+    chosen = {mean: [kept for one in counted for kept in one.chosen[mean]] for mean in MEANS}
+    every = Counted(
+        np.concatenate([one.errors for one in counted]),
+        chosen,
+        counted[0].least,
+        np.concatenate([one.words for one in counted]),
+        np.concatenate([one.seconds for one in counted]),
+        [name for one in counted for name in one.groups],
+        {
+            "data": " and ".join(one.made["data"] for one in counted),
+            "data_digest": " ".join(one.made["data_digest"][:12] for one in counted),
+            "clips": len(chosen[MEANS[0]]),
+        },
+    )
+    result = summary(every, options.seed)
+    made = {"command": ["depth", *sys.argv[1:]], **every.made, **result, **provenance()}
+    write_json(options.out / "depth-together.json", made)
+    Console(width=100).print(table(result["rows"], f"{every.made['data']}: WER"))
 
 
 def written(bench: Bench, dynamic: DynamicModel, k: int) -> dict[str, str]:
@@ -127,20 +186,9 @@ def features(bench: Bench, clip: Clip) -> Tensor:
     return bench.features_of(np.pad(audio, (0, max(0, wanted - len(audio)))), False)
 
 
-def summary(
-    errors: np.ndarray,
-    chosen: dict[float, list[int]],
-    least: int,
-    *,
-    words: np.ndarray,
-    seconds: np.ndarray,
-    groups: Sequence[str] | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Word error rates at each depth and each mean budget, with intervals and differences.
-
-    Shape: errors [clips, depths], of `least`, `least` + 1, ... layers.
-    """
+def summary(counted: Counted, seed: int) -> dict[str, Any]:
+    """Word error rates at each depth and each mean budget, with intervals and differences."""
+    errors, chosen, least, words, seconds, groups, _ = counted
 
     def rate(counts: Any) -> list[float]:
         return list(ratio_bootstrap(np.asarray(counts), words, groups=groups, seed=seed))

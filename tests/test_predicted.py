@@ -174,6 +174,8 @@ def test_what_the_controls_say():
     worth = compared(costs, torch.tensor([2, 4]), LEAST)
     assert worth["static"].tolist() == [1, 1]  # 3 for both
     assert worth["oracle"].tolist() == [0, 1]
+    hollow = compared(torch.tensor([[3.0, 3.0, 0.0]] * 2), torch.tensor([3, 3]), LEAST)
+    assert hollow["static"].tolist() == [1.5, 1.5]  # half at 2, half at 4
     for same in (2, 4):  # at an end there is nothing to choose
         for values in compared(costs, torch.tensor([same, same]), LEAST).values():
             assert values.tolist() == costs[:, same - LEAST].tolist()
@@ -312,8 +314,10 @@ def test_the_benchmark_compares_choices_at_the_same_mean(monkeypatch):
         sys.modules.pop("whisper", None)
         sys.modules.pop("depth", None)
     errors = np.array([[4.0, 1.0, 0.0], [1.0, 1.0, 1.0]] * 10)
-    asked = {"words": np.full(20, 5.0), "seconds": np.array([1.0, 3.0] * 10), "groups": None}
-    found = depth.summary(errors, {3.0: [4, 2] * 10}, LEAST, **asked, seed=0)
+    words, seconds = np.full(20, 5.0), np.array([1.0, 3.0] * 10)
+    names = [str(index) for index in range(20)]
+    counted = depth.Counted(errors, {3.0: [4, 2] * 10}, LEAST, words, seconds, names, {})
+    found = depth.summary(counted, seed=0)
     assert {k: wer for k, (wer, *_) in found["depths"].items()} == {"2": 0.5, "3": 0.2, "4": 0.1}
     (row,) = found["rows"]
     assert (row["kept"], row["kept_by_seconds"]) == (3, 2.5)

@@ -8,6 +8,7 @@ own length, and runs with the changes that act below full depth, whatever it kee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,7 +274,8 @@ def compared(costs: Tensor, kept: Tensor, least: int) -> dict[str, Tensor]:
     """Return what a choice of depths costs each clip, and its controls at the same mean.
 
     "shuffled" is the choice of another clip, in expectation over all shuffles; "static" one depth
-    for all, drawn from the two around the mean; "oracle" the best choice by the costs themselves.
+    for all, drawn from the two that cost least with that mean, which is seen on these very clips;
+    "oracle" the best choice by the costs themselves.
 
     Shape: costs [clips, depths], of `least`, `least` + 1, ... layers, kept [clips] int -> [clips]
     each.
@@ -282,14 +284,25 @@ def compared(costs: Tensor, kept: Tensor, least: int) -> dict[str, Tensor]:
     depths = costs.shape[1]
     mean = float(kept.double().mean()) - least
     share = torch.bincount(kept - least, minlength=depths).double() / len(kept)
-    lower = min(int(mean), depths - 2)
-    part = mean - lower
     return {
         "predicted": costs.gather(1, (kept - least)[:, None])[:, 0],
         "shuffled": costs @ share,
-        "static": (1 - part) * costs[:, lower] + part * costs[:, lower + 1],
+        "static": _static(costs, mean),
         "oracle": _oracle(costs, mean),
     }
+
+
+def _static(costs: Tensor, mean: float) -> Tensor:
+    """Return the costs of the two depths, drawn so that the mean comes out, that cost least.
+
+    Shape: costs [clips, depths] -> [clips].
+    """
+    mixed = []
+    for low in range(int(mean) + 1):
+        for high in range(max(low + 1, math.ceil(mean)), costs.shape[1]):
+            part = (mean - low) / (high - low)
+            mixed.append((1 - part) * costs[:, low] + part * costs[:, high])
+    return min(mixed, key=lambda one: float(one.sum()), default=costs[:, -1])
 
 
 def _oracle(costs: Tensor, mean: float) -> Tensor:
