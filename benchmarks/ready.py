@@ -6,7 +6,8 @@
 
 Writes what was trained beside the pretrained model, without that model and in half precision, to
 src/sounding/weights/parts/NAME, and there what it was made with: made.json has the settings, the
-data, the losses, the commit and the machine of the run, behind those that it went on from. What is
+data, the losses, the commit and the machine of the run, behind those that it went on from, and what
+`sounding calibrate RUN --data DIR` fitted to, if that was done. What is
 of the decoder may come from another run, that trained it alone (`--set distilled=decoder`). They
 must not take more than 10 MB. With --run the two become one run, for `sounding distill` to go on
 from.
@@ -25,9 +26,11 @@ import numpy as np
 
 from sounding.errors import SoundingError, UsageError
 from sounding.files import sha256, write_json, write_sealed_json, write_text
+from sounding.methods.depths import REPORT as DEPTHS
 from sounding.model.dynamic import DynamicModel
 from sounding.model.saving import save_parts
 from sounding.runs.run import CONFIG, Run, load_run, trained_with
+from sounding.typed import read_json
 from sounding.weights.ready import READY
 
 MOST = 10e6  # bytes
@@ -64,6 +67,9 @@ def ready(directory: Path, name: str, decoder: Path | None = None) -> None:
         UsageError: a run without updates, of another model, or with too many of them.
     """
     run, made = taken(directory, decoder)
+    if (directory / DEPTHS).exists():  # `sounding calibrate` has fitted how many layers are needed
+        fitted = read_json(directory / DEPTHS, dict[str, Any], what=f"is no {DEPTHS}")
+        made["depths"] = {name: value for name, value in fitted.items() if name != "rows"}
     if run.config.backbone != name:
         raise UsageError(f"{directory} is of {run.config.backbone}, and not of {name}")
     out = READY / name

@@ -114,7 +114,7 @@ def predict_depths(run: Run, folder: AudioFolder, directory: Path, limit: int) -
         "after": best,
         "least": least,
         "clips": {"train": len(train.costs), "validation": len(held_out.costs)},
-        "data": folder.digest,
+        "data": {"digest": folder.digest},
         "strength": fitted[best].strength,
         "explained": _explained(fitted[best], train.costs),
         "costs": held_out.costs.mean(0).tolist(),
