@@ -57,7 +57,15 @@ def test_the_original_answers_at_full_depth_of_the_window_and_all_layers_stay_it
         wanted = plain(features, decoder_input_ids=tokens).logits
         assert torch.equal(dynamic(features, decoder_input_ids=tokens).logits, wanted)
         reduced = dynamic(features, decoder_input_ids=tokens, budget=4)
+        easy, hard = features[..., :400], 3 * features[..., :400]
+        both = dynamic(
+            torch.cat([easy, hard]), decoder_input_ids=tokens.repeat(2, 1), budget="mean:4"
+        )
+        one = dynamic(hard, decoder_input_ids=tokens, budget="mean:4")
     assert reduced.executed_layers.sum() == 4
+    kept = both.executed_layers.sum(1)
+    assert bool(((kept >= 3) & (kept <= 6)).all())
+    assert torch.equal(both.executed_layers[1], one.executed_layers[0])
     assert not torch.equal(reduced.logits, wanted)
     weights = plain.state_dict()
     assert all(torch.equal(weights[n], v) for n, v in sounding.unwrap(dynamic).state_dict().items())
