@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sounding.policies.noise import gumbel_like, whole_batch
 from sounding.registry import METHODS
 from sounding.runs.config import TrainConfig
 from sounding.runs.run import load_run
+from sounding.runs.validations import read_validations
 from sounding.training.distributed import Processes
 from sounding.training.loop import train
 
@@ -169,6 +171,32 @@ def test_every_clip_of_a_batch_weighs_alike_however_it_is_shared(count, pieces, 
     if size >= count:
         taken = [row for parts in shares for part, _ in parts for row in part]
         assert sorted(taken) == rows
+
+
+def test_two_processes_validate_as_one_and_each_reads_and_measures_its_share(
+    whisper, tones, tmp_path
+):
+    config = replace(CONFIG, backbone=str(whisper), method="random", validate_epochs=0.5)
+    one = train(config, load_folder(tones), tmp_path / "one")
+    done = launch(2, config, tones, tmp_path / "two", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(one, load_run(tmp_path / "two"))
+    ours, theirs = (read_validations(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert "read clips 20/20" in done.stderr  # of 40
+    assert "read validation clips 4/4" in done.stderr
+
+
+def test_two_processes_tell_of_all_bad_clips(whisper, tones, tmp_path):
+    data = shutil.copytree(tones, tmp_path / "tones")
+    for name in ("train3.wav", "train4.wav", "train7.wav"):
+        (data / name).write_bytes(b"no audio")
+    config = replace(CONFIG, backbone=str(whisper))
+    done = launch(2, config, data, tmp_path / "run", tmp_path)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "train3.wav" in line]
+    assert said
+    assert all("train4.wav" in done.stderr and "train7.wav" in done.stderr for _ in said)
 
 
 def test_two_processes_sweep_as_one_and_one_of_them_writes(whisper, tones, tmp_path):

@@ -38,7 +38,7 @@ def told(monkeypatch):
     def says(*errors):
         seen = []
 
-        def found(run, features, targets, *, step):
+        def found(run, features, targets, *, step, **_):
             state = {name: v.detach().clone() for name, v in run.dynamic.named_parameters()}
             seen.append((step, state))
             return Validation(step, errors[len(seen) - 1], 1.0)
@@ -209,6 +209,6 @@ def test_a_damaged_best_file_is_told(config, tones, tmp_path, monkeypatch):
     folder = load_folder(tones)
     train_until(9, config, folder, tmp_path / "run")
     (tmp_path / "run" / "best.safetensors").write_bytes(b"no")
-    monkeypatch.setattr(steps, "validate", lambda *args, step: Validation(step, 1.0, np.inf))
+    monkeypatch.setattr(steps, "validate", lambda *args, step, **_: Validation(step, 1.0, np.inf))
     with pytest.raises(UsageError, match=r"best\.safetensors is damaged"):
         train(config, folder, tmp_path / "run")

@@ -87,9 +87,17 @@ def pooled(run: Run, features: FeatureSet) -> Tensor:
 
 
 def study_batches(
-    run: Run, features: FeatureSet, precision: str | None = None, title: str = ""
+    run: Run,
+    features: FeatureSet,
+    precision: str | None = None,
+    title: str = "",
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Yield batches of clips of similar length in inference mode, with progress under a title."""
+    """Yield batches of clips of similar length in inference mode, with progress under a title.
+
+    Args:
+        part: of how many equal parts which one to take, and their number.
+    """
     run.dynamic.eval()
     size = BATCH if run.task.batches else 1
     order = sorted(range(len(features)), key=lambda index: len(features[index]))
@@ -97,7 +105,7 @@ def study_batches(
     computing = autocast(precision or run.config.precision, run.dynamic.device)
     done = 0
     with torch.inference_mode(), computing, told as show:
-        for places in batches(order, size, seed=0, epoch=0, shuffle=False):
+        for places in batches(order, size, seed=0, epoch=0, shuffle=False)[part[0] :: part[1]]:
             rows = [order[place] for place in places]
             yield rows, run.collate([features[row] for row in rows])
             done += len(rows)

@@ -78,6 +78,13 @@ class Processes:
         dist.all_reduce(summed)
         return float(summed)
 
+    def total_of(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes of each value, on the processor. Shape: as values."""
+        if self.count > 1:
+            values = values.cpu().clone()
+            dist.all_reduce(values)
+        return values
+
     def mean(self, value: Tensor, weight: float) -> Tensor:
         """Return the mean over the parts of all processes from that of this one, `value`.
 

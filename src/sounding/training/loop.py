@@ -78,8 +78,8 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
     if method.needs_teacher:
         run.teacher = _teacher(config, run)
         run.teacher.dynamic.to(device)
-    clips, given, source = _training(run, folder, out)
-    held_out = _held_out(run, folder, out) if group.first else None
+    clips, given, source = _training(run, folder, out, group)
+    held_out = _held_out(run, folder, out, group)
     targets = _in_turn(group, lambda: method.prepare(run, clips, given, out))
     order = Order(source.seconds, config)
     state = TrainState(run, order.total)
@@ -105,10 +105,12 @@ def _in_turn(group: Processes, make: Callable[[], T]) -> T:
     return make()
 
 
-def _training(run: Run, folder: AudioFolder, out: Path) -> tuple[list[Clip], list[Target], Source]:
+def _training(
+    run: Run, folder: AudioFolder, out: Path, group: Processes
+) -> tuple[list[Clip], list[Target], Source]:
     """Return the training clips that fit the model, their targets and their audio."""
     clips = uncut(run.config, folder, "train")
-    source = Source(run, clips, out / FEATURES)
+    source = Source(run, clips, out / FEATURES, group=group)
     if not run.method.labelled:
         source.frames(run).check(folder, clips)
         return clips, [Target((), "", clip.speaker) for clip in clips], source
@@ -123,7 +125,9 @@ def _has_held_out(method: Method, folder: AudioFolder) -> bool:
     return method.labelled and any(clip.split == "validation" for clip in folder.clips)
 
 
-def _held_out(run: Run, folder: AudioFolder, out: Path) -> tuple[FeatureSet, list[Target]] | None:
+def _held_out(
+    run: Run, folder: AudioFolder, out: Path, group: Processes
+) -> tuple[FeatureSet, list[Target]] | None:
     """Return the validation clips that fit; None without any.
 
     They are read before the training, lest one of them stops its end.
@@ -132,10 +136,11 @@ def _held_out(run: Run, folder: AudioFolder, out: Path) -> tuple[FeatureSet, lis
         return None
     clips = uncut(run.config, folder, "validation")
     targets = run.task.targets(folder, clips)
-    source = Source(run, clips, out / FEATURES / "validation", title="validation clips")
-    kept = fitting(run, folder, clips, targets, source.frames(run))
-    source.keep(kept)
-    return source.features(), [targets[index] for index in kept]
+    kept = out / FEATURES / "validation"
+    source = Source(run, clips, kept, title="validation clips", group=group)
+    rows = fitting(run, folder, clips, targets, source.frames(run))
+    source.keep(rows)
+    return source.features(), [targets[row] for row in rows]
 
 
 def _teacher(config: TrainConfig, run: Run) -> Run:

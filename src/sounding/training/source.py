@@ -26,6 +26,7 @@ from ..errors import SoundingError
 from ..progress import progress, say
 from ..runs.run import Run
 from ..tasks.base import Batch
+from .distributed import ALONE, Processes
 from .fitting import Frames, least_length
 from .workers import in_order
 
@@ -46,6 +47,7 @@ class Source:
             and not after hours.
         kept: a directory for what is decoded; None keeps nothing.
         title: of the clips, in the progress.
+        group: the processes that share this reading.
 
     Attributes:
         samples: of each clip. Shape: [clips] int64.
@@ -55,16 +57,21 @@ class Source:
     """
 
     def __init__(
-        self, run: Run, clips: Sequence[Clip], kept: Path | None = None, *, title: str = "clips"
+        self,
+        run: Run,
+        clips: Sequence[Clip],
+        kept: Path | None = None,
+        *,
+        title: str = "clips",
+        group: Processes = ALONE,
     ) -> None:
         self.config, self.extractor, self.task = run.config, run.extractor, run.task
         self.rate: int = run.extractor.sampling_rate
         self.window = run.dynamic.backbone.window(run.dynamic.base)
         self.least = least_length(run) if run.config.speed_change else 1
-        self.title = title
         self.numbers = np.arange(len(clips))  # of their files
         self.clips, self.kept = list(clips), kept
-        self.samples = self._read_all()
+        self.samples = self._read_all(title, group)
 
     @property
     def seconds(self) -> NDArray[np.float64]:
@@ -158,21 +165,23 @@ class Source:
             return int(found[SAMPLES]), found[VALUES]
         return None
 
-    def _read_all(self) -> np.ndarray:
+    def _read_all(self, title: str, group: Processes) -> np.ndarray:
         """Read each clip, and return how many samples it has. Shape: -> [clips] int64.
 
         What is kept depends on how many processes read; what comes of it does not.
         """
-        samples, bad = np.zeros(len(self.clips), np.int64), []
-        with progress(f"read {self.title}", len(self.clips)) as show:
-            clips = range(len(self.clips))
-            found = in_order(_Reading(self), clips, self.config.workers)
-            for index, (count, wrong) in enumerate(found):
+        samples, bad = np.zeros(len(self.clips), np.int64), {}
+        own = range(group.rank, len(self.clips), group.count)
+        with progress(f"read {title}", len(own)) as show:
+            found = in_order(_Reading(self, group.count), own, self.config.workers)
+            for done, (index, (count, wrong)) in enumerate(zip(own, found, strict=True), start=1):
                 samples[index] = count
-                bad += [wrong] if wrong else []
-                show(index + 1, "")
-        refuse(bad, len(self.clips))
-        return samples
+                if wrong:
+                    bad[index] = wrong
+                show(done, "")
+        wrongs = {index: wrong for part in group.every(bad) for index, wrong in part.items()}
+        refuse([wrongs[index] for index in sorted(wrongs)], len(self.clips))
+        return np.asarray(group.total_of(torch.from_numpy(samples)))
 
 
 class _Features(Sequence[np.ndarray]):
@@ -199,9 +208,9 @@ class _Features(Sequence[np.ndarray]):
 class _Reading(Dataset[tuple[int, str]]):
     """How many samples each clip has, or what is wrong with it; what there is room for is kept."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, processes: int) -> None:
         self.source = source
-        self.room = source.config.cache_gb * GB / max(1, source.config.workers)  # of each process
+        self.room = source.config.cache_gb * GB / processes / max(1, source.config.workers)
 
     def __len__(self) -> int:
         return len(self.source.clips)

@@ -39,7 +39,7 @@ class Steps:
     """The steps of one training, from the one that its checkpoint names to the last.
 
     Args:
-        held_out: the validation clips and their targets, in the first process.
+        held_out: the validation clips and their targets.
         out: the directory of the run.
     """
 
@@ -121,22 +121,23 @@ class Steps:
 
     def _validate(self) -> None:
         """Measure the validation clips where it is time, and keep the best weights."""
-        state, config = self.state, self.run.config
+        state, group = self.state, self.group
         if state.step not in self.validated:
             return
-        if self.group.first:
-            assert self.held_out is not None
-            with state.average.in_place():
-                state.validations.append(validate(self.run, *self.held_out, step=state.step))
-                found = state.validations[-1]
-                if state.best is found:
-                    state.save_weights(self.out / BEST)
-            shown = {"validation/error": found.error, "validation/loss": found.loss}
-            self.track(state.step - 1, shown)
-            _train_mode(state.modules)
-            self._save()
-        waited = self.group.total(float(state.waited) if self.group.first else 0.0)
-        state.enough = bool(config.patience) and waited >= config.patience
+        assert self.held_out is not None
+        part = (group.rank, group.count)
+        with state.average.in_place():
+            found = validate(
+                self.run, *self.held_out, step=state.step, part=part, total=group.total_of
+            )
+            state.validations.append(found)
+            if state.best is found and group.first:
+                state.save_weights(self.out / BEST)
+        shown = {"validation/error": found.error, "validation/loss": found.loss}
+        self.track(state.step - 1, shown)
+        _train_mode(state.modules)
+        self._save()
+        state.enough = bool(state.patience) and state.waited >= state.patience
 
     def _keep(self, asked: bool) -> None:
         """Write a checkpoint where it is time, and stop where that was asked for."""
