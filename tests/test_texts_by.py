@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +113,37 @@ def test_the_same_command_trains_and_goes_on_without_asking_again(
     before = (run / "model" / "model.safetensors").read_bytes()
     assert main(command) == 0
     assert (run / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_two_processes_ask_once_and_train_as_one(writer, whisper, audio, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("import sys\nfrom sounding.cli import main\nsys.exit(main(sys.argv[1:]))\n")
+    losses = []
+    for count in (1, 2):
+        run = tmp_path / f"run{count}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={count}", str(script), "train", "--texts-by", str(writer)]
+        command += ["--backbone", str(whisper), "--data", str(audio), "--method", "full"]
+        command += ["--set", "task=ctc", "--set", "precision=fp32", "--out", str(run)]
+        done = subprocess.run(
+            [*command, "--epochs", "2", "--batch-size", "4"],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        losses.append(np.loadtxt(run / "log.csv", delimiter=",", skiprows=1))
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_directory_of_other_files_is_refused_before_anything_is_written(
+    writer, folder, config, tmp_path, monkeypatch
+):
+    (tmp_path / "thesis.txt").write_text("mine")
+    monkeypatch.setattr(teaching, "_teach", None)
+    with pytest.raises(UsageError, match="holds other files"):
+        with_texts(str(writer), folder, config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_clip_of_which_nothing_is_written_is_left_out_and_counted(

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UsageError
 from ..registry import METHODS
 from .process import quiet_transformers
 from .support import RECIPE, add_replay, add_training, replay_option, training_options
-
-if TYPE_CHECKING:
-    from ..data.folder import AudioFolder
-    from ..runs.config import TrainConfig
 
 
 def add(commands: Any) -> None:
@@ -56,11 +52,16 @@ settings for --config and --set are the attributes of sounding.runs.config.Train
 def command(arguments: argparse.Namespace) -> None:
     """Train, and print what the model costs and what comes next."""
     quiet_transformers()
+    from pathlib import Path
+
     from ..data.corpora import open_corpus
+    from ..data.unlabelled import unlabelled
     from ..model.macs import summary
     from ..recipes import load_recipe
     from ..runs.config import TrainConfig
+    from ..training.distributed import processes
     from ..training.loop import train
+    from ..training.texts import with_texts
 
     changes = training_options(arguments, "backbone", "method")
     recipe = None if arguments.recipe is None else load_recipe(arguments.recipe)
@@ -71,30 +72,17 @@ def command(arguments: argparse.Namespace) -> None:
     else:
         config = TrainConfig.from_values(changes)
     first, *others = arguments.data
-    if arguments.texts_by is not None:
-        folder = _written(arguments, config)
-    elif others or arguments.replay:
+    if arguments.texts_by is None and (others or arguments.replay):
         raise UsageError("--replay and more than one folder of --data go with --texts-by alone")
-    else:
-        folder = recipe.open(first) if recipe else open_corpus(first)
-    run = train(config, folder, arguments.out)
+    with processes(config.device) as group:
+        if arguments.texts_by is not None:
+            folder = unlabelled(arguments.data, replay_option(arguments.replay))
+            out = Path(arguments.out)
+            folder = with_texts(arguments.texts_by, folder, config, out, group)
+        else:
+            folder = recipe.open(first) if recipe else open_corpus(first)
+        run = train(config, folder, arguments.out)
     print(summary(run.dynamic))
     again = "--data " + ("DIR" if arguments.texts_by is not None else first)
     again += f" --recipe {arguments.recipe}" if recipe else ""
     print(f"{arguments.out}: trained. Next: sounding sweep {arguments.out} {again}")
-
-
-def _written(arguments: argparse.Namespace, config: TrainConfig) -> AudioFolder:
-    """Return the clips of the directories, with the texts that a recognizer writes."""
-    from pathlib import Path
-
-    from ..data.unlabelled import unlabelled
-    from ..files import locked
-    from ..tasks import find_task
-    from ..training.texts import with_texts
-
-    folder = unlabelled(arguments.data, replay_option(arguments.replay))
-    find_task(config.task, folder.task)  # now, and not after hours of writing
-    out = Path(arguments.out)
-    with locked(out):
-        return with_texts(arguments.texts_by, folder, config, out)

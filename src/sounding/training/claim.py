@@ -36,9 +36,7 @@ def claimed(
     if not group.first:  # the first process keeps it for all of them
         yield
         return
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: give a directory for the run")
-    _refuse_others(out)
+    refuse_others(out)
     if (out / "model").is_dir():  # finished: nothing will be written
         _claim(out, config, folder)
         yield
@@ -48,7 +46,14 @@ def claimed(
         yield
 
 
-def _refuse_others(out: Path) -> None:
+def refuse_others(out: Path) -> None:
+    """Refuse a directory that holds what is no run.
+
+    Raises:
+        UsageError: it does, or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: give a directory for the run")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     ours = {
         name

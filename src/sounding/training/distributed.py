@@ -11,7 +11,7 @@ are no trouble, since nothing waits for a gradient of its own accord.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -124,6 +124,15 @@ class Processes:
         found: list[Any] = [None] * self.count
         dist.all_gather_object(found, own)
         return found
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns; the first process makes it, and files, before the others."""
+        if not self.first:
+            self.wait()
+        made = make()
+        if self.first:
+            self.wait()
+        return made
 
     def wait(self) -> None:
         """Wait until all processes are here."""

@@ -79,7 +79,7 @@ class Order:
 
 
 class Part(NamedTuple):
-    """What is computed at once of the batch of a step: of many, one after the other.
+    """What is computed at once of the batch of a step: all of it, or one of its parts.
 
     Attributes:
         rows: the clips.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from ..data.features import FeatureSet
 from ..data.folder import AudioFolder, Clip
@@ -30,8 +28,6 @@ from .fitting import check_words, fitting, uncut
 from .loader import Order
 from .source import Source
 from .steps import Steps
-
-T = TypeVar("T")
 
 
 def train(config: TrainConfig, folder: AudioFolder, out: Path | str) -> Run:
@@ -72,7 +68,7 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
         )
     data = {"digest": folder.digest, "name": folder.root.name}
     info = {"data": data, "task": folder.task, **provenance()}
-    run = _in_turn(group, lambda: method.start(config, folder, info, out))  # writes a tokenizer
+    run = group.in_turn(lambda: method.start(config, folder, info, out))  # writes a tokenizer
     device = find_device(config.device)
     run.dynamic.to(device)
     if method.needs_teacher:
@@ -80,7 +76,7 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
         run.teacher.dynamic.to(device)
     clips, given, source = _training(run, folder, out, group)
     held_out = _held_out(run, folder, out, group)
-    targets = _in_turn(group, lambda: method.prepare(run, clips, given, out))
+    targets = group.in_turn(lambda: method.prepare(run, clips, given, out))
     order = Order(source.seconds, config)
     state = TrainState(run, order.total)
     run.info |= {"device": device.type, "precision": precision_on(device, config.precision)}
@@ -93,16 +89,6 @@ def _train(config: TrainConfig, folder: AudioFolder, out: Path, group: Processes
         _finish(run, state, out)
     group.wait()
     return run if group.first else load_run(out)
-
-
-def _in_turn(group: Processes, make: Callable[[], T]) -> T:
-    """Return what `make` returns; the first process makes it, and files, before the others do."""
-    if group.first:
-        made = make()
-        group.wait()
-        return made
-    group.wait()
-    return make()
 
 
 def _training(

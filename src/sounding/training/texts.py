@@ -11,6 +11,7 @@ from ..data.features import clip_seconds, load_features
 from ..data.folder import AudioFolder
 from ..data.text import normalize_text
 from ..errors import UsageError
+from ..files import locked
 from ..methods import FULL_DEPTH, OUTPUTS
 from ..methods.teaching import teacher_outputs
 from ..model.io import state_digest
@@ -19,12 +20,21 @@ from ..registry import METHODS
 from ..runs.config import TrainConfig
 from ..runs.device import find_device
 from ..runs.run import Run
+from ..tasks import find_task
+from .claim import refuse_others
+from .distributed import ALONE, Processes
 from .fitting import Frames
 
 LIKE = ("language", "max_seconds", "precision", "device", "seed")  # settings of the training
 
 
-def with_texts(model: str, folder: AudioFolder, config: TrainConfig, out: Path) -> AudioFolder:
+def with_texts(
+    model: str,
+    folder: AudioFolder,
+    config: TrainConfig,
+    out: Path,
+    group: Processes = ALONE,
+) -> AudioFolder:
     """Return a folder whose texts are those that a recognizer with a decoder writes of its clips.
 
     What it writes is kept with all else that a teacher makes of a clip, as for `distill`. Clips of
@@ -35,22 +45,21 @@ def with_texts(model: str, folder: AudioFolder, config: TrainConfig, out: Path) 
         folder: such as `data.unlabelled.unlabelled` makes of directories.
         config: of the training.
         out: its run.
+        group: of the training; the first process asks the model.
 
     Raises:
         UsageError: a model without a decoder, or one that writes nothing of any clip; clips that
-            are longer than its window.
+            are longer than its window; a task that learns from no texts; another use of `out`.
         Interrupted: on SIGINT or SIGTERM; what was written is kept.
     """
+    find_task(config.task, folder.task)  # now, and not after hours
+    refuse_others(out)
     like = {name: getattr(config, name) for name in LIKE}
     settings = TrainConfig(backbone=model, task="decoder", method=FULL_DEPTH, **like)
     teacher = METHODS[FULL_DEPTH].start(settings, folder, {"task": folder.task}, out)
     _check_lengths(teacher, folder)
     teacher.dynamic.to(find_device(config.device))
-    lessons = teacher_outputs(teacher, folder.clips, out / OUTPUTS)
-    tokenizer: Any = teacher.task.tokenizer
-    texts = tokenizer.batch_decode(
-        [lessons.written(index) for index in range(len(folder.clips))], skip_special_tokens=True
-    )
+    texts = group.in_turn(lambda: _written(teacher, folder, out))
     clips = tuple(
         replace(clip, target=text)
         for clip, text in zip(folder.clips, texts, strict=True)
@@ -65,6 +74,16 @@ def with_texts(model: str, folder: AudioFolder, config: TrainConfig, out: Path) 
     by = f"{folder.digest} {state_digest(teacher.dynamic.model)} {config.language}"
     digest = hashlib.sha256(by.encode()).hexdigest()
     return AudioFolder(folder.root, "text", clips, (), digest)
+
+
+def _written(teacher: Run, folder: AudioFolder, out: Path) -> list[str]:
+    """Return the text of each clip; what is known already is read."""
+    with locked(out):
+        lessons = teacher_outputs(teacher, folder.clips, out / OUTPUTS)
+    tokenizer: Any = teacher.task.tokenizer
+    ids = [lessons.written(index) for index in range(len(folder.clips))]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
 
 
 def _check_lengths(teacher: Run, folder: AudioFolder) -> None:
