@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ..data.features import Lengths, batches
@@ -29,9 +31,9 @@ class Order:
 
     def __init__(self, seconds: Lengths, config: TrainConfig) -> None:
         self.seconds, self.config = seconds, config
-        self._made: tuple[int, list[list[int]]] = (-1, [])
+        self._made = _Epoch(-1, np.zeros(0, np.int64), np.zeros(1, np.int64))
         part = config.epochs % 1
-        counts = [len(self._epoch(epoch)) for epoch in range(math.ceil(config.epochs))]
+        counts = [len(self._epoch(epoch).ends) - 1 for epoch in range(math.ceil(config.epochs))]
         if part:
             counts[-1] = max(1, math.ceil(round(part * counts[-1], 9)))
         self.ends = np.cumsum(counts)  # of each epoch, in steps
@@ -60,11 +62,14 @@ class Order:
 
     def __getitem__(self, step: int) -> list[int]:
         epoch = self.epoch(step)
-        return self._epoch(epoch)[step - (int(self.ends[epoch - 1]) if epoch else 0)]
+        place = step - (int(self.ends[epoch - 1]) if epoch else 0)
+        made = self._epoch(epoch)
+        rows: list[int] = made.rows[made.ends[place] : made.ends[place + 1]].tolist()
+        return rows
 
-    def _epoch(self, epoch: int) -> list[list[int]]:
+    def _epoch(self, epoch: int) -> _Epoch:
         """Return the batches of an epoch; those of the last one that was asked for are kept."""
-        if self._made[0] != epoch:
+        if self._made.number != epoch:
             config = self.config
             made = batches(
                 self.seconds,
@@ -74,8 +79,20 @@ class Order:
                 shuffle=True,
                 most=(config.batch_seconds or math.inf) * config.accumulate,
             )
-            self._made = (epoch, made)
-        return self._made[1]
+            ends = np.cumsum([0, *map(len, made)])
+            self._made = _Epoch(epoch, np.fromiter(chain(*made), np.int64, ends[-1]), ends)
+        return self._made
+
+
+class _Epoch(NamedTuple):
+    """The batches of an epoch, in arrays: of very many clips lists take several times as much.
+
+    Shape: rows [clips], batch after batch; ends [batches + 1] in them, from 0 on.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    ends: NDArray[np.int64]
 
 
 class Part(NamedTuple):
