@@ -110,7 +110,7 @@ def test_as_much_is_kept_as_there_is_room_for(config, tones, tmp_path, workers):
         run.config = replace(config, workers=workers, **settings)
         out = tmp_path / str(settings)
         Source(run, clips, out)
-        files = list(out.iterdir()) if out.exists() else []
+        files = list(out.rglob("*.safetensors")) if out.exists() else []
         return len(files), sum(file.stat().st_size for file in files)
 
     count, size = kept()
@@ -125,7 +125,7 @@ def test_a_kept_file_that_was_cut_off_is_made_anew(config, tones, tmp_path):
     run = new_run(config, ["high", "low"], {})
     clips = Source(run, load_folder(tones).split("train"), tmp_path / "kept")
     before = clips.batch([0, 1], 0)["input_features"]
-    kept = [tmp_path / "kept" / f"{number}.safetensors" for number in (0, 1)]
+    kept = [tmp_path / "kept" / "0" / f"{number}.safetensors" for number in (0, 1)]
     kept[0].write_bytes(kept[0].read_bytes()[:-100])
     kept[1].write_bytes(b"")
     assert torch.equal(clips.batch([0, 1], 0)["input_features"], before)

@@ -32,6 +32,7 @@ from .workers import in_order
 
 SNR_DB = (0.0, 20.0)  # of the noise in training
 GB = 10**9
+IN_ONE = 1000  # files in a directory: file systems are slow with very many
 SAMPLES, VALUES = "samples", "values"  # of a file
 
 
@@ -154,7 +155,7 @@ class Source:
 
     def _path(self, number: int) -> Path:
         assert self.kept is not None
-        return self.kept / f"{number}.safetensors"
+        return self.kept / str(number // IN_ONE) / f"{number}.safetensors"
 
     def _stored(self, number: int) -> tuple[int, np.ndarray] | None:
         """Return what the file of a clip holds; None without one, or where it was cut off."""
