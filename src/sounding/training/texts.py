@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def with_texts(
     teacher = METHODS[FULL_DEPTH].start(settings, folder, {"task": folder.task}, out)
     _check_lengths(teacher, folder)
     teacher.dynamic.to(find_device(config.device))
-    texts = group.in_turn(lambda: _written(teacher, folder, out))
+    texts = group.in_turn(lambda: _written(teacher, folder, out, group))
     clips = tuple(
         replace(clip, target=text)
         for clip, text in zip(folder.clips, texts, strict=True)
@@ -76,9 +77,9 @@ def with_texts(
     return AudioFolder(folder.root, "text", clips, (), digest)
 
 
-def _written(teacher: Run, folder: AudioFolder, out: Path) -> list[str]:
-    """Return the text of each clip; what is known already is read."""
-    with locked(out):
+def _written(teacher: Run, folder: AudioFolder, out: Path, group: Processes) -> list[str]:
+    """Return the text of each clip; what is known already is read, as by all but the first."""
+    with locked(out) if group.first else nullcontext():
         lessons = teacher_outputs(teacher, folder.clips, out / OUTPUTS)
     tokenizer: Any = teacher.task.tokenizer
     ids = [lessons.written(index) for index in range(len(folder.clips))]
