@@ -17,12 +17,11 @@ same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,10 @@ from whisper import (
     each,
     errors,
     generate,
+    in_turn,
     median_ratio,
     single,
+    spread,
     test_clips,
     trainings,
     with_texts,
@@ -171,11 +172,8 @@ def speeds(bench: Bench, contestants: Sequence[Contestant]) -> list[dict[str, An
 
     Shape: times [clips, rounds, contestants], in seconds.
     """
-    ordered = by_length(bench.clips)
-    places = np.linspace(0, len(ordered) - 1, min(bench.options.timed, len(ordered)))
-    audio = [load_audio(ordered[place], RATE, None) for place in places.round().astype(int)]
-    runs: list[Callable[[np.ndarray], None]] = [one.write for one in contestants]
-    times = np.array([timed(runs, clip, bench.options.rounds) for clip in audio])
+    audio = [load_audio(clip, RATE, None) for clip in spread(bench.clips, bench.options.timed)]
+    times = np.array([timed(contestants, clip, bench.options.rounds) for clip in audio])
     rtf = np.median(times, axis=1).sum(0) / sum(len(clip) / RATE for clip in audio)
     return [
         {
@@ -187,22 +185,12 @@ def speeds(bench: Bench, contestants: Sequence[Contestant]) -> list[dict[str, An
     ]
 
 
-def timed(
-    runs: Sequence[Callable[[np.ndarray], None]], audio: np.ndarray, rounds: int
-) -> list[list[float]]:
-    """Seconds of one clip. Shape: audio [samples] -> [rounds, runs]."""
-    for run in runs:  # warm
-        run(audio)
-    taken = []
-    for _ in range(rounds):
-        gc.collect()
-        spent = [0.0] * len(runs)
-        for place in (*range(len(runs)), *reversed(range(len(runs)))):
-            start = perf_counter()
-            runs[place](audio)
-            spent[place] += (perf_counter() - start) / 2
-        taken.append(spent)
-    return taken
+def timed(contestants: Sequence[Contestant], audio: np.ndarray, rounds: int) -> list[list[float]]:
+    """Seconds of one clip. Shape: audio [samples] -> [rounds, contestants]."""
+    runs = {place: partial(one.write, audio) for place, one in enumerate(contestants)}
+    for run in runs.values():  # warm
+        run()
+    return [list(in_turn(runs).values()) for _ in range(rounds)]
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:

@@ -54,12 +54,10 @@ def main() -> int:
     options = parse()
     counted: list[Counted] = []
 
-    def command(path: Path) -> None:
-        counted.append(measure(Bench(options, path)))
-        if len(counted) == len(options.data) > 1:
-            together(options, counted)
-
-    return work(options, command)
+    code = work(options, lambda path: counted.append(measure(Bench(options, path))))
+    if code == 0 and len(counted) > 1:
+        together(options, counted)
+    return code
 
 
 def parse() -> argparse.Namespace:
@@ -114,14 +112,15 @@ def measure(bench: Bench) -> Counted:
         [word_errors(text, whisper_plain(one[clip.path.name])) for one in heard]
         for text, clip in zip(said, bench.clips, strict=True)
     ]
-    speakers = speaker_groups([clip.speaker for clip in bench.clips])
+    names = speaker_groups([clip.speaker for clip in bench.clips])
+    names = names or [clip.path.name for clip in bench.clips]
     counted = Counted(
         np.array(errors, dtype=float),
         {m: [chosen[clip.path.name][str(m)] for clip in bench.clips] for m in MEANS},
         policy.least,
         words=np.array([len(text.split()) for text in said], dtype=float),
         seconds=np.array([clip_seconds(clip) for clip in bench.clips]),
-        groups=[f"{bench.data}/{name}" for name in speakers or map(_name, bench.clips)],
+        groups=[f"{bench.data}/{name}" for name in names],
         made={name: bench.made_with[name] for name in ("data", "data_digest", "clips")},
     )
     result = summary(counted, bench.options.seed)
@@ -130,10 +129,6 @@ def measure(bench: Bench) -> Counted:
     bench.write("depth", {"command": command, "sounding_json_sha256": policy_sha256, **result})
     Console(width=100).print(table(result["rows"], f"{bench.data}, {len(bench.clips)} clips: WER"))
     return counted
-
-
-def _name(clip: Clip) -> str:
-    return clip.path.name
 
 
 def together(options: argparse.Namespace, counted: Sequence[Counted]) -> None:

@@ -41,7 +41,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ from sounding.weights.ready import parts_digest, wrap_ready
 
 RATE, WINDOW_SECONDS = 16000, 30
 RAVDESS = "ravdess"
+K = TypeVar("K")
 SAVE_EVERY = 25  # clips
 BATCH = {True: 8, False: 16}  # clips, padded to 30 s or not
 
@@ -459,9 +460,7 @@ def speeds(
     """
     options = bench.options
     name = f"times-{options.threads}-threads-{options.rounds}-rounds"
-    ordered = by_length(bench.clips)
-    places = np.linspace(0, len(ordered) - 1, min(options.timed, len(ordered)))
-    timed = [ordered[place] for place in places.round().astype(int)]
+    timed = spread(bench.clips, options.timed)
     for (clip,), by_clip in each(bench, name, single(timed), save_every=1):
         by_clip[clip.path.name] = time_clip(bench, dynamic, settings, clip)
     by_clip = bench.done(name)
@@ -483,6 +482,13 @@ def speeds(
 def by_length(clips: Sequence[Clip]) -> list[Clip]:
     """The shortest first: those of one batch need about as many tokens."""
     return sorted(clips, key=lambda clip: (clip_seconds(clip), clip.path.name))
+
+
+def spread(clips: Sequence[Clip], count: int) -> list[Clip]:
+    """At most so many clips, from the shortest to the longest."""
+    ordered = by_length(clips)
+    places = np.linspace(0, len(ordered) - 1, min(count, len(ordered)))
+    return [ordered[place] for place in places.round().astype(int)]
 
 
 def in_batches(clips: Sequence[Clip], padded: bool, silence: float) -> list[list[Clip]]:
@@ -525,15 +531,21 @@ def time_clip(
     runs["same_text", 0]()  # warm
     times: dict[str, list[list[float]]] = {"free": [], "same_text": []}
     for _ in range(bench.options.rounds):
-        gc.collect()
-        spent = dict.fromkeys(runs, 0.0)
-        for name in (*runs, *reversed(runs)):
-            start = perf_counter()
-            runs[name]()
-            spent[name] += (perf_counter() - start) / 2
+        spent = in_turn(runs)
         for kind, rounds in times.items():
             rounds.append([spent[kind, index] for index in range(len(settings))])
     return {"seconds": len(audio) / RATE, "tokens": tokens, **times}
+
+
+def in_turn(runs: dict[K, Callable[[], Any]]) -> dict[K, float]:
+    """Seconds of each of some runs, in one order and then in the other: the mean of both."""
+    gc.collect()
+    spent = dict.fromkeys(runs, 0.0)
+    for name in (*runs, *reversed(runs)):
+        start = perf_counter()
+        runs[name]()
+        spent[name] += (perf_counter() - start) / 2
+    return spent
 
 
 def median_ratio(times: np.ndarray, index: int, seed: int) -> list[float]:

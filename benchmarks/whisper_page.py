@@ -152,7 +152,8 @@ def of_data(read: dict[str, Any]) -> dict[str, Any]:
 def origin(header: dict[str, Any]) -> str:
     """Commit, data and machine."""
     machine = header["machine"]
-    commit, digest = str(header["commit"])[:12], header["data"]["digest"][:12]
+    commit = str(header["commit"])[:12]
+    digest = " ".join(one[:12] for one in header["data"]["digest"].split())
     return f"commit {commit}, data {digest}, {machine['cpu']}, {machine['threads']} threads"
 
 

@@ -32,6 +32,16 @@ class Validation(NamedTuple):
         return self.error, self.loss
 
 
+def best_of(measured: Sequence[Validation]) -> Validation:
+    """Return the best of some measurements, the first of equals."""
+    return min(measured, key=lambda one: one.rank)
+
+
+def waited(measured: Sequence[Validation]) -> int:
+    """Return how many measurements there were since the best one."""
+    return len(measured) - 1 - measured.index(best_of(measured)) if measured else 0
+
+
 def write_validations(directory: Path, measured: Sequence[Validation]) -> None:
     """Write all measurements of a training to its run."""
     lines = [",".join(map(repr, one)) for one in measured]

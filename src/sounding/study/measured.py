@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import FailFast, Field
 
 from ..errors import UsageError
-from ..runs.validations import Validation
+from ..runs.validations import Validation, waited
 from ..typed import check, read_json
 
 FORMAT = 2  # and 1, which has "correct" as texts of digits in place of "errors"
@@ -128,12 +128,9 @@ class Measured:
 
     @property
     def stopped_rising(self) -> bool | None:
-        """Whether its patience ended the training; None where nothing was measured meanwhile."""
-        if not self.validations:
-            return None
-        best = min(self.validations, key=lambda one: one.rank)
-        since = len(self.validations) - 1 - self.validations.index(best)
-        return since >= max(1, self.info["config"].get("patience", 0))
+        """Whether its patience was used up; None for a training that had none."""
+        patience = self.info["config"].get("patience", 0)
+        return waited(self.validations) >= patience if patience else None
 
     @classmethod
     def from_json(cls, path: Path | str) -> Measured:

@@ -19,7 +19,7 @@ from ..data.folder import AudioFolder
 from ..errors import UsageError
 from ..files import write_text
 from ..runs.config import TrainConfig
-from ..runs.validations import read_validations
+from ..runs.validations import best_of, read_validations
 from ..training.loop import train
 from ..typed import read_json
 from .measured import Search, Trial
@@ -54,7 +54,7 @@ def search(
         for settings, directory in zip(tried, _directories(file, len(tried)), strict=True):
             start = monotonic()
             train(config_of(settings), folder, directory)
-            best = min(read_validations(directory), key=lambda one: one.rank)
+            best = best_of(read_validations(directory))
             trials.append(Trial(settings, *best, seconds=monotonic() - start))
         chosen = min(range(len(trials)), key=lambda i: (trials[i].error, trials[i].loss))
         write_text(file, json.dumps(dataclasses.asdict(Search(trials, chosen))) + "\n")

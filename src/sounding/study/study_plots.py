@@ -12,6 +12,7 @@ import numpy as np
 from ..evaluation.plots import save, subplots
 from ..evaluation.shown import in_plot
 from ..methods import OURS
+from ..runs.validations import best_of
 from .names import color_of, label_of
 from .study import Arm, Study
 
@@ -120,7 +121,7 @@ def plot_trainings(study: Study) -> str:
         axis.set_visible(False)
     for run in measured:
         steps, errors, _ = zip(*run.validations, strict=True)
-        best = min(run.validations, key=lambda one: one.rank)
+        best = best_of(run.validations)
         axis, color = panels[run.variant], color_of(run.method)
         axis.plot(steps, [100 * error for error in errors], color=color, lw=1)
         axis.plot(best.step, 100 * best.error, "o", color=color)

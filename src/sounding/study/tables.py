@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ..evaluation.shown import in_markdown
 from ..methods import FULL_DEPTH, OURS
+from ..runs.validations import best_of
 from ..statistics import Interval
 from .diagnostics import areas, mask_variety, regret, varying_arms, worst_group
 from .measured import Search
@@ -120,7 +121,7 @@ def trainings(study: Study) -> Table:
         if not runs:
             continue
         found = runs[0].info["search"]
-        best = [min(run.validations, key=lambda one: one.rank) for run in runs]
+        best = [best_of(run.validations) for run in runs]
         rows.append([
             _name(study, variant),
             _searched(found) if found else "-",
@@ -131,8 +132,7 @@ def trainings(study: Study) -> Table:
         ])  # fmt: skip
     note = (
         "By seed. Validation errors are the mean over depths, at masks drawn at random where a "
-        "method trains with such. Stopped rising: patience ended the training before its steps "
-        "were used up."
+        "method trains with such. Stopped rising: of how many trainings the patience was used up."
     )
     head = ["method", "searched", "steps", "best step", "its validation errors (%)",
             "stopped rising"]  # fmt: skip

@@ -21,7 +21,7 @@ from ..files import (
 )
 from ..runs.precision import precision_on
 from ..runs.run import Run
-from ..runs.validations import Validation
+from ..runs.validations import Validation, best_of, waited
 from .average import Average
 from .decay import matrices
 
@@ -52,13 +52,12 @@ class TrainState:
     @property
     def best(self) -> Validation | None:
         """The best measurement of the validation clips, the first of equals; None before one."""
-        return min(self.validations, key=lambda one: one.rank, default=None)
+        return best_of(self.validations) if self.validations else None
 
     @property
     def waited(self) -> int:
         """How many measurements there were since the best one."""
-        best = self.best
-        return 0 if best is None else len(self.validations) - 1 - self.validations.index(best)
+        return waited(self.validations)
 
     def settle(self, best: Path) -> None:
         """Put the weights that are to be kept in their place, after the last step.

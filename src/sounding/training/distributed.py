@@ -47,9 +47,11 @@ class Processes:
         Args:
             pieces: the most that it takes them in; the same number in every process.
         """
-        own = rows if len(rows) < self.count else rows[self.rank :: self.count]
-        whole = self.count * len(rows) if own is rows else len(rows)
-        pieces = min(pieces, len(own) if own is rows else len(rows) // self.count)
+        if len(rows) < self.count:
+            own, least, whole = rows, len(rows), self.count * len(rows)
+        else:
+            own, least, whole = rows[self.rank :: self.count], len(rows) // self.count, len(rows)
+        pieces = min(pieces, least)
         parts = [own[piece::pieces] for piece in range(pieces)]
         return [(part, len(part) / whole) for part in parts]
 
@@ -72,11 +74,7 @@ class Processes:
 
     def total(self, value: float) -> float:
         """Return the sum over all processes."""
-        if self.count == 1:
-            return value
-        summed = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(summed)
-        return float(summed)
+        return float(self.total_of(torch.tensor(value, dtype=torch.float64)))
 
     def total_of(self, values: Tensor) -> Tensor:
         """Return the sum over all processes of each value, on the processor. Shape: as values."""
@@ -98,8 +96,9 @@ class Processes:
         """
         if self.count == 1:
             return value
-        mean = self.total(weight * float(value.detach())) / self.total(weight)
-        return value + (mean - value.detach())
+        own = torch.tensor([weight * float(value.detach()), weight], dtype=torch.float64)
+        summed, weights = self.total_of(own).tolist()
+        return value + (summed / weights - value.detach())
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the values of all processes, without gradients.
